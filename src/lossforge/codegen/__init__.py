@@ -1,0 +1,1 @@
+"""From programs to source text; a backend only spells the operations."""

@@ -1,0 +1,473 @@
+"""From a program to source text in an array language.
+
+Inside of the text every value has one dimension for each axis of the program, of size 1 where it does not vary, so
+that the framework's broadcasting is broadcasting by axis identity; arrays are brought into that form at the entry and
+out of it at the return. A program whose arrays all share one starred axis (an elementwise loss) needs none of it, and
+its text works for any rank.
+
+A backend only spells: see `Backend`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lossforge import ir
+from lossforge.frontends.signature import python_name
+from lossforge.ir import Axis, Kind, Node, Port, Program
+from lossforge.simplify import erase_gradient_marks
+
+_LONGEST = 72  # characters of an expression before it gets a name of its own
+
+_INFIX: Mapping[str, tuple[str, int]] = {
+    "add": ("+", 10),
+    "sub": ("-", 10),
+    "mul": ("*", 20),
+    "div": ("/", 20),
+    "pow": ("**", 40),
+    "lt": ("<", 5),
+    "le": ("<=", 5),
+    "gt": (">", 5),
+    "ge": (">=", 5),
+    "eq": ("==", 5),
+    "ne": ("!=", 5),
+    "and": ("&", 8),
+    "or": ("|", 7),
+}
+_ATOM = 100
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How an array language spells the operations. Subclasses fill in what differs."""
+
+    name: str
+    imports: tuple[str, ...]
+    calls: Mapping[str, str]
+    """Operations that are function calls: the template with the arguments as {0}, {1} …"""
+    helpers: Mapping[str, str] = field(default_factory=dict)
+    """Source text of functions that a template may use, by name."""
+
+    def scalar(self, text: str, like: str) -> str:
+        """A Python number as a scalar of the array `like`'s dtype."""
+        raise NotImplementedError
+
+    def cast(self, text: str, like: str) -> str:
+        """Truth values or integers as floats of the dtype of `like`."""
+        raise NotImplementedError
+
+    def to_index(self, text: str) -> str:
+        """Numbers as integers."""
+        raise NotImplementedError
+
+    def shape(self, array: str) -> str:
+        """The shape as a tuple."""
+        return f"{array}.shape"
+
+    def count(self, array: str) -> str:
+        """The number of entries of an array, as a number."""
+        raise NotImplementedError
+
+    def product(self, shape: str) -> str:
+        """The product of a tuple of sizes."""
+        raise NotImplementedError
+
+    def size_as_float(self, text: str, like: str) -> str:
+        """A size as a float."""
+        return text
+
+    def reshape(self, text: str, shape: str) -> str:
+        """The array in another shape."""
+        raise NotImplementedError
+
+    def transpose(self, text: str, order: Sequence[int]) -> str:
+        """The array with its dimensions in another order."""
+        raise NotImplementedError
+
+    def broadcast(self, text: str, shape: str) -> str:
+        """The array repeated to a larger shape."""
+        raise NotImplementedError
+
+    def swap(self, text: str, i: int, j: int, rank: int) -> str:
+        """The array with two dimensions exchanged."""
+        order = list(range(rank))
+        order[i], order[j] = j, i
+        return self.transpose(text, order)
+
+    def reduce(self, op: str, text: str, axes: Sequence[int] | None) -> str:
+        """A reduction that keeps the reduced dimensions with size 1; over everything, to a scalar, for None."""
+        raise NotImplementedError
+
+    def iota(self, size: str, shape: str, like: str) -> str:
+        """0, 1, 2 … in a shape."""
+        raise NotImplementedError
+
+    def take(self, text: str, index: str, axis: int, size: str) -> str:
+        """Entries at an index along a dimension; the other dimensions broadcast. NaN where the index is outside."""
+        raise NotImplementedError
+
+    def einsum(self, spec: str, x: str, y: str) -> str:
+        """A contraction of two arrays."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Text:
+    """An emitted function."""
+
+    source: str
+    helpers: tuple[str, ...]
+
+
+def emit(
+    program: Program,
+    backend: Backend,
+    function: str = "program",
+    names: Mapping[Node, str] | None = None,
+    docstring: str = "",
+    header: Callable[[list[str]], list[str]] | None = None,
+) -> Text:
+    """The program as the text of one function.
+
+    Args:
+        program: what to compute. Float arguments are expected in the precision to compute in.
+        backend: the spelling.
+        function: the function's name.
+        names: the user's own names for intermediate values.
+        docstring: put under the signature.
+        header: makes the function's first lines from the names of its arguments, for conversions.
+    """
+    return _Emitter(program, backend, names or {}).run(function, docstring, header)
+
+
+class _Emitter:
+    def __init__(self, program: Program, backend: Backend, names: Mapping[Node, str]) -> None:
+        self.backend = backend
+        self.program = program
+        self.outputs = erase_gradient_marks([o.node for o in program.outputs])
+        kept = erase_gradient_marks(list(names)) if names else []
+        self.wanted = dict(zip(kept, names.values(), strict=True))
+        self.nodes = ir.topological(self.outputs)
+        self.copies = {n.attrs[1]: n.attrs[0] for n in self.nodes if n.op == "rename"}
+        self.axes = self._global_order()
+        self.flat = self._is_flat()
+        self.like = self._reference()
+        self.uses = Counter(a for n in self.nodes for a in n.args)
+        self.uses.update(self.outputs)
+        self.lines: list[str] = []
+        self.expr: dict[Node, tuple[str, int, bool]] = {}
+        self.taken: set[str] = {python_name(p.name) for p in program.inputs} | {"np", "torch", "tf", "jnp", "jax", "math"}
+        self.used_helpers: dict[str, None] = {}
+        self.size_names: dict[Axis, str] = {}
+
+    # ------------------------------------------------------------------ layout
+
+    def _global_order(self) -> list[Axis]:
+        order = dict.fromkeys(a for p in self.program.inputs for a in p.order)
+        for n in self.nodes:
+            order.update(dict.fromkeys(sorted(n.axes)))
+        return list(order)
+
+    def _is_flat(self) -> bool:
+        ports = (*self.program.inputs, *self.program.outputs)
+        bundles = {p.order for p in ports if p.order}
+        only_one = len(self.axes) <= 1 and all(len(b) == 1 and b[0].startswith("*") for b in bundles)
+        return only_one and not self.copies
+
+    def _reference(self) -> str:
+        floats = [p for p in self.program.inputs if p.node.kind is Kind.FLOAT]
+        arrays = [p for p in floats if p.order] or floats
+        return python_name(arrays[0].name) if arrays else "None"
+
+    def _place(self, axis: Axis) -> int:
+        return self.axes.index(axis)
+
+    # ------------------------------------------------------------------ text
+
+    def run(self, function: str, docstring: str, header: Callable[[list[str]], list[str]] | None) -> Text:
+        arguments = [python_name(p.name) for p in self.program.inputs]
+        if header is not None:
+            self.lines += header(arguments)
+        used = set(self.nodes)
+        for port in self.program.inputs:
+            if not port.order and port.node in used:
+                name = python_name(port.name)
+                self.lines.append(f"{name} = {self.backend.scalar(name, self.like)}")
+        self._enter(used)
+        for node in self.nodes:
+            self._define(node)
+        results = [self._leave(n, p) for n, p in zip(self.outputs, self.program.outputs, strict=True)]
+        body = [f'"""{docstring}"""'] if docstring else []
+        body += self.lines
+        body.append("return " + ", ".join(results))
+        text = f"def {function}({', '.join(arguments)}):\n" + "".join(
+            "    " + line.replace("\n", "\n    ") + "\n" for line in body
+        )
+        return Text(text, tuple(self.used_helpers))
+
+    def _enter(self, used: set[Node]) -> None:
+        """Sizes, and inputs brought into full rank."""
+        seen: set[Axis] = set()
+        needed = self._needed_sizes()
+        for port in self.program.inputs:
+            name = python_name(port.name)
+            for axis, part in self._parts(port.order):
+                if axis in seen:
+                    continue
+                seen.add(axis)
+                if self.flat:
+                    if axis in needed:
+                        self._size(axis, self.backend.count(name))
+                elif axis.startswith("*"):
+                    shape = self._fresh(python_name(axis) + "_shape")
+                    self.size_names[axis + " shape"] = shape
+                    self.lines.append(f"{shape} = {self.backend.shape(name)}[{part}]")
+                    self._size(axis, self.backend.product(shape))
+                else:
+                    self._size(axis, f"{self.backend.shape(name)}[{part}]")
+        for port in self.program.inputs:
+            name = python_name(port.name)
+            if port.node not in used:
+                continue
+            text = name
+            if port.order and not self.flat:
+                text = self._to_full_rank(name, port.order)
+                if text != name:
+                    self.lines.append(f"{name} = {text}")
+            self.expr[port.node] = (name, _ATOM, False)
+
+    def _needed_sizes(self) -> set[Axis]:
+        wanted = {n.attrs[0] for n in self.nodes if n.op in ("size", "iota", "take")}
+        return wanted | {self.copies.get(a, a) for a in wanted}
+
+    @staticmethod
+    def _parts(order: Sequence[Axis]) -> list[tuple[Axis, str]]:
+        """Each axis of an array with the subscript of its shape."""
+        star = next((i for i, a in enumerate(order) if a.startswith("*")), None)
+        result = []
+        for i, axis in enumerate(order):
+            if star is None or i < star:
+                result.append((axis, str(i)))
+            elif i == star:
+                after = len(order) - 1 - i
+                result.append((axis, f"{i}:{-after if after else ''}"))
+            else:
+                result.append((axis, str(i - len(order))))
+        return result
+
+    def _size(self, axis: Axis, text: str) -> None:
+        name = self._fresh(python_name(axis) if not self.flat else "count")
+        self.size_names[axis] = name
+        self.lines.append(f"{name} = {text}")
+
+    def _size_of(self, axis: Axis) -> str:
+        while axis not in self.size_names:
+            axis = self.copies[axis]
+        return self.size_names[axis]
+
+    def _shape(self, axes: Sequence[Axis], *, split: bool) -> str:
+        """A tuple of sizes; `split` gives a starred axis all its dimensions."""
+        parts = []
+        for a in axes:
+            source = a
+            while source not in self.size_names:
+                source = self.copies[source]
+            if split and source.startswith("*"):
+                parts.append("*" + self.size_names[source + " shape"])
+            else:
+                parts.append(self.size_names[source])
+        return "(" + ", ".join(parts) + ("," if len(parts) == 1 else "") + ")"
+
+    def _to_full_rank(self, name: str, order: Sequence[Axis]) -> str:
+        ordered = sorted(order, key=self._place)
+        text = name
+        if list(order) != ordered:
+            if any(a.startswith("*") for a in order):
+                text = self.backend.reshape(text, self._shape(order, split=False))
+            text = self.backend.transpose(text, [list(order).index(a) for a in ordered])
+        if ordered == self.axes and not any(a.startswith("*") for a in order):
+            return text
+        full = [self._size_of(a) if a in order else "1" for a in self.axes]
+        return self.backend.reshape(text, "(" + ", ".join(full) + ("," if len(full) == 1 else "") + ")")
+
+    def _leave(self, node: Node, port: Port) -> str:
+        text, level, number = self.expr[node]
+        if number:
+            text = self.backend.scalar(text, self.like)
+            level = _ATOM
+        if not port.order:
+            return text if self.flat or not self.axes else self.backend.reshape(self._paren(text, level), "()")
+        if self.flat:
+            if node.axes:
+                return text
+            source = next(p for p in self.program.inputs if p.order == port.order)
+            return self.backend.broadcast(self._paren(text, level), self.backend.shape(python_name(source.name)))
+        text = self._paren(text, level)
+        ordered = sorted(port.order, key=self._place)
+        if node.axes != frozenset(port.order):
+            full = [self._size_of(a) if a in port.order else "1" for a in self.axes]
+            if not node.axes and number:
+                text = self.backend.reshape(text, "(" + ", ".join("1" for _ in self.axes) + ",)")
+            text = self.backend.broadcast(text, "(" + ", ".join(full) + ("," if len(full) == 1 else "") + ")")
+        if list(port.order) != ordered:
+            if len(ordered) < len(self.axes):
+                text = self.backend.reshape(text, self._shape(ordered, split=False))
+            text = self.backend.transpose(text, [ordered.index(a) for a in port.order])
+        elif ordered == self.axes and not any(a.startswith("*") for a in port.order):
+            return text
+        return self.backend.reshape(text, self._shape(port.order, split=True))
+
+    def _paren(self, text: str, level: int, needed: int = _ATOM) -> str:
+        return text if level >= needed else f"({text})"
+
+    def _fresh(self, name: str) -> str:
+        candidate, n = name, 2
+        while candidate in self.taken:
+            candidate, n = f"{name}_{n}", n + 1
+        self.taken.add(candidate)
+        return candidate
+
+    # ------------------------------------------------------------------ nodes
+
+    def _define(self, node: Node) -> None:
+        if node in self.expr:
+            return
+        if node.op == "mul" and self._contracted(node):
+            self.expr[node] = ("", 0, False)  # spelled by the sum above it
+            return
+        text, level, number = self._spell(node)
+        leaf = node.op in ("constant", "input")
+        name = self.wanted.get(node)
+        if not leaf and (name or self.uses[node] > 1 or len(text) > _LONGEST or node.op in ir.REDUCTIONS):
+            variable = self._fresh(python_name(name) if name else "t")
+            self.lines.append(f"{variable} = {text}")
+            text, level = variable, _ATOM
+        self.expr[node] = (text, level, number)
+
+    def _contracted(self, product: Node) -> bool:
+        """Whether a product is only ever summed, and larger than both its factors: a matrix product."""
+        users = [n for n in self.nodes if product in n.args]
+        return (
+            self.uses[product] == len(users) == 1
+            and users[0].op == "sum"
+            and all(a.axes < product.axes for a in product.args)
+            and all(frozenset(users[0].attrs[0]) <= a.axes for a in product.args)
+            and product not in self.outputs
+        )
+
+    def _spell(self, node: Node) -> tuple[str, int, bool]:
+        b = self.backend
+        if node.op == "constant":
+            value = node.attrs[0]
+            text = f'float("{value}")' if value != value or value in (float("inf"), float("-inf")) else repr(value)
+            return text, (_ATOM if not text.startswith("-") else 30), True
+        if node.op == "size":
+            return b.size_as_float(self._size_of(node.attrs[0]), self.like), _ATOM, True
+        if node.op == "iota":
+            axis = node.attrs[0]
+            shape = ["1"] * len(self.axes)
+            shape[self._place(axis)] = self._size_of(axis)
+            return b.iota(self._size_of(axis), f"({', '.join(shape)},)", self.like), _ATOM, False
+        if node.op == "cast":
+            inner, level, number = self.expr[node.args[0]]
+            if node.kind is Kind.INDEX:
+                return b.to_index(self._paren(inner, level)), _ATOM, False
+            return (f"float({inner})" if number else b.cast(self._paren(inner, level), self.like)), _ATOM, number
+        if node.op == "rename":
+            inner, level, _ = self.expr[node.args[0]]
+            i, j = (self._place(a) for a in node.attrs)
+            return b.swap(self._paren(inner, level), i, j, len(self.axes)), _ATOM, False
+        if node.op == "take":
+            x, index = (self._operand(a) for a in node.args)
+            axis = node.attrs[0]
+            return self._call(b.take(x, index, self._place(axis), self._size_of(axis))), _ATOM, False
+        if node.op in ir.REDUCTIONS | ir.INDEX_REDUCTIONS:
+            return self._reduction(node), _ATOM, False
+        return self._elementwise(node)
+
+    def _operand(self, node: Node) -> str:
+        text, level, number = self.expr[node]
+        return self.backend.scalar(text, self.like) if number else self._paren(text, level)
+
+    def _reduction(self, node: Node) -> str:
+        (x,) = node.args
+        if x.op == "mul" and not self.expr[x][0]:
+            return self._contraction(node, x)
+        axes = None if self.flat else sorted(self._place(a) for a in node.attrs[0])
+        return self._call(self.backend.reduce(node.op, self.expr[x][0], axes))
+
+    def _contraction(self, node: Node, product: Node) -> str:
+        letters = {a: "abcdefghijklmnopqrstuvwxyz"[i] for i, a in enumerate(self.axes)}
+        operands, specs = [], []
+        for factor in product.args:
+            axes = sorted(factor.axes, key=self._place)
+            operands.append(self.backend.reshape(self._operand(factor), self._shape(axes, split=False)))
+            specs.append("".join(letters[a] for a in axes))
+        result = sorted(node.axes, key=self._place)
+        out = "".join(letters[a] for a in result)
+        text = self.backend.einsum(f"{specs[0]},{specs[1]}->{out}", *operands)
+        full = [self._size_of(a) if a in node.axes else "1" for a in self.axes]
+        return self.backend.reshape(text, "(" + ", ".join(full) + ("," if len(full) == 1 else "") + ")")
+
+    def _elementwise(self, node: Node) -> tuple[str, int, bool]:
+        parts = [self.expr[a] for a in node.args]
+        number = all(p[2] for p in parts)
+        if node.op in _INFIX and node.op not in self.backend.calls:
+            symbol, level = _INFIX[node.op]
+            left = self._paren(parts[0][0], parts[0][1], level + (node.op == "pow" or level == 5))
+            right = self._paren(parts[1][0], parts[1][1], level + 1)
+            return f"{left} {symbol} {right}", level, number
+        if node.op == "neg":
+            return f"-{self._paren(parts[0][0], parts[0][1], 30)}", 25, number
+        if node.op == "not" and "not" not in self.backend.calls:
+            return f"~{self._paren(parts[0][0], parts[0][1])}", 35, number
+        texts = [p[0] for p in parts]
+        if node.op == "polygamma":
+            return self._call(self.backend.calls["polygamma"].format(texts[0], self._operand(node.args[1]))), _ATOM, False
+        if node.op == "where":
+            return self._where(node, parts), _ATOM, False
+        if number:  # functions of frameworks want arrays
+            texts[0] = self.backend.scalar(texts[0], self.like)
+        elif len(parts) > 1 and self.backend.name in ("torch", "tensorflow"):
+            texts = [self.backend.scalar(t, self.like) if p[2] else t for t, p in zip(texts, parts, strict=True)]
+        return self._call(self.backend.calls[node.op].format(*texts)), _ATOM, False
+
+    def _where(self, node: Node, parts: Sequence[tuple[str, int, bool]]) -> str:
+        condition, x, y = parts
+        if x[2] and y[2]:
+            values = [a.attrs[0] if a.op == "constant" else None for a in node.args[1:]]
+            if values == [1.0, 0.0] and not condition[2]:
+                return self.backend.cast(self._paren(condition[0], condition[1]), self.like)
+            x = (self.backend.scalar(x[0], self.like), _ATOM, False)
+            y = (self.backend.scalar(y[0], self.like), _ATOM, False)
+        return self._call(self.backend.calls["where"].format(condition[0], x[0], y[0]))
+
+    def _call(self, text: str) -> str:
+        for helper in self.backend.helpers:
+            if helper + "(" in text:
+                self.used_helpers[helper] = None
+        return text
+
+
+def assemble(backend: Backend, functions: Sequence[Text], title: str = "") -> str:
+    """A module's text: imports, the helpers that are used, the functions."""
+    helpers = dict.fromkeys(h for f in functions for h in f.helpers)
+    pieces = ["\n".join(backend.imports)]
+    pieces += [backend.helpers[h].rstrip() for h in helpers]
+    pieces += [f.source.rstrip() for f in functions]
+    return (title + "\n\n" if title else "") + "\n\n\n".join(pieces) + "\n"
+
+
+def compile_text(source: str, function: str, label: str) -> Callable[..., Any]:
+    """The function of a module text; tracebacks show its lines."""
+    import linecache
+
+    filename = f"<lossforge {label} {abs(hash(source)):x}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    namespace: dict[str, Any] = {"__name__": filename}
+    exec(compile(source, filename, "exec"), namespace)  # our own text, made from a graph
+    result: Callable[..., Any] = namespace[function]
+    return result

@@ -1,0 +1,111 @@
+"""NumPy's spelling of the operations."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import cache
+
+from lossforge import special
+from lossforge.codegen.emitter import Backend
+
+_CALLS = {
+    "abs": "np.abs({0})",
+    "maximum": "np.maximum({0}, {1})",
+    "minimum": "np.minimum({0}, {1})",
+    "where": "np.where({0}, {1}, {2})",
+    "sign": "np.sign({0})",
+    "floor": "np.floor({0})",
+    "ceil": "np.ceil({0})",
+    "round": "np.round({0})",
+    "exp": "np.exp({0})",
+    "expm1": "np.expm1({0})",
+    "log": "np.log({0})",
+    "log1p": "np.log1p({0})",
+    "sqrt": "np.sqrt({0})",
+    "logaddexp": "np.logaddexp({0}, {1})",
+    "sin": "np.sin({0})",
+    "cos": "np.cos({0})",
+    "tan": "np.tan({0})",
+    "asin": "np.arcsin({0})",
+    "acos": "np.arccos({0})",
+    "atan": "np.arctan({0})",
+    "atan2": "np.arctan2({0}, {1})",
+    "sinh": "np.sinh({0})",
+    "cosh": "np.cosh({0})",
+    "tanh": "np.tanh({0})",
+    "asinh": "np.arcsinh({0})",
+    "acosh": "np.arccosh({0})",
+    "atanh": "np.arctanh({0})",
+    "xlogy": "xlogy({0}, {1})",
+    "sigmoid": "sigmoid({0})",
+    "log_sigmoid": "log_sigmoid({0})",
+    "softplus": "softplus({0})",
+    "erf": "erf({0})",
+    "erfc": "erfc({0})",
+    "lgamma": "lgamma({0})",
+    "digamma": "digamma({0})",
+    "polygamma": "polygamma({0}, {1})",
+}
+
+_TAKE = '''def take_along(x, index, axis):
+    """Entries of x at an index along an axis, NaN where the index is outside; other axes broadcast."""
+    inside = (index >= 0) & (index < x.shape[axis])
+    shape = list(np.broadcast_shapes(x.shape[:axis], index.shape[:axis]))
+    shape += [0, *np.broadcast_shapes(x.shape[axis + 1 :], index.shape[axis + 1 :])]
+    wide = np.broadcast_to(x, [x.shape[axis] if i == axis else n for i, n in enumerate(shape)])
+    at = np.broadcast_to(np.where(inside, index, 0), [index.shape[axis] if i == axis else n for i, n in enumerate(shape)])
+    taken = np.take_along_axis(wide, at, axis)
+    return taken if inside.all() else np.where(inside, taken, np.array(np.nan, taken.dtype))
+'''
+
+
+class _NumPy(Backend):
+    def scalar(self, text: str, like: str) -> str:
+        return f"{like}.dtype.type({text})"
+
+    def cast(self, text: str, like: str) -> str:
+        return f"{text}.astype({like}.dtype)"
+
+    def to_index(self, text: str) -> str:
+        return f"{text}.astype(np.int64)"
+
+    def count(self, array: str) -> str:
+        return f"{array}.size"
+
+    def product(self, shape: str) -> str:
+        return f"math.prod({shape})"
+
+    def reshape(self, text: str, shape: str) -> str:
+        return f"{text}.reshape({shape})"
+
+    def transpose(self, text: str, order: Sequence[int]) -> str:
+        return f"{text}.transpose({', '.join(map(str, order))})"
+
+    def broadcast(self, text: str, shape: str) -> str:
+        return f"np.broadcast_to({text}, {shape}).copy()"
+
+    def reduce(self, op: str, text: str, axes: Sequence[int] | None) -> str:
+        if op == "logsumexp":
+            return f"logsumexp({text}, None).reshape(())" if axes is None else f"logsumexp({text}, {tuple(axes)})"
+        if op in ("argmax", "argmin") and axes is not None:
+            return f"np.{op}({text}, axis={axes[0]}, keepdims=True)"
+        where = "" if axes is None else f", axis={tuple(axes) if len(axes) > 1 else axes[0]}, keepdims=True"
+        return f"np.{op}({text}{where})"
+
+    def iota(self, size: str, shape: str, like: str) -> str:
+        return f"np.arange({size}).reshape({shape})"
+
+    def take(self, text: str, index: str, axis: int, size: str) -> str:
+        return f"take_along({text}, {index}, {axis})"
+
+    def einsum(self, spec: str, x: str, y: str) -> str:
+        return f'np.einsum("{spec}", {x}, {y}, optimize=True)'
+
+
+@cache
+def numpy_backend() -> Backend:
+    """The spelling, with the helpers that NumPy lacks."""
+    names = ("sigmoid", "log_sigmoid", "softplus", "xlogy", "logsumexp", "erf", "erfc", "lgamma", "digamma", "polygamma")
+    helpers = {n: inspect.getsource(getattr(special, n)) for n in names} | {"take_along": _TAKE}
+    return _NumPy("numpy", ("import math", "", "import numpy as np"), _CALLS, helpers)

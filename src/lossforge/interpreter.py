@@ -1,0 +1,240 @@
+"""Reference evaluation of a graph, in float64 or in high precision: slow, plain, and what all else is tested against.
+
+Every value is an array with one dimension for each axis of the graph, of size 1 where the value does not vary, so that
+NumPy's own broadcasting is broadcasting by axis identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lossforge import special
+from lossforge.errors import ShapeError
+from lossforge.ir import Kind, Node, Port, topological
+from lossforge.primitives import PRIMITIVES
+
+_NUMPY: Mapping[str, Callable[..., Any]] = {
+    "neg": np.negative,
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "pow": np.power,
+    "abs": np.abs,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "where": np.where,
+    "sign": np.sign,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.round,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "not": np.logical_not,
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log1p": np.log1p,
+    "sqrt": np.sqrt,
+    "logaddexp": np.logaddexp,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tan": np.tan,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "atan2": np.arctan2,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "tanh": np.tanh,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "xlogy": special.xlogy,
+    "sigmoid": special.sigmoid,
+    "log_sigmoid": special.log_sigmoid,
+    "softplus": special.softplus,
+    "erf": special.erf,
+    "erfc": special.erfc,
+    "lgamma": special.lgamma,
+    "digamma": special.digamma,
+    "polygamma": lambda n, x: special.polygamma(np.ravel(n)[0], x),
+    "stop_gradient": lambda x: x,
+    "surrogate": lambda hard, soft: hard + 0 * soft,
+    "cast": lambda x: np.asarray(x, dtype=np.float64),
+}
+
+
+class Float64:
+    """Arithmetic in float64 with NumPy."""
+
+    def array(self, values: Any, kind: Kind) -> np.ndarray:
+        """`values` as an array of this arithmetic."""
+        return np.asarray(values, dtype={Kind.FLOAT: np.float64, Kind.INDEX: np.int64, Kind.BOOL: np.bool_}[kind])
+
+    def elementwise(self, op: str, *args: np.ndarray) -> np.ndarray:
+        """One row of the table."""
+        with np.errstate(all="ignore"):
+            return np.asarray(_NUMPY[op](*args))
+
+    def reduce(self, op: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+        """A reduction that keeps the axes with size 1."""
+        if op == "logsumexp":
+            with np.errstate(all="ignore"):
+                return special.logsumexp(x, axes)
+        return np.asarray(getattr(np, op)(x, axis=axes, keepdims=True))
+
+
+class HighPrecision:
+    """Arithmetic with mpmath, entry by entry, through the references of the operation table.
+
+    Args:
+        digits: decimal digits carried.
+    """
+
+    def __init__(self, digits: int = 50) -> None:
+        import mpmath
+
+        self.context = mpmath.mp.clone()
+        self.context.dps = digits
+
+    def array(self, values: Any, kind: Kind) -> np.ndarray:
+        """`values` as an array of this arithmetic; floats are taken exactly."""
+        plain = np.asarray(values)
+        if kind is not Kind.FLOAT:
+            return plain.astype(np.int64 if kind is Kind.INDEX else np.bool_)
+        return self._map(self.context.mpf, 1)(plain.astype(object))
+
+    def _map(self, function: Callable[..., Any], arity: int) -> Callable[..., np.ndarray]:
+        ufunc = np.frompyfunc(function, arity, 1)
+        return lambda *args: np.asarray(ufunc(*args), dtype=object)
+
+    def elementwise(self, op: str, *args: np.ndarray) -> np.ndarray:
+        """One row of the table."""
+        reference = PRIMITIVES[op].reference
+        out = self._map(lambda *xs: reference(self.context, *xs), len(args))(*args)
+        if op in ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"):
+            return out.astype(np.bool_)
+        return out
+
+    def reduce(self, op: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+        """A reduction that keeps the axes with size 1."""
+        m = self.context
+
+        def fold(values: np.ndarray) -> Any:
+            items = list(values)
+            if op == "sum":
+                return m.fsum(items)
+            if op == "prod":
+                return m.fprod(items)
+            if op == "logsumexp":
+                top = max(items)
+                return top + m.log(m.fsum(m.exp(v - top) for v in items))
+            if any(m.isnan(v) for v in items):
+                return m.nan
+            if op in ("argmax", "argmin"):
+                return items.index(max(items) if op == "argmax" else min(items))
+            return max(items) if op == "max" else min(items)
+
+        kept = [i for i in range(x.ndim) if i not in axes]
+        shape = [1 if i in axes else x.shape[i] for i in range(x.ndim)]
+        rows = x.transpose(*kept, *axes).reshape(int(np.prod([x.shape[i] for i in kept], dtype=int)), -1)
+        result = np.empty(len(rows), dtype=object)
+        result[:] = [fold(row) for row in rows]
+        return result.reshape(shape)
+
+
+def evaluate(
+    outputs: Sequence[Node], values: Mapping[Port, Any], arithmetic: Float64 | HighPrecision | None = None
+) -> list[np.ndarray]:
+    """The values of `outputs`, each with its axes in alphabetical order.
+
+    Args:
+        outputs: what to compute.
+        values: an array for each input, its dimensions in the port's order.
+        arithmetic: `Float64` (the default) or `HighPrecision`.
+
+    Raises:
+        ShapeError: two inputs disagree on the size of an axis.
+    """
+    number = arithmetic or Float64()
+    order = topological(outputs)
+    axes = sorted({a for n in order for a in n.axes} | {a for p in values for a in p.order})
+    place = {a: i for i, a in enumerate(axes)}
+    lengths: dict[str, int] = {}
+    known: dict[Node, np.ndarray] = {}
+
+    def spread(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        by_place = sorted(range(len(names)), key=lambda i: place[names[i]])
+        shape = [1] * len(axes)
+        for i in by_place:
+            shape[place[names[i]]] = array.shape[i]
+        return array.transpose(by_place).reshape(shape)
+
+    for port, given in values.items():
+        array = number.array(given, port.node.kind)
+        for axis, length in zip(port.order, array.shape, strict=True):
+            if lengths.setdefault(axis, length) != length:
+                raise ShapeError(f"{port.name}: axis {axis!r} has size {length}, elsewhere {lengths[axis]}")
+        known[port.node] = spread(array, port.order)
+    for node in order:  # a renamed axis has the size of the one it copies
+        if node.op == "rename" and node.attrs[0] in lengths:
+            lengths[node.attrs[1]] = lengths[node.attrs[0]]
+    for node in order:
+        if node not in known:
+            known[node] = _step(node, [known[a] for a in node.args], number, place, lengths, len(axes))
+    result = []
+    for node in outputs:
+        gone = tuple(i for i, a in enumerate(axes) if a not in node.axes)
+        full = np.broadcast_to(known[node], [lengths[a] if a in node.axes else 1 for a in axes])
+        result.append(full.squeeze(axis=gone))
+    return result
+
+
+def _step(
+    node: Node,
+    args: Sequence[np.ndarray],
+    number: Float64 | HighPrecision,
+    place: Mapping[str, int],
+    lengths: Mapping[str, int],
+    rank: int,
+) -> np.ndarray:
+    if node.op == "constant":
+        return number.array(node.attrs[0], node.kind).reshape([1] * rank)
+    if node.op == "size":
+        return number.array(lengths[node.attrs[0]], Kind.FLOAT).reshape([1] * rank)
+    if node.op == "iota":
+        shape = [1] * rank
+        shape[place[node.attrs[0]]] = lengths[node.attrs[0]]
+        return np.arange(lengths[node.attrs[0]]).reshape(shape)
+    if node.op == "take":
+        x, index = args
+        at = place[node.attrs[0]]
+        length = x.shape[at]
+        inside = (index >= 0) & (index < length)
+        shape = [max(a, b) if i != at else b for i, (a, b) in enumerate(zip(x.shape, index.shape, strict=True))]
+        wide = np.broadcast_to(x, [x.shape[i] if i == at else n for i, n in enumerate(shape)])
+        picked = np.take_along_axis(wide, np.broadcast_to(np.where(inside, index, 0), shape), axis=at)
+        return np.where(inside, picked, number.array(np.nan, Kind.FLOAT)) if node.kind is Kind.FLOAT else picked
+    if node.op == "rename":
+        return np.swapaxes(args[0], place[node.attrs[0]], place[node.attrs[1]])
+    if node.op in PRIMITIVES:
+        if node.op == "cast" and node.kind is Kind.INDEX:
+            return np.asarray(args[0], dtype=np.int64)
+        return number.elementwise(node.op, *args)
+    at_axes = tuple(place[a] for a in node.attrs[0])
+    if node.op in ("argmax", "argmin"):
+        if len(at_axes) != 1:
+            raise ShapeError(f"{node.op} works along one axis, not {len(at_axes)}")
+        reduced = number.reduce(node.op, args[0], at_axes)
+        return reduced.astype(np.int64)
+    return number.reduce(node.op, args[0], at_axes)

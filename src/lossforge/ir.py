@@ -1,0 +1,362 @@
+"""The graph: an expression over named axes.
+
+A `Node` is one operation. It is frozen and interned, so that equal expressions are one object and identity is
+equality. It knows the *set* of its axes, never their order or their sizes: order is a property of the arrays at the
+border (`Port`), sizes are known at run time only.
+
+An axis is a name. A name that begins with a star (``*space``) stands for any number of axes that are always used
+together; it is one axis of the graph, and its size is the product of theirs.
+
+Constructors check, but never simplify.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import reduce
+from typing import Any, TypeAlias
+
+from lossforge.errors import AxisError
+
+Axis: TypeAlias = str
+Axes: TypeAlias = frozenset[str]
+
+
+class Kind(Enum):
+    """What a value is, apart from its precision, which a call decides."""
+
+    FLOAT = "float"
+    INDEX = "index"
+    BOOL = "bool"
+
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Node:
+    """One operation of a graph. Build it with the functions of this module, which intern it."""
+
+    op: str
+    args: tuple[Node, ...]
+    attrs: tuple[Any, ...]
+    axes: Axes
+    kind: Kind
+
+    def __add__(self, other: Operand) -> Node:
+        return elementwise("add", self, other)
+
+    def __radd__(self, other: Operand) -> Node:
+        return elementwise("add", other, self)
+
+    def __sub__(self, other: Operand) -> Node:
+        return elementwise("sub", self, other)
+
+    def __rsub__(self, other: Operand) -> Node:
+        return elementwise("sub", other, self)
+
+    def __mul__(self, other: Operand) -> Node:
+        return elementwise("mul", self, other)
+
+    def __rmul__(self, other: Operand) -> Node:
+        return elementwise("mul", other, self)
+
+    def __truediv__(self, other: Operand) -> Node:
+        return elementwise("div", self, other)
+
+    def __rtruediv__(self, other: Operand) -> Node:
+        return elementwise("div", other, self)
+
+    def __pow__(self, other: Operand) -> Node:
+        return elementwise("pow", self, other)
+
+    def __neg__(self) -> Node:
+        return elementwise("neg", self)
+
+    def __repr__(self) -> str:
+        parts = [repr(a) for a in self.args] + [str(a) for a in self.attrs]
+        return f"{self.op}({', '.join(parts)})"
+
+
+Operand: TypeAlias = Node | float | int | bool
+
+_INTERNED: weakref.WeakValueDictionary[tuple[Any, ...], Node] = weakref.WeakValueDictionary()
+_INTERN_LOCK = threading.Lock()
+
+
+def intern(op: str, args: tuple[Node, ...], attrs: tuple[Any, ...], axes: Axes, kind: Kind) -> Node:
+    """The one node with this content."""
+    # repr tells 0.0 from -0.0 and 1 from True, which == does not.
+    key = (op, tuple(map(id, args)), attrs, repr(attrs) if op == "constant" else None, axes, kind)
+    with _INTERN_LOCK:
+        node = _INTERNED.get(key)
+        if node is None:
+            node = Node(op, args, attrs, axes, kind)
+            _INTERNED[key] = node
+        return node
+
+
+# --------------------------------------------------------------------------------------------- leaves
+
+
+def input_(name: str, axes: Iterable[Axis] = (), kind: Kind = Kind.FLOAT) -> Node:
+    """A value that the caller supplies: an array, a weight, or a parameter (which has no axes)."""
+    return intern("input", (), (name,), frozenset(axes), kind)
+
+
+def constant(value: float | int | bool, kind: Kind | None = None) -> Node:
+    """A number that is part of the definition."""
+    if kind is None:
+        kind = Kind.BOOL if isinstance(value, bool) else Kind.FLOAT
+    exact = {Kind.FLOAT: float, Kind.INDEX: int, Kind.BOOL: bool}[kind](value)
+    return intern("constant", (), (exact,), frozenset(), kind)
+
+
+def size(axis: Axis) -> Node:
+    """The number of entries along `axis`, as a float."""
+    return intern("size", (), (axis,), frozenset(), Kind.FLOAT)
+
+
+def sizes(axes: Iterable[Axis]) -> Node:
+    """The product of the sizes of `axes`; 1 for none."""
+    factors = [size(a) for a in sorted(axes)]
+    return reduce(lambda x, y: x * y, factors) if factors else constant(1.0)
+
+
+def iota(axis: Axis) -> Node:
+    """The position along `axis`: 0, 1, 2 …"""
+    return intern("iota", (), (axis,), frozenset({axis}), Kind.INDEX)
+
+
+# --------------------------------------------------------------------------------------------- elementwise
+
+COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
+LOGICAL = frozenset({"and", "or", "not"})
+
+
+def as_node(value: Operand) -> Node:
+    """A node, or the constant node of a number."""
+    return value if isinstance(value, Node) else constant(value)
+
+
+def as_kind(node: Node, kind: Kind) -> Node:
+    """`node` converted to `kind`: truth values count as 0 and 1, a number is true where it is not 0."""
+    if node.kind is kind:
+        return node
+    if node.op == "constant" and (kind is not Kind.INDEX or float(node.attrs[0]).is_integer()):
+        return constant(node.attrs[0], kind)
+    if kind is Kind.BOOL:
+        return intern("ne", (node, constant(0, node.kind)), (), node.axes, Kind.BOOL)
+    return intern("cast", (node,), (kind.value,), node.axes, kind)
+
+
+def _union(nodes: Sequence[Node]) -> Axes:
+    return frozenset().union(*(n.axes for n in nodes))
+
+
+def elementwise(op: str, *operands: Operand) -> Node:
+    """An operation at each entry; operands broadcast by the identity of their axes."""
+    nodes = [as_node(x) for x in operands]
+    kind = Kind.FLOAT
+    if op in LOGICAL:
+        kind = Kind.BOOL
+        nodes = [as_kind(n, Kind.BOOL) for n in nodes]
+    elif op in COMPARISONS:
+        kind = Kind.BOOL
+        common = Kind.FLOAT
+        if all(n.kind is Kind.INDEX or (n.op == "constant" and float(n.attrs[0]).is_integer()) for n in nodes):
+            common = Kind.INDEX
+        nodes = [as_kind(n, common) for n in nodes]
+    elif op == "where":
+        condition, *branches = nodes
+        same = branches[0].kind is branches[1].kind
+        kind = branches[0].kind if same else Kind.FLOAT
+        nodes = [as_kind(condition, Kind.BOOL), *(as_kind(n, kind) for n in branches)]
+    elif op == "stop_gradient":
+        kind = nodes[0].kind
+    else:
+        nodes = [as_kind(n, Kind.FLOAT) for n in nodes]
+    return intern(op, tuple(nodes), (), _union(nodes), kind)
+
+
+def where(condition: Operand, x: Operand, y: Operand) -> Node:
+    """`x` where the condition holds, `y` elsewhere. The branch that is not chosen has no influence, not even NaN."""
+    return elementwise("where", condition, x, y)
+
+
+# --------------------------------------------------------------------------------------------- structure
+
+REDUCTIONS = frozenset({"sum", "max", "min", "logsumexp", "prod"})
+INDEX_REDUCTIONS = frozenset({"argmax", "argmin"})
+
+
+def reduction(op: str, x: Node, axes: Iterable[Axis]) -> Node:
+    """Reduce `x` over `axes`, all of which it must have.
+
+    Raises:
+        AxisError: `x` lacks one of the axes.
+    """
+    gone = frozenset(axes)
+    if missing := gone - x.axes:
+        raise AxisError(f"{op}: no axis {_names(missing)} to reduce over; the operand has {_names(x.axes)}")
+    kind = Kind.INDEX if op in INDEX_REDUCTIONS else Kind.FLOAT
+    if op in REDUCTIONS:
+        x = as_kind(x, Kind.FLOAT)
+    return intern(op, (x,), (tuple(sorted(gone)),), x.axes - gone, kind)
+
+
+def total(x: Node, axes: Iterable[Axis]) -> Node:
+    """The sum of `x` over `axes`, where an axis that `x` lacks (it is constant along it) counts by its size."""
+    wanted = frozenset(axes)
+    present = wanted & x.axes
+    result = reduction("sum", x, present) if present else x
+    absent = wanted - x.axes
+    return result * sizes(absent) if absent else result
+
+
+def take(x: Node, index: Node, axis: Axis) -> Node:
+    """`x` at position `index` along `axis`; the result has the other axes of `x` and those of the index."""
+    if axis not in x.axes:
+        raise AxisError(f"take: no axis {axis!r} to take along; the operand has {_names(x.axes)}")
+    return intern("take", (x, as_kind(index, Kind.INDEX)), (axis,), (x.axes - {axis}) | index.axes, x.kind)
+
+
+def rename(x: Node, old: Axis, new: Axis) -> Node:
+    """`x` with the axis `old` called `new`: a second, independent copy of the axis, of the same size."""
+    if old not in x.axes:
+        raise AxisError(f"rename: no axis {old!r}; the operand has {_names(x.axes)}")
+    if new in x.axes:
+        raise AxisError(f"rename: the operand already has an axis {new!r}")
+    return intern("rename", (x,), (old, new), (x.axes - {old}) | {new}, x.kind)
+
+
+def rebuild(node: Node, args: Sequence[Node]) -> Node:
+    """`node` over other arguments; axes and kinds are worked out again."""
+    if len(args) == len(node.args) and all(a is b for a, b in zip(args, node.args, strict=True)):
+        return node
+    if node.op in REDUCTIONS | INDEX_REDUCTIONS:
+        (x,) = args
+        present = frozenset(node.attrs[0]) & x.axes
+        if len(present) == len(node.attrs[0]):
+            return reduction(node.op, x, present)
+        if node.op == "sum":
+            return total(x, node.attrs[0])
+        raise AxisError(f"{node.op}: the new operand lacks {_names(frozenset(node.attrs[0]) - x.axes)}")
+    if node.op == "take":
+        return take(args[0], args[1], node.attrs[0]) if node.attrs[0] in args[0].axes else args[0]
+    if node.op == "rename":
+        return rename(args[0], *node.attrs) if node.attrs[0] in args[0].axes else args[0]
+    if node.op == "cast":
+        return as_kind(args[0], node.kind)
+    if not args:
+        return node
+    return elementwise(node.op, *args)
+
+
+def _names(axes: Iterable[Axis]) -> str:
+    return ", ".join(repr(a) for a in sorted(axes)) or "none"
+
+
+# --------------------------------------------------------------------------------------------- walking
+
+
+def topological(roots: Iterable[Node]) -> list[Node]:
+    """All nodes beneath `roots`, each after its arguments, in a fixed order."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack: list[tuple[Node, Iterator[Node]]] = []
+    for root in roots:
+        if root in seen:
+            continue
+        seen.add(root)
+        stack.append((root, iter(root.args)))
+        while stack:
+            node, pending = stack[-1]
+            for child in pending:
+                if child not in seen:
+                    seen.add(child)
+                    stack.append((child, iter(child.args)))
+                    break
+            else:
+                order.append(node)
+                stack.pop()
+    return order
+
+
+def transform(roots: Sequence[Node], visit: Callable[[Node, tuple[Node, ...]], Node]) -> list[Node]:
+    """Rebuild the graph bottom-up: `visit` gets each node with its new arguments and gives the new node."""
+    new: dict[Node, Node] = {}
+    for node in topological(roots):
+        new[node] = visit(node, tuple(new[a] for a in node.args))
+    return [new[r] for r in roots]
+
+
+def substitute(roots: Sequence[Node], replacement: Mapping[Node, Node]) -> list[Node]:
+    """The graphs with some nodes replaced, and all above them rebuilt."""
+    return transform(roots, lambda node, args: replacement[node] if node in replacement else rebuild(node, args))
+
+
+def split_axis(roots: Sequence[Node], axis: Axis, pieces: Sequence[Axis]) -> list[Node]:
+    """The graphs with a starred axis replaced by the axes that it stands for."""
+
+    def visit(node: Node, args: tuple[Node, ...]) -> Node:
+        if node.op == "input" and axis in node.axes:
+            return input_(node.attrs[0], (node.axes - {axis}) | set(pieces), node.kind)
+        if node.op == "size" and node.attrs[0] == axis:
+            return sizes(pieces)
+        if node.op in REDUCTIONS and axis in node.attrs[0]:
+            wanted = (frozenset(node.attrs[0]) - {axis}) | set(pieces)
+            return reduction(node.op, args[0], wanted) if wanted else args[0]
+        if node.op == "rename" and node.attrs[0] == axis:
+            raise AxisError(f"rename: the starred axis {axis!r} cannot be split once it was renamed")
+        return rebuild(node, args)
+
+    return transform(roots, visit)
+
+
+def depends_on(roots: Iterable[Node], leaves: Iterable[Node]) -> set[Node]:
+    """The nodes beneath `roots` (themselves included) that lead to one of `leaves`."""
+    active = set(leaves)
+    for node in topological(roots):
+        if any(a in active for a in node.args):
+            active.add(node)
+    return active
+
+
+# --------------------------------------------------------------------------------------------- programs
+
+
+@dataclass(frozen=True)
+class Port:
+    """A node at the border of a program, with the order of its axes in memory."""
+
+    node: Node
+    order: tuple[Axis, ...]
+
+    def __post_init__(self) -> None:
+        if frozenset(self.order) != self.node.axes and not self.node.axes <= frozenset(self.order):
+            raise AxisError(f"the order {self.order} does not hold the axes {_names(self.node.axes)}")
+
+    @property
+    def name(self) -> str:
+        """The input's name (inputs only)."""
+        return str(self.node.attrs[0])
+
+
+@dataclass(frozen=True)
+class Program:
+    """Arrays in, arrays out: what a backend compiles.
+
+    An output may lack axes of its order; it is then constant along them, and a backend writes it out in full.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    output_names: tuple[str, ...] = ()
+    like: tuple[str | None, ...] = ()
+    """The input whose dtype each output takes (a gradient has that of what it belongs to); None: the computing one."""
+
+    def input(self, name: str) -> Port:
+        """The input called `name`."""
+        return next(p for p in self.inputs if p.name == name)

@@ -1,0 +1,573 @@
+"""The class `Loss`, and the decorator that makes one of a definition."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+from lossforge.adapters.base import Adapter, adapter, framework_of
+from lossforge.compiler import REDUCTIONS, Definition, Plan, Reduction, require_sizes, trace
+from lossforge.dtypes import BOOLEANS, FLOATS, INTEGERS
+from lossforge.errors import (
+    DefinitionError,
+    DtypeError,
+    IndexRangeError,
+    ParameterError,
+    ShapeError,
+    SignatureError,
+)
+from lossforge.frontends.language import Traced
+from lossforge.frontends.signature import ELEMENTWISE, Signature, check_shapes, lay, parse_signature
+from lossforge.gradient import HandWritten
+from lossforge.ir import Kind, Node, Port, as_kind, constant, input_, topological
+from lossforge.stabilize import stabilize
+
+if TYPE_CHECKING:
+    from lossforge.explain import Explanation
+
+PREDICTION_NAMES = (
+    "pred", "y_pred", "prediction", "predictions", "preds", "predicted", "y_hat", "yhat", "logits", "logit", "input",
+    "inputs", "output", "outputs", "scores", "score", "probs", "prob", "probabilities",
+)  # fmt: skip
+"""Names by which the prediction is recognised where `wrt` is not given; otherwise it is the first argument."""
+
+_EMPTY = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call after all checks: a plan, and arrays for its inputs."""
+
+    plan: Plan
+    arrays: tuple[Any, ...]
+    adapter: Adapter
+
+
+class Loss:
+    """A loss function over named axes, with its derived gradient, for every framework.
+
+    Made by the decorator `loss`. Called with arrays of one framework (NumPy, PyTorch, TensorFlow or JAX) it gives a
+    value of the same kind that is differentiable there.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        signature: str | None = None,
+        *,
+        wrt: str | Sequence[str] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.function = function
+        self.name = name or getattr(function, "__name__", "loss")
+        self.__name__ = self.name
+        self.__qualname__ = getattr(function, "__qualname__", self.name)
+        self.__module__ = getattr(function, "__module__", __name__)
+        self.__doc__ = getattr(function, "__doc__", None)
+        self.__wrapped__ = function
+        self._read(signature, wrt)
+        self._definitions: dict[Any, Definition] = {}
+        self._plans: dict[Any, Plan] = {}
+        self._by_hand: dict[str, Callable[..., Any]] = {}
+        self.definition()  # trace now, so that a faulty definition fails where it is written
+
+    # ------------------------------------------------------------------ reading the definition
+
+    def _read(self, signature: str | None, wrt: str | Sequence[str] | None) -> None:
+        parsed = parse_signature(signature) if signature is not None else None
+        arguments: list[str] = []
+        self.defaults: dict[str, Any] = {}
+        for p in inspect.signature(self.function).parameters.values():
+            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                raise DefinitionError(f"{self.name}: *args and **kwargs have no axes; name every argument")
+            positional = p.kind is not p.KEYWORD_ONLY
+            declared = parsed is not None and len(arguments) < len(parsed.arguments)
+            if positional and (declared or p.default is _EMPTY):
+                arguments.append(p.name)
+            else:
+                self.defaults[p.name] = p.default
+        if not arguments:
+            raise DefinitionError(f"{self.name}: a loss takes at least one array argument")
+        if parsed is None:
+            parsed = Signature(((ELEMENTWISE,),) * len(arguments))
+        if len(parsed.arguments) != len(arguments):
+            raise SignatureError(
+                f"{self.name}: the signature {str(parsed)!r} describes {len(parsed.arguments)} arguments, the definition "
+                f"has {len(arguments)} ({', '.join(arguments)}); parameters go behind a `*`"
+            )
+        self.signature = parsed
+        self.arguments = tuple(arguments)
+        if wrt is None:
+            named = [a for a in arguments if a.lower() in PREDICTION_NAMES]
+            wrt = named[:1] or arguments[:1]
+        self.predictions = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+        if unknown := [w for w in self.predictions if w not in arguments]:
+            raise DefinitionError(f"{self.name}: wrt={unknown[0]!r} is no argument; there are {', '.join(arguments)}")
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The parameters with their defaults."""
+        return dict(self.defaults)
+
+    def definition(self, **options: Any) -> Definition:
+        """The traced definition; `options` are values for parameters that are not numbers (flags, names)."""
+        static = {k: v for k, v in {**self.defaults, **options}.items() if _is_option(v)}
+        key = tuple(sorted(static.items(), key=lambda item: item[0]))
+        if key not in self._definitions:
+            scalars = [k for k in self.defaults if k not in static]
+            self._definitions[key] = trace(
+                self.function, self.name, self.signature, self.arguments, scalars, static, self.predictions
+            )
+        return self._definitions[key]
+
+    # ------------------------------------------------------------------ binding a call
+
+    def bind(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        weight: Any = None,
+        mask: Any = None,
+        reduction: Reduction = "mean",
+    ) -> Call:
+        """Check a call against the signature and find its plan.
+
+        Raises:
+            ShapeError, DtypeError, FrameworkError, ParameterError, IndexRangeError: what does not fit, and how to mend it.
+        """
+        # A definition's own argument of such a name comes first.
+        kwargs = dict(kwargs)
+        given = {"weight": weight, "mask": mask, "reduction": reduction}
+        for name, value in given.items():
+            if (name in self.arguments or name in self.defaults) and value is not (None if name != "reduction" else "mean"):
+                kwargs.setdefault(name, value)
+        weight = None if "weight" in kwargs else weight
+        mask = None if "mask" in kwargs else mask
+        reduction = "mean" if "reduction" in kwargs else reduction
+        if reduction not in REDUCTIONS:
+            raise ParameterError(f'{self.name}: reduction={reduction!r}; expected "mean", "sum" or "none"')
+        arrays = self._arguments(args, kwargs)
+        parameters = self._parameters(kwargs)
+        named = [*zip(self.arguments, arrays, strict=True), ("weight", weight), ("mask", mask)]
+        used = framework_of(self.name, [*named, *parameters.items()])
+        if used.name == "numpy":
+            import numpy as np
+
+            arrays = [np.asarray(a) for a in arrays]
+            weight, mask = (None if w is None else np.asarray(w) for w in (weight, mask))
+        elif weak := [n for n, a in zip(self.arguments, arrays, strict=True) if not used.is_array(a)]:
+            raise ShapeError(f"{self.name}: argument {weak[0]!r} is a Python number or list; pass a {used.name} array")
+        definition = self.definition(**{k: v for k, v in parameters.items() if _is_option(v)})
+        self._check_dtypes(used, definition, arrays, weight, mask)
+        orders = self.signature.arguments
+        sizes = check_shapes(self.name, self.arguments, orders, [used.shape(a) for a in arrays])
+        laid = [self._lay(n, used, definition, sizes, v) for n, v in (("weight", weight), ("mask", mask))]
+        if None in laid:  # a weight for each sample of an elementwise loss: its axes must be told apart
+            definition = self._split(definition, {a: len(s) for a, s in sizes.items() if a.startswith("*")})
+            sizes = check_shapes(
+                self.name, self.arguments, [p.order for p in definition.arguments], [used.shape(a) for a in arrays]
+            )
+            laid = [self._lay(n, used, definition, sizes, v) for n, v in (("weight", weight), ("mask", mask))]
+        (weight, weight_axes), (mask, mask_axes) = (found or (None, None) for found in laid)
+        positive = frozenset(k for k, v in parameters.items() if isinstance(v, int | float) and v >= 0)
+        plan = self._plan(definition, reduction, weight_axes, mask_axes, positive)
+        require_sizes(plan, sizes)
+        self._check_indices(used, definition, arrays, sizes, mask if mask_axes == definition.order else None)
+        scalars = [parameters[p.name] for p in definition.parameters]
+        extra = [w for w, axes in ((weight, weight_axes), (mask, mask_axes)) if axes is not None]
+        return Call(plan, (*arrays, *scalars, *extra), used)
+
+    def _arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        if len(args) > len(self.arguments):
+            raise ParameterError(
+                f"{self.name}: {len(args)} positional arguments given, but it takes {len(self.arguments)} "
+                f"({', '.join(self.arguments)}); parameters go by keyword"
+            )
+        found = dict(zip(self.arguments, args, strict=False))
+        for name in self.arguments:
+            if name in kwargs:
+                if name in found:
+                    raise ParameterError(f"{self.name}: argument {name!r} was given twice")
+                found[name] = kwargs.pop(name)
+        if missing := [a for a in self.arguments if a not in found]:
+            raise ParameterError(f"{self.name}: argument {missing[0]!r} is missing; it takes {', '.join(self.arguments)}")
+        return [found[a] for a in self.arguments]
+
+    def _parameters(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if unknown := [k for k in kwargs if k not in self.defaults]:
+            raise ParameterError(
+                f"{self.name}: unknown parameter {unknown[0]!r}; it has {', '.join(self.defaults) or 'none'}"
+                f" (and weight, mask, reduction)"
+            )
+        values = {**self.defaults, **kwargs}
+        for name, value in values.items():
+            if value is _EMPTY:
+                raise ParameterError(f"{self.name}: parameter {name!r} has no default; give it by keyword")
+            shape = getattr(value, "shape", ())
+            if shape is not None and tuple(shape) != ():
+                raise ParameterError(f"{self.name}: parameter {name!r} must be a number, got an array of shape {tuple(shape)}")
+        return values
+
+    def _check_dtypes(
+        self, used: Adapter, definition: Definition, arrays: Sequence[Any], weight: Any, mask: Any
+    ) -> None:
+        for port, array in zip(definition.arguments, arrays, strict=True):
+            dtype = used.dtype(array)
+            if port.node.kind is Kind.INDEX and dtype not in INTEGERS:
+                raise DtypeError(
+                    f"{self.name}: argument {port.name!r} holds class indices and must have an integer dtype, not {dtype}"
+                )
+            if port.name in definition.predictions and dtype not in FLOATS:
+                raise DtypeError(
+                    f"{self.name}: the prediction {port.name!r} must be floating point to have a gradient, not {dtype}"
+                )
+            if dtype not in FLOATS | INTEGERS | BOOLEANS:
+                raise DtypeError(f"{self.name}: argument {port.name!r} has dtype {dtype}; expected real numbers")
+        if weight is not None and used.is_array(weight) and used.dtype(weight) not in FLOATS | INTEGERS | BOOLEANS:
+            raise DtypeError(f"{self.name}: weight has dtype {used.dtype(weight)}; expected real numbers")
+        if mask is not None and used.is_array(mask) and used.dtype(mask) not in BOOLEANS | INTEGERS:
+            raise DtypeError(
+                f"{self.name}: mask has dtype {used.dtype(mask)}; a mask is true or false (mask=m > 0). For fractions use weight="
+            )
+
+    def _lay(
+        self, name: str, used: Adapter, definition: Definition, sizes: Mapping[str, tuple[int | None, ...]], value: Any
+    ) -> tuple[Any, tuple[str, ...] | None] | None:
+        """A weight or mask without dimensions it is constant along, and its axes; None if an axis must be split."""
+        if value is None:
+            return None, None
+        shape = used.shape(value) if used.is_array(value) else ()
+        found = lay(self.name, name, definition.order, sizes, shape)
+        if found is None:
+            return None
+        axes, dropped = found
+        return (used.squeeze(value, dropped) if dropped else value), axes
+
+    def _split(self, definition: Definition, ranks: Mapping[str, int]) -> Definition:
+        key = (id(definition), *sorted(ranks.items()))
+        if key not in self._definitions:
+            for axis, rank in ranks.items():
+                definition = definition.split(axis, rank)
+            self._definitions[key] = definition
+        return self._definitions[key]
+
+    def _check_indices(
+        self,
+        used: Adapter,
+        definition: Definition,
+        arrays: Sequence[Any],
+        sizes: Mapping[str, tuple[int | None, ...]],
+        mask: Any,
+    ) -> None:
+        for position, axis in _indexed(definition):
+            (size,) = sizes[axis]
+            if size is None:
+                continue
+            same_axes = definition.arguments[position].order == definition.order
+            outside = used.out_of_range(arrays[position], size, mask if same_axes else None)
+            if outside is not None:
+                raise IndexRangeError(
+                    f"{self.name}: argument {self.arguments[position]!r} holds values from {outside[0]} to {outside[1]}, "
+                    f"but axis {axis!r} has size {size}: classes are 0 … {size - 1}. Leave entries out with mask="
+                )
+
+    def _plan(
+        self,
+        definition: Definition,
+        reduction: Reduction = "mean",
+        weight: tuple[str, ...] | None = None,
+        mask: tuple[str, ...] | None = None,
+        positive: frozenset[str] = frozenset(),
+    ) -> Plan:
+        key = (id(definition), reduction, weight, mask, positive, len(self._by_hand))
+        if key not in self._plans:
+            taken = {p.name for p in (*definition.arguments, *definition.parameters)}
+            names = ["weight_" if "weight" in taken else "weight", "mask_" if "mask" in taken else "mask"]
+            weight_port = None if weight is None else Port(input_(names[0], weight), weight)
+            mask_port = None if mask is None else Port(input_(names[1], mask, Kind.BOOL), mask)
+            by_hand = tuple(self._trace_by_hand(definition, name) for name in self._by_hand)
+            self._plans[key] = Plan(definition, reduction, weight_port, mask_port, positive, by_hand)
+        return self._plans[key]
+
+    def plan(self, reduction: Reduction = "mean", **parameters: Any) -> Plan:
+        """The plan for plain calls with these parameters (defaults elsewhere): what is explained and exported."""
+        values = self._parameters({**{k: 1.0 for k, v in self.defaults.items() if v is _EMPTY}, **parameters})
+        definition = self.definition(**{k: v for k, v in values.items() if _is_option(v)})
+        positive = frozenset(k for k, v in values.items() if isinstance(v, int | float) and v >= 0)
+        return self._plan(definition, reduction, positive=positive)
+
+    # ------------------------------------------------------------------ calling
+
+    def __call__(
+        self, *args: Any, weight: Any = None, mask: Any = None, reduction: Reduction = "mean", **kwargs: Any
+    ) -> Any:
+        """The loss of arrays of one framework, differentiable there.
+
+        Args:
+            args: the array arguments, as the signature says.
+            weight: factors for the entries of the loss: all axes of the loss, its leading axes, or a number. A mean
+                divides by their sum.
+            mask: truth values of such a shape; entries that are masked out count nowhere, whatever they hold.
+            reduction: "mean", "sum", or "none" for the loss of each entry.
+            kwargs: parameters of the loss.
+
+        Raises:
+            LossforgeError: the call breaks the signature; see `bind`.
+        """
+        call = self.bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
+        return call.adapter.call(call.plan, call.arrays)
+
+    def value_and_grad(
+        self,
+        *args: Any,
+        wrt: str | Sequence[str] | None = None,
+        weight: Any = None,
+        mask: Any = None,
+        reduction: Reduction = "mean",
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        """The loss and its gradient with respect to `wrt` (default: the prediction; a tuple for several names).
+
+        With ``reduction="none"`` the gradient is that of the sum of the losses.
+        """
+        names, single = self._wrt(wrt)
+        call = self.bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
+        self._check_wrt(call.plan, names)
+        if reduction == "none":
+            (loss,) = call.adapter.run(call.plan.value(), call.arrays)
+            gradients = self._summed(call, weight, mask, names, args, kwargs)
+        else:
+            loss, *gradients = call.adapter.run(call.plan.value_and_gradient(names), call.arrays)
+        return loss, gradients[0] if single else tuple(gradients)
+
+    def grad(
+        self,
+        *args: Any,
+        wrt: str | Sequence[str] | None = None,
+        weight: Any = None,
+        mask: Any = None,
+        reduction: Reduction = "mean",
+        **kwargs: Any,
+    ) -> Any:
+        """The gradient alone; see `value_and_grad`."""
+        names, single = self._wrt(wrt)
+        call = self.bind(args, kwargs, weight=weight, mask=mask, reduction="sum" if reduction == "none" else reduction)
+        self._check_wrt(call.plan, names)
+        gradients = call.adapter.run(call.plan.gradient(names), call.arrays)
+        return gradients[0] if single else tuple(gradients)
+
+    def _summed(
+        self, call: Call, weight: Any, mask: Any, names: tuple[str, ...], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Sequence[Any]:
+        total = self.bind(args, kwargs, weight=weight, mask=mask, reduction="sum")
+        return total.adapter.run(total.plan.gradient(names), total.arrays)
+
+    def hessian_diagonal(
+        self,
+        *args: Any,
+        wrt: str | None = None,
+        weight: Any = None,
+        mask: Any = None,
+        reduction: Reduction = "mean",
+        **kwargs: Any,
+    ) -> Any:
+        """∂²loss/∂x² for each entry x of the prediction (or of the argument `wrt`), in its shape."""
+        names, _ = self._wrt(wrt)
+        call = self.bind(args, kwargs, weight=weight, mask=mask, reduction="sum" if reduction == "none" else reduction)
+        self._check_wrt(call.plan, names)
+        return call.adapter.run(call.plan.hessian_diagonal(names[0]), call.arrays)[0]
+
+    def hvp(
+        self,
+        *args: Any,
+        vector: Any,
+        wrt: str | None = None,
+        weight: Any = None,
+        mask: Any = None,
+        reduction: Reduction = "mean",
+        **kwargs: Any,
+    ) -> Any:
+        """The Hessian with respect to the prediction (or the argument `wrt`), times `vector`, which has its shape."""
+        names, _ = self._wrt(wrt)
+        call = self.bind(args, kwargs, weight=weight, mask=mask, reduction="sum" if reduction == "none" else reduction)
+        self._check_wrt(call.plan, names)
+        position = [p.name for p in call.plan.inputs].index(names[0])
+        expected, got = call.adapter.shape(call.arrays[position]), call.adapter.shape(vector)
+        if tuple(expected) != tuple(got):
+            raise ShapeError(f"{self.name}: vector has shape {tuple(got)}, but {names[0]!r} has {tuple(expected)}")
+        return call.adapter.run(call.plan.hvp(names[0]), (*call.arrays, vector))[0]
+
+    def _wrt(self, wrt: str | Sequence[str] | None) -> tuple[tuple[str, ...], bool]:
+        if wrt is None:
+            return self.predictions, len(self.predictions) == 1
+        return ((wrt,), True) if isinstance(wrt, str) else (tuple(wrt), False)
+
+    def _check_wrt(self, plan: Plan, names: Sequence[str]) -> None:
+        ports = {p.name: p for p in plan.inputs}
+        for name in names:
+            if name not in ports or ports[name].node.kind is not Kind.FLOAT:
+                legal = [n for n, p in ports.items() if p.node.kind is Kind.FLOAT]
+                raise ParameterError(f"{self.name}: no gradient with respect to {name!r}; possible are {', '.join(legal)}")
+
+    # ------------------------------------------------------------------ gradients by hand
+
+    @overload
+    def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]: ...
+    @overload
+    def gradient(self, *, wrt: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
+
+    def gradient(self, function: Callable[..., Any] | None = None, *, wrt: str | None = None) -> Any:
+        """Register a gradient written by hand, as a decorator: ``@loss.gradient`` or ``@loss.gradient(wrt="scale")``.
+
+        The function takes the loss's own arguments and parameters and returns the derivative of the sum of the
+        unreduced loss with respect to the prediction (or to `wrt`). It is compared with the derived gradient on points
+        of the legal domain, kinks included; a right one is what every framework's backward pass then runs.
+
+        Raises:
+            GradientMismatchError: it is wrong; with the point, both values and their ratio.
+        """
+        if function is None:
+            return lambda f: self.gradient(f, wrt=wrt) if wrt is None else self._register(f, wrt)
+        return self._register(function, self.predictions[0])
+
+    def _register(self, function: Callable[..., Any], wrt: str) -> Callable[..., Any]:
+        from lossforge.verify import verify_gradient
+
+        if wrt not in self.arguments and wrt not in self.defaults:
+            raise DefinitionError(f"{self.name}: wrt={wrt!r} is neither an argument nor a parameter")
+        definition = self.definition()
+        self._by_hand[wrt] = function
+        try:
+            verify_gradient(definition, self._trace_by_hand(definition, wrt), self.defaults)
+        except BaseException:
+            del self._by_hand[wrt]
+            raise
+        return function
+
+    def _trace_by_hand(self, definition: Definition, wrt: str) -> HandWritten:
+        function = self._by_hand[wrt]
+        accepted = inspect.signature(function).parameters
+        kwargs = {p.name: Traced(p.node) for p in definition.parameters if p.name in accepted}
+        missing = [p for p in accepted if p not in {*kwargs, *self.arguments}]
+        if missing:
+            raise DefinitionError(
+                f"{self.name}: the gradient asks for {missing[0]!r}, which is neither an argument nor a parameter of the loss"
+            )
+        by_name = {p.name: Traced(p.node) for p in definition.arguments if p.name in accepted}
+        result = function(**by_name, **kwargs)
+        node = result.node if isinstance(result, Traced) else constant(result)
+        node, _ = stabilize(as_kind(node, Kind.FLOAT))
+        target = definition.port(wrt)
+        if extra := node.axes - target.node.axes:
+            raise DefinitionError(
+                f"{self.name}: the gradient with respect to {wrt!r} has the axis {sorted(extra)[0]!r}, which {wrt!r} lacks"
+            )
+        return HandWritten(definition.value, target.node, node)
+
+    # ------------------------------------------------------------------ showing
+
+    def explain(self, *, latex: bool = False, **parameters: Any) -> Explanation:
+        """The derivation: forward steps, adjoints, the simplified gradient, kinks and domain. A string; print it."""
+        from lossforge.explain import explain
+
+        return explain(self, latex=latex, **parameters)
+
+    def source(self, framework: str = "numpy", **parameters: Any) -> str:
+        """The text of a file with value and gradient that needs only `framework`: numpy, torch, tensorflow or jax."""
+        from lossforge.codegen.standalone import standalone
+
+        return standalone(self, framework, **parameters)
+
+    # ------------------------------------------------------------------ frameworks
+
+    def torch(self, **options: Any) -> Any:
+        """A `torch.nn.Module`; options are parameters of the loss and `reduction`."""
+        from lossforge.adapters.torch import LossModule
+
+        return LossModule(self, **options)
+
+    def keras(self, **options: Any) -> Any:
+        """A `keras.losses.Loss`; options are parameters of the loss, `reduction` and `name`."""
+        from lossforge.adapters.keras import keras_loss
+
+        return keras_loss(self, **options)
+
+    def jax(self, **options: Any) -> Callable[..., Any]:
+        """A function of JAX arrays; options are parameters of the loss and `reduction`."""
+        from lossforge.adapters.jax import jax_function
+
+        return jax_function(self, **options)
+
+    def scipy(self, *args: Any, **options: Any) -> Callable[..., tuple[float, Any]]:
+        """`fun` for ``scipy.optimize.minimize(fun, x0, jac=True)``; see `lossforge.adapters.scipy`."""
+        from lossforge.adapters.scipy import objective
+
+        return objective(self, *args, **options)
+
+    # ------------------------------------------------------------------ as an object
+
+    def __repr__(self) -> str:
+        parameters = "".join(f", {k}={v!r}" if v is not _EMPTY else f", {k}" for k, v in self.defaults.items())
+        return f"<Loss {self.name}({', '.join(self.arguments)}{parameters})>"
+
+    def __reduce__(self) -> str:
+        return self.__qualname__  # by reference, as functions are pickled
+
+
+def _is_option(value: Any) -> bool:
+    """Whether a parameter's value shapes the graph (a flag, a name) rather than being a number in it."""
+    return value is None or isinstance(value, bool | str | tuple)
+
+
+def _indexed(definition: Definition) -> list[tuple[int, str]]:
+    """Which arguments hold positions along which axes."""
+    found: dict[tuple[int, str], None] = {}
+    positions: dict[Node, int] = {p.node: i for i, p in enumerate(definition.arguments)}
+    axes = {a for p in definition.arguments for a in p.order}
+    for node in topological([definition.value]):
+        if node.op == "take" and node.args[1] in positions and node.attrs[0] in axes:
+            found[positions[node.args[1]], node.attrs[0]] = None
+        if node.op == "eq" and {a.op for a in node.args} == {"iota", "input"}:
+            position, index = node.args if node.args[0].op == "iota" else node.args[::-1]
+            if index in positions and position.attrs[0] in axes:
+                found[positions[index], position.attrs[0]] = None
+    return list(found)
+
+
+@overload
+def loss(function: Callable[..., Any], /) -> Loss: ...
+@overload
+def loss(
+    signature: str | None = None, /, *, wrt: str | Sequence[str] | None = None, name: str | None = None
+) -> Callable[[Callable[..., Any]], Loss]: ...
+
+
+def loss(
+    target: Callable[..., Any] | str | None = None,
+    /,
+    *,
+    wrt: str | Sequence[str] | None = None,
+    name: str | None = None,
+) -> Any:
+    """Make a `Loss` of a definition.
+
+    ``@loss`` on its own declares an elementwise loss, all of whose arguments share all axes. ``@loss("batch class,
+    batch -> batch")`` gives the axes of each argument and of the unreduced loss.
+
+    Args:
+        target: the signature, or the definition itself.
+        wrt: the predictions, if not recognised by name (`PREDICTION_NAMES`) and not the first argument.
+        name: another name than the function's.
+
+    Raises:
+        DefinitionError: the definition breaks a rule of the language; see `lossforge.errors`.
+    """
+    if callable(target):
+        return Loss(target, None, wrt=wrt, name=name)
+    return lambda function: Loss(function, target, wrt=wrt, name=name)
+
+
+__all__ = ["Call", "Loss", "adapter", "loss"]

@@ -1,0 +1,493 @@
+"""Exact simplification: identities of real arithmetic that make a derived gradient as short as one written by hand.
+
+No rule trades accuracy for brevity: terms are regrouped only where some of them cancel or merge. Rules may turn an
+undefined value (0·∞, 0/0) into its limit, never a defined one into something else, and a NaN among the inputs is not
+lost where the result depends on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+
+from lossforge.ir import (
+    COMPARISONS,
+    Kind,
+    Node,
+    constant,
+    elementwise,
+    rebuild,
+    reduction,
+    rename,
+    take,
+    topological,
+    total,
+    transform,
+    where,
+)
+from lossforge.primitives import is_elementwise
+from lossforge.rewrite import Rewrite, Rewriter, Rule, rule, rules
+
+IDENTITIES = rules("""
+    -(-x) -> x
+    -(x - y) -> y - x
+    -((x - y) / z) -> (y - x) / z
+    -x + y -> y - x
+    -(k1 * x) -> (-k1) * x
+    x + 0 -> x
+    x - 0 -> x
+    0 - x -> -x
+    x - x -> 0
+    x + -y -> x - y
+    -x - y -> -(x + y)
+    x - -y -> x + y
+    x * 1 -> x
+    x * -1 -> -x
+    x * 0 -> 0
+    (-x) * (-y) -> x * y
+    (-x) * y -> -(x * y)
+    0 / x -> 0
+    x / 1 -> x
+    x / -1 -> -x
+    (-x) / (-y) -> x / y
+    (-x) / y -> -(x / y)
+    x / (-y) -> -(x / y)
+    x * (1 / y) -> x / y
+    x / (1 / y) -> x * y
+    exp(x) / exp(x) -> 1
+    pow(x, 0) -> 1
+    pow(x, 1) -> x
+    pow(x, 2) -> x * x
+    pow(x, 3) -> x * x * x
+    pow(x, 4) -> (x * x) * (x * x)
+    pow(x, -1) -> 1 / x
+    pow(x, -2) -> 1 / (x * x)
+    pow(x, 0.5) -> sqrt(x)
+    pow(x, -0.5) -> 1 / sqrt(x)
+    pow(1, x) -> 1
+    abs(-x) -> abs(x)
+    abs(abs(x)) -> abs(x)
+    abs(x) * abs(x) -> x * x
+    abs(x) * sign(x) -> x
+    abs(x * x) -> x * x
+    sqrt(x * x) -> abs(x)
+    sign(x - y) * abs(y - x) -> x - y
+    exp(log(x)) -> x                        # x > 0, where the logarithm is defined
+    log(exp(x)) -> x
+    exp(log_sigmoid(x)) -> sigmoid(x)
+    exp(-softplus(x)) -> sigmoid(-x)
+    cos(-x) -> cos(x)
+    cosh(-x) -> cosh(x)
+    exp(0) -> 1
+    log(1) -> 0
+    minimum(x, x) -> x
+    maximum(x, x) -> x
+    not(not(c)) -> c
+    where(c, x, x) -> x
+    where(not(c), x, y) -> where(c, y, x)
+    where(c, 1, 0) * x -> where(c, x, 0)
+    where(c, 0, 1) * x -> where(c, 0, x)
+    where(c, x, 0) * y -> where(c, x * y, 0)
+    where(c, 0, x) * y -> where(c, 0, x * y)
+    where(c, x, 0) / y -> where(c, x / y, 0)
+    where(c, 0, x) / y -> where(c, 0, x / y)
+    -where(c, x, 0) -> where(c, -x, 0)
+    -where(c, 0, x) -> where(c, 0, -x)
+    where(c, x, y) + where(c, a, b) -> where(c, x + a, y + b)
+    where(c, x, y) - where(c, a, b) -> where(c, x - a, y - b)
+    where(a < b, a, b) -> minimum(a, b)
+    where(a <= b, a, b) -> minimum(a, b)
+    where(a > b, a, b) -> maximum(a, b)
+    where(a >= b, a, b) -> maximum(a, b)
+    where(a < b, b, a) -> maximum(a, b)
+    where(a > b, b, a) -> minimum(a, b)
+    where(a < b, a - b, 0) -> minimum(a - b, 0)
+    where(a > b, a - b, 0) -> maximum(a - b, 0)
+    where(a < b, b - a, 0) -> maximum(b - a, 0)
+    where(a > b, b - a, 0) -> minimum(b - a, 0)
+    minimum(x - y, 0) + y -> minimum(x, y)
+    maximum(x - y, 0) + y -> maximum(x, y)
+""")
+"""Right for all real arguments for which the left-hand side is defined."""
+
+
+def nonnegative(node: Node, assumed: frozenset[Node] = frozenset()) -> bool:
+    """Whether `node` is known to be ≥ 0 wherever it is defined."""
+    known = lambda n: nonnegative(n, assumed)  # noqa: E731
+    if node in assumed:
+        return True
+    if node.op == "constant":
+        return float(node.attrs[0]) >= 0
+    if node.op in ("exp", "abs", "sqrt", "sigmoid", "softplus", "size", "iota", "cosh", "erfc", "acosh"):
+        return True
+    if node.op == "mul":
+        return node.args[0] is node.args[1] or all(map(known, node.args))
+    if node.op in ("add", "div", "minimum"):
+        return all(map(known, node.args))
+    if node.op == "maximum":
+        return any(map(known, node.args))
+    if node.op == "where":
+        return all(map(known, node.args[1:]))
+    if node.op in ("sum", "prod", "max", "min", "take", "rename", "stop_gradient"):
+        return known(node.args[0])
+    return node.op == "cast"
+
+
+def _under_assumptions(assumed: frozenset[Node]) -> tuple[Rule, ...]:
+    """Identities that hold where a bound is not negative."""
+
+    def bound_is_nonnegative(b: Mapping[str, Node]) -> bool:
+        return nonnegative(b["d"], assumed)
+
+    return (
+        rule("sign(x) * minimum(abs(x), d) -> minimum(maximum(x, -d), d)", bound_is_nonnegative),
+        rule("where(abs(x) <= d, x, d * sign(x)) -> minimum(maximum(x, -d), d)", bound_is_nonnegative),
+        rule("where(abs(x) < d, x, d * sign(x)) -> minimum(maximum(x, -d), d)", bound_is_nonnegative),
+        rule("where(abs(x) > d, d * sign(x), x) -> minimum(maximum(x, -d), d)", bound_is_nonnegative),
+        rule("where(abs(x) >= d, d * sign(x), x) -> minimum(maximum(x, -d), d)", bound_is_nonnegative),
+        rule("abs(d) -> d", bound_is_nonnegative),
+        rule("maximum(d, 0) -> d", bound_is_nonnegative),
+    )
+
+
+# ------------------------------------------------------------------------------------- numbers
+
+
+def _fold(node: Node) -> Node | None:
+    """An operation on numbers alone is a number."""
+    if not node.args or any(a.op != "constant" for a in node.args) or node.kind is not Kind.FLOAT:
+        return None
+    values = [float(a.attrs[0]) for a in node.args]
+    try:
+        result = {
+            "neg": lambda x: -x,
+            "add": lambda x, y: x + y,
+            "sub": lambda x, y: x - y,
+            "mul": lambda x, y: x * y,
+            "div": lambda x, y: x / y,
+            "pow": lambda x, y: math.pow(x, y),
+            "abs": abs,
+            "sqrt": math.sqrt,
+            "exp": math.exp,
+            "log": math.log,
+            "cast": float,
+            "minimum": min,
+            "maximum": max,
+            "stop_gradient": float,
+        }[node.op](*values)
+    except (KeyError, ValueError, ZeroDivisionError, OverflowError):
+        return None  # left to run time, where it gives the framework's own inf or NaN
+    return constant(result) if math.isfinite(result) else None
+
+
+def _fold_condition(node: Node) -> Node | None:
+    x, y = node.args
+    if x.op == "iota" and x is y:
+        return constant(node.op in ("eq", "le", "ge"))
+    if x.op == y.op == "constant":
+        a, b = x.attrs[0], y.attrs[0]
+        return constant({"lt": a < b, "le": a <= b, "gt": a > b, "ge": a >= b, "eq": a == b, "ne": a != b}[node.op])
+    return None
+
+
+def _fold_where(node: Node) -> Node | None:
+    condition, x, y = node.args
+    if condition.op == "constant":
+        return x if condition.attrs[0] else y
+    return None
+
+
+# ------------------------------------------------------------------------------------- sums and products of many
+
+
+def _terms(node: Node, sign: Fraction, into: list[tuple[Node, Fraction]]) -> None:
+    """The terms of a sum as (what, coefficient), in the order in which they are written."""
+    if node.op == "add":
+        for arg in node.args:
+            _terms(arg, sign, into)
+    elif node.op == "sub":
+        _terms(node.args[0], sign, into)
+        _terms(node.args[1], -sign, into)
+    elif node.op == "neg":
+        _terms(node.args[0], -sign, into)
+    elif node.op == "constant":
+        into.append((constant(1.0), sign * Fraction(node.attrs[0])))
+    elif node.op == "mul" and any(a.op == "constant" for a in node.args):
+        number, other = node.args if node.args[0].op == "constant" else node.args[::-1]
+        coefficient = sign * Fraction(number.attrs[0])
+        if other.op in ("add", "sub"):  # k·(x + y) stays together
+            into.append((other, coefficient))
+        else:
+            _terms(other, coefficient, into)
+    elif node.op == "div" and node.args[1].op == "constant" and node.args[1].attrs[0] != 0:
+        factor = 1 / Fraction(node.args[1].attrs[0])
+        if _exact(sign * factor) and node.args[0].op not in ("add", "sub"):
+            _terms(node.args[0], sign * factor, into)
+        else:
+            into.append((node, sign))
+    else:
+        into.append((node, sign))
+
+
+def _exact(number: Fraction) -> bool:
+    return Fraction(float(number)) == number
+
+
+def _merge_terms(node: Node) -> Node | None:
+    """Like terms are merged; a sum in which nothing merges is left as it was written."""
+    found: list[tuple[Node, Fraction]] = []
+    try:
+        _terms(node, Fraction(1), found)
+    except (OverflowError, ValueError):  # an infinite constant
+        return None
+    merged: dict[Node, Fraction] = {}
+    for what, coefficient in found:
+        merged[what] = merged.get(what, Fraction(0)) + coefficient
+    if len(merged) == len(found) and all(merged.values()):
+        return None
+    kept = [(w, c) for w, c in merged.items() if c]
+    if not all(_exact(c) for _, c in kept):
+        return None
+    kept.sort(key=lambda t: t[1] < 0)  # begin with a positive term where there is one
+    result: Node | None = None
+    for what, coefficient in kept:
+        size = abs(coefficient)
+        is_number = what.op == "constant"
+        term = constant(float(size)) if is_number else what if size == 1 else float(size) * what
+        if result is None:
+            result = term if coefficient > 0 else -term
+        else:
+            result = result + term if coefficient > 0 else result - term
+    return result if result is not None else constant(0.0)
+
+
+def _factors(node: Node, power: int, numbers: list[Fraction], into: list[tuple[Node, int]]) -> None:
+    """The factors of a product or quotient as (what, ±1); numbers go into `numbers`."""
+    if node.op == "mul":
+        for arg in node.args:
+            _factors(arg, power, numbers, into)
+    elif node.op == "div":
+        _factors(node.args[0], power, numbers, into)
+        _factors(node.args[1], -power, numbers, into)
+    elif node.op == "neg":
+        numbers.append(Fraction(-1))
+        _factors(node.args[0], power, numbers, into)
+    elif node.op == "constant" and node.attrs[0] != 0 and math.isfinite(node.attrs[0]):
+        numbers.append(Fraction(node.attrs[0]) ** power)
+    else:
+        into.append((node, power))
+
+
+def _merge_factors(node: Node) -> Node | None:
+    """The numbers of a product become one; sizes and exponentials, which are never 0, cancel."""
+    numbers: list[Fraction] = []
+    found: list[tuple[Node, int]] = []
+    _factors(node, 1, numbers, found)
+    cancelled = False
+    for what, power in list(found):
+        if what.op in ("size", "exp") and (what, power) in found and (what, -power) in found:
+            found.remove((what, power))
+            found.remove((what, -power))
+            cancelled = True
+    product = math.prod(numbers, start=Fraction(1))
+    written = sum(1 for n in numbers if n not in (1, -1))
+    if not cancelled and written <= 1 and not (product == 1 and written):
+        return None
+    if not _exact(product):
+        return None
+    over = [w for w, p in found if p > 0]
+    under = [w for w, p in found if p < 0]
+    size = abs(product)
+    result: Node | None = None
+    for what in over:
+        result = what if result is None else result * what
+    if size != 1 or result is None:
+        result = constant(float(size)) if result is None else float(size) * result
+    if under:
+        divisor = under[0]
+        for what in under[1:]:
+            divisor = divisor * what
+        result = result / divisor
+    return result if product > 0 else -result
+
+
+def _factor_out(node: Node) -> Node | None:
+    """a·x ± a·y -> a·(x ± y), x/a ± y/a -> (x ± y)/a."""
+    x, y = node.args
+    if x.op == y.op == "div" and x.args[1] is y.args[1]:
+        return elementwise(node.op, x.args[0], y.args[0]) / x.args[1]
+    if x.op == y.op == "mul":
+        for i in (0, 1):
+            for j in (0, 1):
+                if x.args[i] is y.args[j] and x.args[i].op != "constant":
+                    return x.args[i] * elementwise(node.op, x.args[1 - i], y.args[1 - j])
+    return None
+
+
+# ------------------------------------------------------------------------------------- conditions
+
+
+def _inside_branch(node: Node) -> Node | None:
+    """In the branch where a comparison holds, what it decides is decided.
+
+    Only in that one: where a comparison fails, an operand may be NaN.
+    """
+    condition, x, y = node.args
+    known: dict[Node, Node] = {condition: constant(True)}
+    if condition.op in ("lt", "le", "gt", "ge"):
+        a, b = condition.args if condition.op in ("lt", "le") else condition.args[::-1]
+        if a.kind is Kind.FLOAT:
+            for p, q in ((a, b), (b, a)):
+                known[elementwise("minimum", p, q)] = a
+                known[elementwise("maximum", p, q)] = b
+
+    def visit(branch: Node, facts: Mapping[Node, Node]) -> Node:
+        if not any(n in facts for n in topological([branch])):
+            return branch
+
+        def step(n: Node, args: tuple[Node, ...]) -> Node:
+            if n in facts:
+                return facts[n]
+            if n.op == "where" and args[0].op == "constant":
+                return args[1] if args[0].attrs[0] else args[2]
+            return rebuild(n, args)
+
+        # Entries of other positions must not learn of this one: stop at anything that moves along axes.
+        if any(n.op not in ("input", "constant", "size", "iota") and not is_elementwise(n) for n in topological([branch])):
+            return _local(branch, facts)
+        return transform([branch], step)[0]
+
+    new_x, new_y = visit(x, known), visit(y, {condition: constant(False)})
+    return None if new_x is x and new_y is y else where(condition, new_x, new_y)
+
+
+def _local(branch: Node, facts: Mapping[Node, Node]) -> Node:
+    """Apply facts to the elementwise part at the top of `branch` only."""
+    if branch in facts:
+        return facts[branch]
+    if not is_elementwise(branch):
+        return branch
+    args = tuple(_local(a, facts) for a in branch.args)
+    if branch.op == "where" and args[0].op == "constant":
+        return args[1] if args[0].attrs[0] else args[2]
+    return rebuild(branch, args)
+
+
+# ------------------------------------------------------------------------------------- reductions and structure
+
+
+def _constants_out_of_sum(node: Node) -> Node | None:
+    """Factors that do not vary along the summed axes leave the sum."""
+    (x,) = node.args
+    axes = frozenset(node.attrs[0])
+    if x.op == "neg":
+        return -reduction("sum", x.args[0], axes)
+    if x.op == "div" and not (x.args[1].axes & axes) and x.args[0].axes >= axes:
+        return reduction("sum", x.args[0], axes) / x.args[1]
+    if x.op == "mul":
+        for factor, other in (x.args, x.args[::-1]):
+            if not (factor.axes & axes) and other.axes >= axes:
+                return factor * reduction("sum", other, axes)
+    return None
+
+
+def _nested_sum(node: Node) -> Node | None:
+    (x,) = node.args
+    if x.op == node.op:
+        return reduction(node.op, x.args[0], frozenset(node.attrs[0]) | frozenset(x.attrs[0]))
+    return None
+
+
+def _select_by_position(node: Node) -> Node | None:
+    """The sum over a of where(a == i, x, 0) is x taken at i."""
+    (x,) = node.args
+    if x.op != "where" or not (x.args[2].op == "constant" and x.args[2].attrs[0] == 0):
+        return None
+    condition, chosen, _ = x.args
+    axes = frozenset(node.attrs[0])
+    if condition.op != "eq":
+        return None
+    for position, index in (condition.args, condition.args[::-1]):
+        if position.op == "iota" and position.attrs[0] in axes and position.attrs[0] not in index.axes:
+            axis = position.attrs[0]
+            picked = take(chosen, index, axis) if axis in chosen.axes else chosen
+            rest = axes - {axis}
+            return total(picked, rest) if rest else picked
+    return None
+
+
+def _take_along_copy(node: Node) -> Node | None:
+    """A take at the position along another axis is a substitution; it moves towards the leaves."""
+    x, index = node.args
+    axis = node.attrs[0]
+    if index.op != "iota":
+        return None
+    other = index.attrs[0]
+    if x.op == "iota":
+        return index
+    if is_elementwise(x):
+        return rebuild(x, [take(a, index, axis) if axis in a.axes else a for a in x.args])
+    if x.op == "rename" and x.attrs[1] == axis:
+        old = x.attrs[0]
+        if other == old:
+            return x.args[0]
+        return take(x.args[0], index, old) if other in x.args[0].axes else rename(x.args[0], old, other)
+    if x.op == "rename" and x.attrs[0] != other and axis in x.args[0].axes and x.attrs[1] != other:
+        return rename(take(x.args[0], index, axis), *x.attrs)
+    if x.op in ("sum", "max", "min", "logsumexp", "prod") and other not in x.attrs[0]:
+        return reduction(x.op, take(x.args[0], index, axis), x.attrs[0])
+    if other not in x.axes:
+        return rename(x, axis, other)
+    return None
+
+
+def _rename(node: Node) -> Node | None:
+    (x,) = node.args
+    old, new = node.attrs
+    if x.op == "rename" and x.attrs[1] == old:
+        return x.args[0] if x.attrs[0] == new else rename(x.args[0], x.attrs[0], new)
+    return None
+
+
+_FUNCTIONS: Mapping[str, Sequence[Rewrite]] = {
+    **{op: (_fold_condition,) for op in COMPARISONS},
+    **{op: (_fold,) for op in ("abs", "sqrt", "exp", "log", "pow", "cast", "minimum", "maximum", "stop_gradient")},
+    "neg": (_fold, _merge_terms),
+    "add": (_fold, _merge_terms, _factor_out),
+    "sub": (_fold, _merge_terms, _factor_out),
+    "mul": (_fold, _merge_factors),
+    "div": (_fold, _merge_factors),
+    "where": (_fold_where, _inside_branch),
+    "sum": (_constants_out_of_sum, _nested_sum, _select_by_position),
+    "max": (_nested_sum,),
+    "min": (_nested_sum,),
+    "prod": (_nested_sum,),
+    "logsumexp": (_nested_sum,),
+    "take": (_take_along_copy,),
+    "rename": (_rename,),
+}
+
+
+def simplify(roots: Sequence[Node], assume_nonnegative: Iterable[Node] = ()) -> list[Node]:
+    """The graphs of `roots`, simplified by exact identities.
+
+    `assume_nonnegative` names inputs (parameters) that are known to be ≥ 0 in this call.
+    """
+    assumed = frozenset(assume_nonnegative)
+    rewriter = Rewriter((*IDENTITIES, *_under_assumptions(assumed)), _FUNCTIONS)
+    current = list(roots)
+    for _ in range(20):  # one pass settles all but rules that see deeper than one node
+        new = rewriter(current)
+        if all(a is b for a, b in zip(new, current, strict=True)):
+            return new
+        current = new
+    return current
+
+
+def erase_gradient_marks(roots: Sequence[Node]) -> list[Node]:
+    """The graphs without `stop_gradient` and `surrogate`, which mean nothing once all derivatives are taken."""
+    return transform(
+        roots,
+        lambda n, args: args[0] if n.op in ("stop_gradient", "surrogate") else rebuild(n, args),
+    )
