@@ -91,7 +91,8 @@ class Float64:
         if op == "logsumexp":
             with np.errstate(all="ignore"):
                 return special.logsumexp(x, axes)
-        return np.asarray(getattr(np, op)(x, axis=axes, keepdims=True))
+        along: Any = axes[0] if op in ("argmax", "argmin") else axes
+        return np.asarray(getattr(np, op)(x, axis=along, keepdims=True))
 
 
 class HighPrecision:

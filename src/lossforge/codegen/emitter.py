@@ -10,6 +10,7 @@ A backend only spells: see `Backend`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -154,13 +155,13 @@ class _Emitter:
         self.copies = {n.attrs[1]: n.attrs[0] for n in self.nodes if n.op == "rename"}
         self.axes = self._global_order()
         self.flat = self._is_flat()
-        self.like = self._reference()
         self.uses = Counter(a for n in self.nodes for a in n.args)
         self.uses.update(self.outputs)
         self.lines: list[str] = []
         self.expr: dict[Node, tuple[str, int, bool]] = {}
-        self.taken: set[str] = {python_name(p.name) for p in program.inputs} | {"np", "torch", "tf", "jnp", "jax", "math"}
-        self.used_helpers: dict[str, None] = {}
+        self.taken: set[str] = {"np", "torch", "tf", "jnp", "jax", "math", "float", "int", *backend.helpers}
+        self.inputs: dict[str, str] = {p.name: self._fresh(python_name(p.name)) for p in program.inputs}
+        self.like = self._reference()
         self.size_names: dict[Axis, str] = {}
 
     # ------------------------------------------------------------------ layout
@@ -180,7 +181,7 @@ class _Emitter:
     def _reference(self) -> str:
         floats = [p for p in self.program.inputs if p.node.kind is Kind.FLOAT]
         arrays = [p for p in floats if p.order] or floats
-        return python_name(arrays[0].name) if arrays else "None"
+        return self.inputs[arrays[0].name] if arrays else "None"
 
     def _place(self, axis: Axis) -> int:
         return self.axes.index(axis)
@@ -188,13 +189,13 @@ class _Emitter:
     # ------------------------------------------------------------------ text
 
     def run(self, function: str, docstring: str, header: Callable[[list[str]], list[str]] | None) -> Text:
-        arguments = [python_name(p.name) for p in self.program.inputs]
+        arguments = list(self.inputs.values())
         if header is not None:
             self.lines += header(arguments)
         used = set(self.nodes)
         for port in self.program.inputs:
             if not port.order and port.node in used:
-                name = python_name(port.name)
+                name = self.inputs[port.name]
                 self.lines.append(f"{name} = {self.backend.scalar(name, self.like)}")
         self._enter(used)
         for node in self.nodes:
@@ -206,14 +207,14 @@ class _Emitter:
         text = f"def {function}({', '.join(arguments)}):\n" + "".join(
             "    " + line.replace("\n", "\n    ") + "\n" for line in body
         )
-        return Text(text, tuple(self.used_helpers))
+        return Text(text, _called(self.backend.helpers, text))
 
     def _enter(self, used: set[Node]) -> None:
         """Sizes, and inputs brought into full rank."""
         seen: set[Axis] = set()
         needed = self._needed_sizes()
         for port in self.program.inputs:
-            name = python_name(port.name)
+            name = self.inputs[port.name]
             for axis, part in self._parts(port.order):
                 if axis in seen:
                     continue
@@ -229,7 +230,7 @@ class _Emitter:
                 else:
                     self._size(axis, f"{self.backend.shape(name)}[{part}]")
         for port in self.program.inputs:
-            name = python_name(port.name)
+            name = self.inputs[port.name]
             if port.node not in used:
                 continue
             text = name
@@ -304,7 +305,7 @@ class _Emitter:
             if node.axes:
                 return text
             source = next(p for p in self.program.inputs if p.order == port.order)
-            return self.backend.broadcast(self._paren(text, level), self.backend.shape(python_name(source.name)))
+            return self.backend.broadcast(self._paren(text, level), self.backend.shape(self.inputs[source.name]))
         text = self._paren(text, level)
         ordered = sorted(port.order, key=self._place)
         if node.axes != frozenset(port.order):
@@ -383,21 +384,26 @@ class _Emitter:
         if node.op == "take":
             x, index = (self._operand(a) for a in node.args)
             axis = node.attrs[0]
-            return self._call(b.take(x, index, self._place(axis), self._size_of(axis))), _ATOM, False
+            if self.expr[node.args[1]][2]:
+                index = b.reshape(index, "(" + "1, " * len(self.axes) + ")")
+            return b.take(x, index, self._place(axis), self._size_of(axis)), _ATOM, False
         if node.op in ir.REDUCTIONS | ir.INDEX_REDUCTIONS:
             return self._reduction(node), _ATOM, False
         return self._elementwise(node)
 
     def _operand(self, node: Node) -> str:
         text, level, number = self.expr[node]
-        return self.backend.scalar(text, self.like) if number else self._paren(text, level)
+        if not number or node.kind is Kind.BOOL:
+            return self._paren(text, level)
+        scalar = self.backend.scalar(text, self.like)
+        return self.backend.to_index(scalar) if node.kind is Kind.INDEX else scalar
 
     def _reduction(self, node: Node) -> str:
         (x,) = node.args
         if x.op == "mul" and not self.expr[x][0]:
             return self._contraction(node, x)
         axes = None if self.flat else sorted(self._place(a) for a in node.attrs[0])
-        return self._call(self.backend.reduce(node.op, self.expr[x][0], axes))
+        return self.backend.reduce(node.op, self.expr[x][0], axes)
 
     def _contraction(self, node: Node, product: Node) -> str:
         letters = {a: "abcdefghijklmnopqrstuvwxyz"[i] for i, a in enumerate(self.axes)}
@@ -426,14 +432,14 @@ class _Emitter:
             return f"~{self._paren(parts[0][0], parts[0][1])}", 35, number
         texts = [p[0] for p in parts]
         if node.op == "polygamma":
-            return self._call(self.backend.calls["polygamma"].format(texts[0], self._operand(node.args[1]))), _ATOM, False
+            return self.backend.calls["polygamma"].format(texts[0], self._operand(node.args[1])), _ATOM, False
         if node.op == "where":
             return self._where(node, parts), _ATOM, False
         if number:  # functions of frameworks want arrays
             texts[0] = self.backend.scalar(texts[0], self.like)
         elif len(parts) > 1 and self.backend.name in ("torch", "tensorflow"):
             texts = [self.backend.scalar(t, self.like) if p[2] else t for t, p in zip(texts, parts, strict=True)]
-        return self._call(self.backend.calls[node.op].format(*texts)), _ATOM, False
+        return self.backend.calls[node.op].format(*texts), _ATOM, False
 
     def _where(self, node: Node, parts: Sequence[tuple[str, int, bool]]) -> str:
         condition, x, y = parts
@@ -441,15 +447,23 @@ class _Emitter:
             values = [a.attrs[0] if a.op == "constant" else None for a in node.args[1:]]
             if values == [1.0, 0.0] and not condition[2]:
                 return self.backend.cast(self._paren(condition[0], condition[1]), self.like)
-            x = (self.backend.scalar(x[0], self.like), _ATOM, False)
-            y = (self.backend.scalar(y[0], self.like), _ATOM, False)
-        return self._call(self.backend.calls["where"].format(condition[0], x[0], y[0]))
+        texts = [x[0], y[0]]
+        if (x[2] and y[2]) or self.backend.name == "tensorflow":  # tf.where takes the dtype of its first branch
+            texts = [self._operand(a) if p[2] else p[0] for a, p in zip(node.args[1:], (x, y), strict=True)]
+        return self.backend.calls["where"].format(condition[0], *texts)
 
-    def _call(self, text: str) -> str:
-        for helper in self.backend.helpers:
-            if helper + "(" in text:
-                self.used_helpers[helper] = None
-        return text
+
+def _called(helpers: Mapping[str, str], text: str) -> tuple[str, ...]:
+    """The helpers that a text calls, directly or through others."""
+    found: dict[str, None] = {}
+    pending = [text]
+    while pending:
+        text = pending.pop()
+        for name, source in helpers.items():
+            if name not in found and re.search(rf"(?<![\w.]){name}\(", text):
+                found[name] = None
+                pending.append(source)
+    return tuple(found)
 
 
 def assemble(backend: Backend, functions: Sequence[Text], title: str = "") -> str:
