@@ -344,9 +344,9 @@ class Port:
         return str(self.node.attrs[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
-    """Arrays in, arrays out: what a backend compiles.
+    """Arrays in, arrays out: what a backend compiles. Compared by identity; `compiler` makes each one once.
 
     An output may lack axes of its order; it is then constant along them, and a backend writes it out in full.
     """

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from lossforge.adapters.base import Adapter, adapter, framework_of
-from lossforge.compiler import REDUCTIONS, Definition, Plan, Reduction, require_sizes, trace
+from lossforge.compiler import REDUCTIONS, Definition, Plan, Reduction, indexed, require_sizes, split_names, trace
 from lossforge.dtypes import BOOLEANS, FLOATS, INTEGERS
 from lossforge.errors import (
     DefinitionError,
@@ -21,7 +21,7 @@ from lossforge.errors import (
 from lossforge.frontends.language import Traced
 from lossforge.frontends.signature import ELEMENTWISE, Signature, check_shapes, lay, parse_signature
 from lossforge.gradient import HandWritten
-from lossforge.ir import Kind, Node, Port, as_kind, constant, input_, topological
+from lossforge.ir import Kind, Port, as_kind, constant, input_, split_axis
 from lossforge.stabilize import stabilize
 
 if TYPE_CHECKING:
@@ -43,6 +43,16 @@ class Call:
     plan: Plan
     arrays: tuple[Any, ...]
     adapter: Adapter
+
+
+@dataclass(frozen=True)
+class IndexCheck:
+    """An argument that holds positions along an axis."""
+
+    position: int
+    axis: str
+    size: int
+    masked: bool
 
 
 class Loss:
@@ -71,6 +81,9 @@ class Loss:
         self._definitions: dict[Any, Definition] = {}
         self._plans: dict[Any, Plan] = {}
         self._by_hand: dict[str, Callable[..., Any]] = {}
+        self._recipes: dict[Hashable, Callable[..., Call]] = {}
+        self._hand_written: dict[Any, HandWritten] = {}
+        self._whole: dict[int, tuple[Definition, Mapping[str, int]]] = {}
         self.definition()  # trace now, so that a faulty definition fails where it is written
 
     # ------------------------------------------------------------------ reading the definition
@@ -138,6 +151,62 @@ class Loss:
         Raises:
             ShapeError, DtypeError, FrameworkError, ParameterError, IndexRangeError: what does not fit, and how to mend it.
         """
+        key = _call_key(args, kwargs, weight, mask, reduction)
+        known = None if key is None else self._recipes.get(key)
+        if known is not None:
+            return known(args, kwargs, weight, mask)
+        call, indices = self._check(args, kwargs, weight, mask, reduction)
+        if key is not None:
+            self._remember(key, call, args, kwargs, weight, mask, indices)
+        return call
+
+    def _remember(
+        self,
+        key: Hashable,
+        call: Call,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        weight: Any,
+        mask: Any,
+        indices: Sequence[IndexCheck],
+    ) -> None:
+        """Keep how a call of this form is bound: all that is left to check then is the range of class indices."""
+        places: dict[int, tuple[str, Any]] = {id(a): ("args", i) for i, a in enumerate(args)}
+        places |= {id(weight): ("weight", None), id(mask): ("mask", None)}
+        names = [p.name for p in call.plan.inputs]
+        sources: list[tuple[str, Any]] = []
+        for name, value in zip(names, call.arrays, strict=True):
+            if name in kwargs:
+                sources.append(("kwargs", name))
+            elif name in self.defaults:
+                sources.append(("default", value))
+            elif id(value) in places:
+                sources.append(places[id(value)])
+            else:
+                return  # converted or reshaped on the way
+        by_source = {
+            "args": lambda place, args, kwargs, weight, mask: args[place],
+            "kwargs": lambda place, args, kwargs, weight, mask: kwargs[place],
+            "default": lambda place, args, kwargs, weight, mask: place,
+            "weight": lambda place, args, kwargs, weight, mask: weight,
+            "mask": lambda place, args, kwargs, weight, mask: mask,
+        }
+        steps = [(by_source[kind], place) for kind, place in sources]
+        plan, used = call.plan, call.adapter
+
+        def again(args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any) -> Call:
+            arrays = tuple(get(place, args, kwargs, weight, mask) for get, place in steps)
+            for check in indices:
+                self._check_index(check, used, arrays[check.position], mask if check.masked else None)
+            return Call(plan, arrays, used)
+
+        if len(self._recipes) >= _MAX_RECIPES:
+            self._recipes.clear()
+        self._recipes[key] = again
+
+    def _check(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any, reduction: Reduction
+    ) -> tuple[Call, list[IndexCheck]]:
         # A definition's own argument of such a name comes first.
         kwargs = dict(kwargs)
         given = {"weight": weight, "mask": mask, "reduction": reduction}
@@ -175,10 +244,12 @@ class Loss:
         positive = frozenset(k for k, v in parameters.items() if isinstance(v, int | float) and v >= 0)
         plan = self._plan(definition, reduction, weight_axes, mask_axes, positive)
         require_sizes(plan, sizes)
-        self._check_indices(used, definition, arrays, sizes, mask if mask_axes == definition.order else None)
+        indices = self._index_checks(definition, sizes, mask_axes == definition.order)
+        for check in indices:
+            self._check_index(check, used, arrays[check.position], mask if check.masked else None)
         scalars = [parameters[p.name] for p in definition.parameters]
         extra = [w for w, axes in ((weight, weight_axes), (mask, mask_axes)) if axes is not None]
-        return Call(plan, (*arrays, *scalars, *extra), used)
+        return Call(plan, (*arrays, *scalars, *extra), used), indices
 
     def _arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         if len(args) > len(self.arguments):
@@ -249,30 +320,33 @@ class Loss:
     def _split(self, definition: Definition, ranks: Mapping[str, int]) -> Definition:
         key = (id(definition), *sorted(ranks.items()))
         if key not in self._definitions:
+            split = definition
             for axis, rank in ranks.items():
-                definition = definition.split(axis, rank)
-            self._definitions[key] = definition
+                split = split.split(axis, rank)
+            self._definitions[key] = split
+            self._whole[id(split)] = definition, ranks
         return self._definitions[key]
 
-    def _check_indices(
-        self,
-        used: Adapter,
-        definition: Definition,
-        arrays: Sequence[Any],
-        sizes: Mapping[str, tuple[int | None, ...]],
-        mask: Any,
-    ) -> None:
-        for position, axis in _indexed(definition):
+    def _index_checks(
+        self, definition: Definition, sizes: Mapping[str, tuple[int | None, ...]], masked: bool
+    ) -> list[IndexCheck]:
+        """Which arguments hold positions, and below which size; a mask counts where it has the same axes."""
+        found = []
+        for position, axis in indexed(definition):
             (size,) = sizes[axis]
-            if size is None:
-                continue
-            same_axes = definition.arguments[position].order == definition.order
-            outside = used.out_of_range(arrays[position], size, mask if same_axes else None)
-            if outside is not None:
-                raise IndexRangeError(
-                    f"{self.name}: argument {self.arguments[position]!r} holds values from {outside[0]} to {outside[1]}, "
-                    f"but axis {axis!r} has size {size}: classes are 0 … {size - 1}. Leave entries out with mask="
-                )
+            if size is not None:
+                same_axes = definition.arguments[position].order == definition.order
+                found.append(IndexCheck(position, axis, size, masked and same_axes))
+        return found
+
+    def _check_index(self, check: IndexCheck, used: Adapter, array: Any, mask: Any) -> None:
+        outside = used.out_of_range(array, check.size, mask)
+        if outside is not None:
+            raise IndexRangeError(
+                f"{self.name}: argument {self.arguments[check.position]!r} holds values from {outside[0]} to {outside[1]}, "
+                f"but axis {check.axis!r} has size {check.size}: classes are 0 … {check.size - 1}. Leave entries out "
+                f"with mask="
+            )
 
     def _plan(
         self,
@@ -282,13 +356,13 @@ class Loss:
         mask: tuple[str, ...] | None = None,
         positive: frozenset[str] = frozenset(),
     ) -> Plan:
-        key = (id(definition), reduction, weight, mask, positive, len(self._by_hand))
+        key = (id(definition), reduction, weight, mask, positive, *map(id, self._by_hand.values()))
         if key not in self._plans:
             taken = {p.name for p in (*definition.arguments, *definition.parameters)}
             names = ["weight_" if "weight" in taken else "weight", "mask_" if "mask" in taken else "mask"]
             weight_port = None if weight is None else Port(input_(names[0], weight), weight)
             mask_port = None if mask is None else Port(input_(names[1], mask, Kind.BOOL), mask)
-            by_hand = tuple(self._trace_by_hand(definition, name) for name in self._by_hand)
+            by_hand = tuple(self._verified(definition, wrt, function) for wrt, function in self._by_hand.items())
             self._plans[key] = Plan(definition, reduction, weight_port, mask_port, positive, by_hand)
         return self._plans[key]
 
@@ -434,36 +508,49 @@ class Loss:
         return self._register(function, self.predictions[0])
 
     def _register(self, function: Callable[..., Any], wrt: str) -> Callable[..., Any]:
-        from lossforge.verify import verify_gradient
-
         if wrt not in self.arguments and wrt not in self.defaults:
             raise DefinitionError(f"{self.name}: wrt={wrt!r} is neither an argument nor a parameter")
-        definition = self.definition()
+        self._verified(self.definition(), wrt, function)
         self._by_hand[wrt] = function
-        try:
-            verify_gradient(definition, self._trace_by_hand(definition, wrt), self.defaults)
-        except BaseException:
-            del self._by_hand[wrt]
-            raise
         return function
 
-    def _trace_by_hand(self, definition: Definition, wrt: str) -> HandWritten:
-        function = self._by_hand[wrt]
+    def _verified(self, definition: Definition, wrt: str, function: Callable[..., Any]) -> HandWritten:
+        """A gradient written by hand, for one definition; one for other options is compared before its first use."""
+        from lossforge.verify import verify_gradient
+
+        key = (id(definition), wrt, function)
+        if key not in self._hand_written:
+            if id(definition) in self._whole:
+                whole, ranks = self._whole[id(definition)]
+                derivative = self._verified(whole, wrt, function).derivative
+                for axis, rank in ranks.items():
+                    (derivative,) = split_axis([derivative], axis, split_names(axis, rank))
+                hand = HandWritten(definition.value, definition.port(wrt).node, derivative)
+            else:
+                hand = self._trace_by_hand(definition, wrt, function)
+                verify_gradient(definition, hand, self.defaults)
+            self._hand_written[key] = hand
+        return self._hand_written[key]
+
+    def _trace_by_hand(self, definition: Definition, wrt: str, function: Callable[..., Any]) -> HandWritten:
         accepted = inspect.signature(function).parameters
-        kwargs = {p.name: Traced(p.node) for p in definition.parameters if p.name in accepted}
-        missing = [p for p in accepted if p not in {*kwargs, *self.arguments}]
-        if missing:
+        values = {p.name: Traced(p.node) for p in (*definition.arguments, *definition.parameters)} | dict(definition.options)
+        if missing := [p for p in accepted if p not in values]:
             raise DefinitionError(
                 f"{self.name}: the gradient asks for {missing[0]!r}, which is neither an argument nor a parameter of the loss"
             )
-        by_name = {p.name: Traced(p.node) for p in definition.arguments if p.name in accepted}
-        result = function(**by_name, **kwargs)
-        node = result.node if isinstance(result, Traced) else constant(result)
-        node, _ = stabilize(as_kind(node, Kind.FLOAT))
+        result = function(**{name: value for name, value in values.items() if name in accepted})
+        if not isinstance(result, Traced | int | float):
+            raise DefinitionError(
+                f"{self.name}: the gradient returned a {type(result).__name__}; expected one value computed from its "
+                f"arguments" + (" (is a `return` missing?)" if result is None else "")
+            )
+        node, _ = stabilize(as_kind(result.node if isinstance(result, Traced) else constant(result), Kind.FLOAT))
         target = definition.port(wrt)
         if extra := node.axes - target.node.axes:
             raise DefinitionError(
-                f"{self.name}: the gradient with respect to {wrt!r} has the axis {sorted(extra)[0]!r}, which {wrt!r} lacks"
+                f"{self.name}: the gradient with respect to {wrt!r} has the axis {sorted(extra)[0]!r}, which {wrt!r} "
+                f"lacks; sum over it, as in lf.sum(…, {sorted(extra)[0]!r})"
             )
         return HandWritten(definition.value, target.node, node)
 
@@ -517,24 +604,43 @@ class Loss:
         return self.__qualname__  # by reference, as functions are pickled
 
 
+for _entry in (Loss, Loss.value_and_grad, Loss.grad, Loss.hessian_diagonal, Loss.hvp):
+    # TensorFlow's AutoGraph then calls them as they are, rather than rewritten copies of them and all that they call.
+    _entry.autograph_info__ = {}  # type: ignore[attr-defined]
+
+
+_MAX_RECIPES = 256
+_KEYED_TYPES = frozenset({("numpy", "ndarray"), ("torch", "Tensor"), ("torch.nn.parameter", "Parameter")})
+
+
+def _call_key(args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any, reduction: str) -> Hashable | None:
+    """What decides how a call is bound: types, shapes and dtypes of arrays, signs of parameters; None if unknown."""
+    key: list[Any] = [reduction]
+    for value in (*args, weight, mask):
+        if value is None:
+            key.append(None)
+            continue
+        kind = type(value)
+        if (kind.__module__, kind.__name__) not in _KEYED_TYPES:
+            return None
+        key += (kind, value.shape, value.dtype)
+    for name, value in kwargs.items():
+        if isinstance(value, bool | str | tuple) or value is None:
+            key += (name, value)
+        elif isinstance(value, int | float):
+            key += (name, value >= 0)
+        else:
+            return None
+    try:
+        hash(result := tuple(key))
+    except TypeError:  # sizes that are symbols
+        return None
+    return result
+
+
 def _is_option(value: Any) -> bool:
     """Whether a parameter's value shapes the graph (a flag, a name) rather than being a number in it."""
     return value is None or isinstance(value, bool | str | tuple)
-
-
-def _indexed(definition: Definition) -> list[tuple[int, str]]:
-    """Which arguments hold positions along which axes."""
-    found: dict[tuple[int, str], None] = {}
-    positions: dict[Node, int] = {p.node: i for i, p in enumerate(definition.arguments)}
-    axes = {a for p in definition.arguments for a in p.order}
-    for node in topological([definition.value]):
-        if node.op == "take" and node.args[1] in positions and node.attrs[0] in axes:
-            found[positions[node.args[1]], node.attrs[0]] = None
-        if node.op == "eq" and {a.op for a in node.args} == {"iota", "input"}:
-            position, index = node.args if node.args[0].op == "iota" else node.args[::-1]
-            if index in positions and position.attrs[0] in axes:
-                found[positions[index], position.attrs[0]] = None
-    return list(found)
 
 
 @overload

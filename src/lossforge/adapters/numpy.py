@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.numpy import numpy_backend
-from lossforge.dtypes import FLOATS, computing
+from lossforge.dtypes import FLOATS, Computing, computing
+from lossforge.errors import UnsupportedError
 from lossforge.ir import Kind, Program
 
 
@@ -48,28 +50,45 @@ class NumPyAdapter:
         return self.run(plan.value(), arrays)[0]
 
     def run(self, program: Program, arrays: Sequence[Any]) -> tuple[Any, ...]:
-        """The program's outputs."""
-        dtypes = [str(np.asarray(a).dtype) for a in arrays]
-        ports = program.inputs
-        dtype = np.dtype(computing(d for d, p in zip(dtypes, ports, strict=True) if p.order and d in FLOATS))
-        ready = [
-            np.asarray(a, dtype={Kind.FLOAT: dtype, Kind.INDEX: np.dtype(np.int64), Kind.BOOL: np.dtype(bool)}[p.node.kind])
-            for a, p in zip(arrays, ports, strict=True)
-        ]
-        with np.errstate(all="ignore"):  # inf and NaN are answers here, as in every framework
-            found = _compiled(program)(*ready)
-        results = found if isinstance(found, tuple) else (found,)
-        by_name = {p.name: d for p, d in zip(ports, dtypes, strict=True)}
-        wanted = (by_name[n] if n is not None and by_name[n] in FLOATS else dtype for n in program.like)
-        return tuple(_as_result(r, w) for r, w in zip(results, wanted, strict=True))
+        """The program's outputs; a number for one without dimensions."""
+        ready = [np.asarray(a) if p.order else a for a, p in zip(arrays, program.inputs, strict=True)]
+        return tuple(r if r.ndim else r[()] for r in evaluate(program, ready))
 
 
-def _as_result(value: Any, dtype: Any) -> Any:
-    array = np.asarray(value)
-    return array.astype(_numpy_dtype(dtype), copy=False)[()]
+def evaluate(program: Program, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    """The program's outputs for NumPy arrays (and numbers for parameters), by kernels where they spell it."""
+    ports = program.inputs
+    real, results = _precisions(program, tuple(a.dtype if p.order else None for a, p in zip(arrays, ports, strict=True)))
+    if program not in _without_kernel:
+        from lossforge import kernels
+
+        try:
+            return kernels.run(program, arrays, real, results)
+        except (UnsupportedError, ImportError):  # TEMPORARY until vector_math is there
+            _without_kernel.add(program)
+    dtype = np.dtype(real)
+    by_kind = {Kind.FLOAT: dtype, Kind.INDEX: np.dtype(np.int64), Kind.BOOL: np.dtype(bool)}
+    converted = [np.asarray(a, dtype=by_kind[p.node.kind]) for a, p in zip(arrays, ports, strict=True)]
+    with np.errstate(all="ignore"):  # inf and NaN are answers here, as in every framework
+        found = _compiled(program)(*converted)
+    values = found if isinstance(found, tuple) else (found,)
+    return tuple(np.asarray(v).astype(_numpy_dtype(d or real), copy=False) for v, d in zip(values, results, strict=True))
 
 
-def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
+@lru_cache(maxsize=1024)
+def _precisions(program: Program, dtypes: tuple[np.dtype[Any] | None, ...]) -> tuple[Computing, tuple[str | None, ...]]:
+    """The precision to compute in, and the dtype of each output (None: that one)."""
+    by_name = {p.name: str(d) for p, d in zip(program.inputs, dtypes, strict=True) if d is not None}
+    real = computing(d for d in by_name.values() if d in FLOATS)
+    like = [by_name.get(n) if n is not None else None for n in program.like]
+    return real, tuple(d if d in FLOATS else None for d in like)
+
+
+_without_kernel: weakref.WeakSet[Program] = weakref.WeakSet()
+"""Programs with operations that kernels do not spell; they run as NumPy text."""
+
+
+def _numpy_dtype(dtype: str) -> np.dtype[Any]:
     if dtype == "bfloat16":
         import ml_dtypes
 

@@ -1,0 +1,114 @@
+"""What kernels do to memory, as instructions: loads and stores in any float format, and a choice without a branch.
+
+Numba's own subscripts count negative positions from the end and its conditional expressions branch; both keep loops
+from being vectorised. Half-precision arrays come as their bits (uint16), since Numba has no arithmetic for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [index])
+
+
+@intrinsic
+def load(typingctx: Any, array: Any, index: Any) -> Any:
+    """The entry at a position of a flat array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _address(context, builder, signature.args[0], args[0], args[1])
+        return context.unpack_value(builder, signature.return_type, address)
+
+    return array.dtype(array, types.int64), codegen
+
+
+@intrinsic
+def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write an entry of a flat array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _address(context, builder, signature.args[0], args[0], args[1])
+        context.pack_value(builder, array.dtype, args[2], address)
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64, array.dtype), codegen
+
+
+@intrinsic
+def select(typingctx: Any, condition: Any, x: Any, y: Any) -> Any:
+    """`x` if the condition holds, else `y`; both are evaluated."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(args[0], args[1], args[2])
+
+    return x(types.boolean, x, x), codegen
+
+
+@intrinsic
+def largest(typingctx: Any, x: Any, y: Any) -> Any:
+    """The larger of two numbers, either if one is NaN: the form of maximum that reductions vectorise."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        flags = ("nnan", "nsz")
+        bigger = builder.fcmp_ordered(">", args[0], args[1], flags=flags)
+        return builder.select(bigger, args[0], args[1])
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def from_bfloat16(typingctx: Any, bits: Any) -> Any:
+    """The float32 that has these upper bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = builder.shl(builder.zext(args[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+        return builder.bitcast(wide, ir.FloatType())
+
+    return types.float32(types.uint16), codegen
+
+
+@intrinsic
+def to_bfloat16(typingctx: Any, value: Any) -> Any:
+    """The nearest bfloat16 of a float32, ties to even; NaN stays NaN."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(32)
+        bits = builder.bitcast(args[0], word)
+        odd = builder.and_(builder.lshr(bits, ir.Constant(word, 16)), ir.Constant(word, 1))
+        rounded = builder.add(builder.add(bits, ir.Constant(word, 0x7FFF)), odd)
+        quiet = builder.or_(bits, ir.Constant(word, 0x400000))
+        is_nan = builder.fcmp_unordered("uno", args[0], args[0])
+        chosen = builder.lshr(builder.select(is_nan, quiet, rounded), ir.Constant(word, 16))
+        return builder.trunc(chosen, ir.IntType(16))
+
+    return types.uint16(types.float32), codegen
+
+
+@intrinsic
+def from_float16(typingctx: Any, bits: Any) -> Any:
+    """The float32 of a float16's bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), codegen
+
+
+@intrinsic
+def to_float16(typingctx: Any, value: Any) -> Any:
+    """The bits of the nearest float16 of a float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), codegen
+
+
+__all__ = ["from_bfloat16", "from_float16", "largest", "load", "select", "store", "to_bfloat16", "to_float16"]

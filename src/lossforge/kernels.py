@@ -1,0 +1,559 @@
+"""Running a program's schedule on NumPy arrays: layouts, kernels, totals.
+
+`run` looks at how its arrays lie in memory, picks the lane of each sweep (the axis that is contiguous), has the
+kernels emitted and compiled, and keeps all of that for the next call with arrays of the same shapes, strides and
+dtypes (`Bound`). Nothing is copied to get in: a kernel takes any strides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lossforge import ir
+from lossforge.codegen.numba import Kernel, Layout, Total, emit_kernel
+from lossforge.dtypes import FLOATS
+from lossforge.interpreter import Float64
+from lossforge.ir import Axis, Kind, Node, Port, Program
+from lossforge.primitives import PRIMITIVES
+from lossforge.runtime.buffers import GradientBuffers
+from lossforge.runtime.cache import compile_kernel
+from lossforge.runtime.threads import CROSSOVER, get_num_threads, run_chunks
+from lossforge.schedule import Product, Scalars, Schedule, Sweep, reads, schedule
+
+CHUNK = 1 << 16
+"""Entries that a task should have at least, so that handing it out costs nothing beside."""
+
+_SUPPORTED = FLOATS | {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+_BUFFERS = GradientBuffers()
+_MAX_BOUND = 512
+_bound: OrderedDict[Any, Bound] = OrderedDict()
+
+
+def run(program: Program, arrays: Sequence[Any], real: str, dtypes: Sequence[str | None]) -> tuple[np.ndarray, ...]:
+    """The program's outputs.
+
+    Args:
+        program: what to compute.
+        arrays: a NumPy array for each input with axes, a number for each without.
+        real: the computing precision.
+        dtypes: the dtype of each output; None for the computing one.
+
+    Raises:
+        UnsupportedError: the program holds an operation that kernels do not spell.
+    """
+    key = (
+        program, real, tuple(dtypes), get_num_threads(),
+        *[(a.shape, a.strides, a.dtype) for a, p in zip(arrays, program.inputs, strict=True) if p.order],
+    )  # fmt: skip
+    bound = _bound.get(key)
+    if bound is None:
+        bound = bind(program, [a if p.order else None for a, p in zip(arrays, program.inputs, strict=True)], real, dtypes)
+        _bound[key] = bound
+        while len(_bound) > _MAX_BOUND:
+            _bound.popitem(last=False)
+    return bound(arrays)
+
+
+# ------------------------------------------------------------------------------------- arrays as axes see them
+
+
+@dataclass(frozen=True)
+class Lie:
+    """How an array lies in memory: entries to step along each axis."""
+
+    strides: tuple[tuple[Axis, int], ...]
+    dtype: str
+
+    def stride(self, axis: Axis) -> int:
+        """Entries from one position along `axis` to the next."""
+        return dict(self.strides).get(axis, 0)
+
+
+def _dense(axes: Sequence[Axis], shape: Sequence[int], dtype: np.dtype[Any]) -> Lie:
+    """An array of our own, in C order."""
+    return Lie(tuple((a, math.prod(shape[i + 1 :])) for i, a in enumerate(axes)), str(dtype))
+
+
+def bind(program: Program, arrays: Sequence[np.ndarray | None], real: str, dtypes: Sequence[str | None]) -> Bound:
+    """Everything about a call that depends on shapes, strides and dtypes alone."""
+    split = _must_split(program, arrays)
+    if split:
+        program = _split(program, split)
+    return Bound(program, arrays, real, dtypes)
+
+
+def _must_split(program: Program, arrays: Sequence[np.ndarray | None]) -> dict[Axis, int]:
+    """Starred axes whose dimensions cannot be stepped through as one, with their number."""
+    result: dict[Axis, int] = {}
+    for port, array in zip(program.inputs, arrays, strict=True):
+        if array is None:
+            continue
+        for axis, part in _parts(port.order, array.ndim).items():
+            shape, strides = array.shape[part], array.strides[part]
+            if axis.startswith("*") and _as_one(shape, strides) is None:
+                result[axis] = len(shape)
+    return result
+
+
+def _as_one(shape: Sequence[int], strides: Sequence[int]) -> int | None:
+    """The stride with which some dimensions are stepped through as one; None if they cannot be."""
+    kept = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
+    for (_, outer), (n, inner) in zip(kept, kept[1:], strict=False):
+        if outer != n * inner:
+            return None
+    return kept[-1][1] if kept else 0
+
+
+def _parts(order: Sequence[Axis], rank: int) -> dict[Axis, slice]:
+    surplus = rank - sum(not a.startswith("*") for a in order)
+    result, start = {}, 0
+    for axis in order:
+        width = surplus if axis.startswith("*") else 1
+        result[axis] = slice(start, start + width)
+        start += width
+    return result
+
+
+def _split(program: Program, ranks: Mapping[Axis, int]) -> Program:
+    inputs = [p.node for p in program.inputs]
+    outputs = [p.node for p in program.outputs]
+    orders = [p.order for p in (*program.inputs, *program.outputs)]
+    for axis, rank in ranks.items():
+        pieces = tuple(f"{axis.removeprefix('*')}_{i}" for i in range(rank))
+        found = ir.split_axis([*inputs, *outputs], axis, pieces)
+        inputs, outputs = found[: len(inputs)], found[len(inputs) :]
+        orders = [tuple(b for a in o for b in (pieces if a == axis else (a,))) for o in orders]
+    ports = [Port(n, o) for n, o in zip([*inputs, *outputs], orders, strict=True)]
+    return Program(tuple(ports[: len(inputs)]), tuple(ports[len(inputs) :]), program.output_names, program.like)
+
+
+# ------------------------------------------------------------------------------------- a bound program
+
+
+class Bound:
+    """A program for arrays of certain shapes, strides and dtypes, ready to run."""
+
+    def __init__(
+        self, program: Program, arrays: Sequence[np.ndarray | None], real: str, dtypes: Sequence[str | None]
+    ) -> None:
+        self.program = program
+        self.real = np.dtype(real)
+        self.dtypes = [d or real for d in dtypes]
+        self.sizes: dict[Axis, int] = {}
+        self.shapes: dict[Axis, tuple[int, ...]] = {}
+        lies: dict[Node, Lie] = {}
+        for port, array in zip(program.inputs, arrays, strict=True):
+            if array is None:
+                continue
+            strides = []
+            for axis, part in _parts(port.order, array.ndim).items():
+                shape = array.shape[part]
+                self.sizes[axis] = math.prod(shape)
+                self.shapes[axis] = shape
+                step = _as_one(shape, array.strides[part])
+                if step is None or step % array.itemsize:
+                    raise AssertionError(f"{port.name}: strides {array.strides} do not fit {array.dtype}")
+                strides.append((axis, step // array.itemsize))
+            lies[port.node] = Lie(tuple(strides), str(array.dtype))
+        for n in ir.topological([o.node for o in program.outputs]):
+            if n.op == "rename" and n.attrs[0] in self.sizes:
+                self.sizes[n.attrs[1]] = self.sizes[n.attrs[0]]
+                self.shapes[n.attrs[1]] = self.shapes[n.attrs[0]]
+        self.schedule = self._choose()
+        self.inputs = [p.node for p in program.inputs]
+        self.templates = {p.node: a for p, a in zip(program.inputs, arrays, strict=True) if a is not None}
+        self.lies = lies
+        self.constants = self._fold_constants()
+        self.steps: list[Callable[[dict[Node, Any]], None]] = []
+        self.pending: dict[Node, int] = {}
+        for i, o in enumerate(self.schedule.outputs):
+            self.pending.setdefault(o, i)
+        for step in self.schedule.steps:
+            if isinstance(step, Sweep):
+                self.steps.append(self._sweep(step))
+            elif isinstance(step, Product):
+                self.steps.append(self._product(step))
+            else:
+                self.steps.append(self._scalars(step))
+        self.templates = {}  # the arrays themselves are not kept
+        self.finishes = [
+            self._finish(node, port, _dtype(dtype))
+            for node, port, dtype in zip(self.schedule.outputs, self.program.outputs, self.dtypes, strict=True)
+        ]
+
+    def __call__(self, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """Run on arrays of the same shapes, strides and dtypes."""
+        values: dict[Node, Any] = dict(zip(self.inputs, arrays, strict=True))
+        for step in self.steps:
+            step(values)
+        results = [finish(values) for finish in self.finishes]
+        if len(results) > 2:
+            for i, r in enumerate(results):  # the caller may write to one of them
+                if any(r is other for other in results[:i]):
+                    results[i] = r.copy()
+        return tuple(results)
+
+    def _choose(self) -> Schedule:
+        best = schedule(self.program)
+        if best.inner and best.sweeps:
+            rows = min(math.prod(self.sizes[a] for a in s.outer) for s in best.sweeps if s.inner) if any(
+                s.inner for s in best.sweeps
+            ) else 1
+            row = math.prod(self.sizes[a] for a in best.inner)
+            if rows < 2 * get_num_threads() and row > 4 * CHUNK:
+                return schedule(self.program, fused=False)
+        return best
+
+    # ------------------------------------------------------------------ results
+
+    def _finish(self, node: Node, port: Port, dtype: np.dtype[Any]) -> Callable[[dict[Node, Any]], np.ndarray]:
+        """How an output is made of the value of its node."""
+        shape = tuple(n for a in port.order for n in self.shapes[a])
+        if node in self.constants:
+            number = self.constants[node]
+            return lambda values: np.full(shape, number, dtype)
+        if not node.axes:
+            if shape:
+                return lambda values: np.full(shape, values[node], dtype)
+            return lambda values: np.array(values[node], dtype)
+        held = [a for a in port.order if a in node.axes]
+        partly = [self.sizes[a] if a in node.axes else 1 for a in port.order]
+        wholly = [self.sizes[a] for a in port.order]
+
+        def finish(values: dict[Node, Any]) -> np.ndarray:
+            value = values[node]
+            if type(value) is not tuple:  # an input is an output
+                return np.array(value, dtype)
+            array, axes = value
+            if axes is None:
+                return array
+            array = array.transpose([axes.index(a) for a in held])
+            return np.array(np.broadcast_to(array.reshape(partly), wholly), dtype).reshape(shape)
+
+        return finish
+
+    # ------------------------------------------------------------------ numbers
+
+    def _scalars(self, step: Scalars) -> Callable[[dict[Node, Any]], None]:
+        """Numbers as one function of Python text: a call per operation would cost more than a small kernel."""
+        namespace: dict[str, Any] = {"div": _divide, "call": _call_elementwise}
+        lines: list[str] = []
+        names: dict[Node, str] = {}
+
+        def keep(value: Any) -> str:
+            name = f"k{len(namespace)}"
+            namespace[name] = value
+            return name
+
+        def name_of(node: Node) -> str:
+            if node in names:
+                return names[node]
+            if node in self.constants:
+                return repr(self.constants[node])
+            if node.op == "input" or node.op in ir.REDUCTIONS:
+                text = f"values[{keep(node)}]"
+            else:
+                args = [name_of(a) for a in node.args]
+                pattern = _QUICK.get(node.op)
+                text = pattern.format(*args) if pattern else f"call({node.op!r}, {', '.join(args)})"
+            names[node] = f"v{len(names)}"
+            lines.append(f"    {names[node]} = {text}")
+            return names[node]
+
+        for node in step.nodes:
+            if node not in self.constants:
+                lines.append(f"    values[{keep(node)}] = {name_of(node)}")
+        if not lines:
+            return lambda values: None
+        exec("def step(values):\n" + "\n".join(lines), namespace)  # our own text, made from a graph
+        found: Callable[[dict[Node, Any]], None] = namespace["step"]
+        return found
+
+    def _fold_constants(self) -> dict[Node, float]:
+        """Numbers that depend on sizes alone."""
+        found: dict[Node, float] = {}
+        for n in ir.topological(self.schedule.outputs):
+            if n.op == "constant" and n.kind is Kind.FLOAT:
+                found[n] = n.attrs[0]
+            elif n.op == "size":
+                found[n] = float(self.sizes[n.attrs[0]])
+            elif not n.axes and n.kind is Kind.FLOAT and n.op in PRIMITIVES and all(a in found for a in n.args):
+                found[n] = float(_call_elementwise(n.op, *(found[a] for a in n.args)))
+        return found
+
+    # ------------------------------------------------------------------ matrix products
+
+    def _product(self, step: Product) -> Callable[[dict[Node, Any]], None]:
+        summed = step.axes
+        x_axes, y_axes = sorted(step.x.axes), sorted(step.y.axes)
+        both = [a for a in x_axes if a in step.y.axes and a not in summed]
+        left = [a for a in x_axes if a not in step.y.axes]
+        right = [a for a in y_axes if a not in step.x.axes]
+        k = math.prod(self.sizes[a] for a in summed)
+        m, n = (math.prod(self.sizes[a] for a in axes) for axes in (left, right))
+        batch = [self.sizes[a] for a in both]
+        result = (*both, *left, *right)
+        shape = [self.sizes[a] for a in result]
+        self.lies[step.node] = _dense(result, shape, self.real)
+
+        def run_step(values: dict[Node, Any]) -> None:
+            x = self._operand(step.x, values, (*both, *left, *summed)).reshape(*batch, m, k)
+            y = self._operand(step.y, values, (*both, *summed, *right)).reshape(*batch, k, n)
+            values[step.node] = (np.matmul(x, y).reshape(shape), result)
+
+        return run_step
+
+    def _operand(self, node: Node, values: dict[Node, Any], order: Sequence[Axis]) -> np.ndarray:
+        """An array in the computing precision with its axes in an order."""
+        renamed: dict[Axis, Axis] = {}
+        while node.op == "rename" and node not in values:
+            old, new = node.attrs
+            renamed[old] = renamed.pop(new, new)
+            node = node.args[0]
+        value = values[node]
+        if node.op == "input":
+            axes = next(p.order for p in self.program.inputs if p.node is node)
+            array = np.asarray(value).reshape([self.sizes[a] for a in axes])
+        else:
+            array, axes = value
+            axes = axes if axes is not None else next(
+                p.order for p, n in zip(self.program.outputs, self.schedule.outputs, strict=True) if n is node
+            )
+        here = [renamed.get(a, a) for a in axes]
+        return array.astype(self.real, copy=False).transpose([here.index(a) for a in order])
+
+    # ------------------------------------------------------------------ sweeps
+
+    def _sweep(self, sweep: Sweep) -> Callable[[dict[Node, Any]], None]:
+        read = reads(sweep)
+        lies = {n: self._lie_of(n) for n in read}
+        allocate: dict[Node, Callable[[], tuple[np.ndarray, Any]]] = {}
+        for n in sweep.stores:
+            allocate[n], lies[n] = self._allocation(n, lies)
+        sizes = dict(self.sizes)
+        dropped = self._merge(sweep, lies, sizes)
+        lane = self._lane(sweep, lies, sizes, dropped)
+        unit = frozenset(n for n, lie in lies.items() if lane is not None and lane in n.axes and lie.stride(lane) == 1)
+        layout = Layout(lane, unit, tuple((n, lie.dtype) for n, lie in lies.items()), frozenset(dropped))
+        names = {p.node: p.name for p in self.program.inputs if p.node in lies}
+        names.update({o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=True) if o in lies})
+        kernel = emit_kernel(sweep, layout, str(self.real), names)
+        compiled = compile_kernel(kernel.source, kernel.entry, kernel.signature)
+        return self._launch(sweep, kernel, compiled, lies, sizes, allocate)
+
+    def _lie_of(self, node: Node) -> Lie:
+        if node in self.lies:
+            return self.lies[node]
+        raise AssertionError(f"{node.op} was not computed before it is read")
+
+    def _allocation(
+        self, node: Node, lies: Mapping[Node, Lie]
+    ) -> tuple[Callable[[], tuple[np.ndarray, Any]], Lie]:
+        """How to make room for a result, and how it will lie in memory."""
+        i = self.pending.get(node)
+        port = None if i is None else self.program.outputs[i]
+        if port is not None and frozenset(port.order) == node.axes:
+            dtype = _dtype(self.dtypes[i or 0])
+            like = next((p.node for p in self.program.inputs if p.order == port.order and p.node in self.templates), None)
+            shape = tuple(n for a in port.order for n in self.shapes[a])
+            order: tuple[int, ...] | None = None
+            if like is not None and not self.templates[like].flags.c_contiguous:
+                strides = self.templates[like].strides
+                order = tuple(sorted(range(len(shape)), key=lambda d: -abs(strides[d])))
+            axes_shape, step, by_dim = shape, 1, [0] * len(shape)
+            for d in reversed(order if order is not None else range(len(shape))):
+                by_dim[d] = step
+                step *= axes_shape[d]
+            steps: list[tuple[Axis, int]] = []
+            for axis, part in _parts(port.order, len(shape)).items():
+                one = _as_one(shape[part], by_dim[part])
+                if one is None:  # the dimensions of a starred axis are interleaved with others
+                    return self._temporary(node)
+                steps.append((axis, one))
+            lie = Lie(tuple(steps), str(dtype))
+            self.lies[node] = lie
+            return (lambda: (_BUFFERS.take(shape, dtype, order=order), None)), lie
+        return self._temporary(node)
+
+    def _temporary(self, node: Node) -> tuple[Callable[[], tuple[np.ndarray, Any]], Lie]:
+        axes = tuple(sorted(node.axes))
+        shape = tuple(self.sizes[a] for a in axes)
+        lie = self.lies[node] = _dense(axes, shape, self.real)
+        return (lambda: (np.empty(shape, self.real), axes)), lie
+
+    def _merge(self, sweep: Sweep, lies: dict[Node, Lie], sizes: dict[Axis, int]) -> set[Axis]:
+        """Outer axes that all arrays step through as one are one axis; returns those that vanish."""
+        fixed = {n.attrs[0] for n in ir.topological(sweep.results) if n.op in ("iota", "take")}
+        fixed |= {a for n in ir.topological(sweep.results) if n.op == "rename" for a in n.attrs}
+        fixed |= {a for n in sweep.results for a in (n.axes if n in sweep.totals else ())}
+        dropped: set[Axis] = set()
+        again = True
+        while again:
+            again = False
+            free = [a for a in sweep.outer if a not in fixed and a not in dropped]
+            for a in free:
+                for b in free:
+                    if a != b and self._steps_as_one(a, b, lies, sizes[b]):
+                        sizes[b] *= sizes[a]
+                        sizes[a] = 1
+                        dropped.add(a)
+                        again = True
+                        break
+                if again:
+                    break
+        return dropped
+
+    @staticmethod
+    def _steps_as_one(a: Axis, b: Axis, lies: Mapping[Node, Lie], size: int) -> bool:
+        for node, lie in lies.items():
+            if (a in node.axes) != (b in node.axes):
+                return False
+            if a in node.axes and lie.stride(a) != size * lie.stride(b):
+                return False
+        return True
+
+    def _lane(self, sweep: Sweep, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]) -> Axis | None:
+        """The axis along which most of what is moved is contiguous."""
+        votes: dict[Axis, float] = {}
+        for node, lie in lies.items():
+            weight = math.prod(sizes[a] for a in node.axes)
+            for axis in node.axes - dropped:
+                if lie.stride(axis) == 1 and sizes[axis] > 1:
+                    votes[axis] = votes.get(axis, 0.0) + weight
+        kept = {a for n in sweep.totals for a in n.axes}  # a total has one slot for a whole piece of the lane
+        candidates = [a for a in (*sweep.outer, *sweep.inner) if a not in dropped and (a not in kept or a in sweep.inner)]
+        if sweep.inner and not votes:
+            return sweep.inner[-1]
+        return max(candidates, key=lambda a: (votes.get(a, 0.0), sizes[a]), default=None)
+
+    def _launch(
+        self,
+        sweep: Sweep,
+        kernel: Kernel,
+        compiled: Callable[..., None],
+        lies: Mapping[Node, Lie],
+        sizes: Mapping[Axis, int],
+        allocate: Mapping[Node, Callable[[], tuple[np.ndarray, Any]]],
+    ) -> Callable[[dict[Node, Any]], None]:
+        rows = math.prod(sizes[a] for a in kernel.rows)
+        lanes = sizes[kernel.lane] if kernel.lane is not None else 1
+        inner = math.prod(sizes[a] for a in kernel.inner) if kernel.inner else 1
+        piece = max(256, CHUNK // max(inner, 1) // 256 * 256) if kernel.lane is not None else 1
+        pieces = -(-lanes // piece) if lanes else 0
+        tasks = rows * pieces
+        per_task = max(1, min(lanes, piece) * inner)
+        chunk = max(1, CHUNK // per_task)
+        chunks = -(-tasks // chunk)
+        elements = rows * lanes * inner
+        cost = int(elements * (0.25 + 0.05 * len(ir.topological(sweep.results))))
+        head = (chunk, piece, pieces, *(sizes[a] for a in kernel.sizes))
+        arguments = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.arrays]
+        stores = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.stores]
+        real, constants = self.real, self.constants
+        outputs = [self._combiner(t, kernel, sizes, tasks if t.per_task else chunks, pieces) for t in kernel.totals]
+
+        def run_step(values: dict[Node, Any]) -> None:
+            packed: list[Any] = []
+            for node, strides, dtype in arguments:
+                value = values[node]
+                packed.append(_flat(value[0] if type(value) is tuple else value, dtype))
+                packed += strides
+            for node, strides, dtype in stores:
+                made = allocate[node]()
+                values[node] = made
+                packed.append(_flat(made[0], dtype))
+                packed += strides
+            for n in kernel.scalars:
+                number = constants.get(n)
+                packed.append(float(values[n]) if number is None else number)
+            parts = [make() for make, _ in outputs]
+            packed += parts
+            if tasks:
+                if cost < CROSSOVER:
+                    compiled(0, tasks, *head, *packed, *([np.empty(kernel.scratch, real)] if kernel.scratch else ()))
+                elif kernel.scratch:
+                    run_chunks(
+                        lambda a, b: compiled(a, b, *head, *packed, np.empty(kernel.scratch, real)), tasks, chunk, cost=cost
+                    )
+                else:
+                    run_chunks(lambda a, b: compiled(a, b, *head, *packed), tasks, chunk, cost=cost)
+            for total, part, (_, combine) in zip(kernel.totals, parts, outputs, strict=True):
+                values[total.node] = combine(part)
+
+        return run_step
+
+    def _combiner(
+        self, total: Total, kernel: Kernel, sizes: Mapping[Axis, int], slots: int, pieces: int
+    ) -> tuple[Callable[[], np.ndarray], Callable[[np.ndarray], Any]]:
+        """How to make room for a total's parts, and how to add them up."""
+        op = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}[total.node.op]
+        identity = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}[total.node.op]
+        inner_shape = tuple(sizes[a] for a in total.inner)
+        count = slots * math.prod(inner_shape)
+        node = total.node
+        kept_rows = tuple(a for a in kernel.rows if a in node.axes)
+        axes = (*kept_rows, *total.inner)
+        if kernel.lane is not None and kernel.lane in node.axes:
+            raise AssertionError("a total cannot keep the lane")
+        real = self.real
+
+        def make() -> np.ndarray:
+            return np.full(count, identity) if inner_shape else np.empty(count)
+
+        def combine(parts: np.ndarray) -> Any:
+            if not axes:
+                return parts.item(0) if count == 1 else float(op.reduce(parts, initial=identity))
+            if not total.per_task:
+                return op.reduce(parts.reshape(slots, *inner_shape), axis=0, initial=identity).astype(real), axes
+            shaped = parts.reshape(*(sizes[a] for a in kernel.rows), max(pieces, 1) if pieces else 0, *inner_shape)
+            gone = tuple(i for i, a in enumerate(kernel.rows) if a not in node.axes) + (len(kernel.rows),)
+            return op.reduce(shaped, axis=gone, initial=identity).astype(real), axes
+
+        if axes:
+            self.lies[node] = _dense(axes, [sizes[a] for a in axes], real)
+        return make, combine
+
+
+_QUICK: Mapping[str, str] = {
+    "add": "({0} + {1})",
+    "sub": "({0} - {1})",
+    "mul": "({0} * {1})",
+    "neg": "(-{0})",
+    "div": "div({0}, {1})",
+}
+
+
+def _divide(x: float, y: float) -> float:
+    return x / y if y else float(_call_elementwise("div", x, y))
+
+
+def _call_elementwise(op: str, *args: float) -> Any:
+    return Float64().elementwise(op, *map(np.float64, args))[()]
+
+
+def _flat(array: np.ndarray, dtype: str) -> np.ndarray:
+    """A flat view that begins where the array does; its length does not matter to a kernel."""
+    if dtype in ("float16", "bfloat16"):
+        array = array.view(np.uint16)
+    elif dtype == "bool":
+        array = array.view(np.uint8)
+    if array.flags.c_contiguous:
+        return array.reshape(-1)
+    return array[(slice(0, 1),) * array.ndim].reshape(-1)
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+__all__ = ["Bound", "Kind", "bind", "run"]

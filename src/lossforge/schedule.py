@@ -1,0 +1,337 @@
+"""Which computations share a sweep over memory.
+
+A program becomes a list of steps: sweeps, matrix products, and numbers worked out between them. A sweep is a nest of
+loops over some *outer* axes; within one position of these, while its data is in cache, it may loop over the *inner*
+axes several times. It
+
+- evaluates *inner* reductions: those over exactly the inner axes (a softmax's normaliser), whose result is at once
+  available for the same position;
+- accumulates *totals*: all other reductions, whose result is available to later steps only;
+- writes *stores*: gradients, and operands of matrix products.
+
+Elementwise values are never stored: each loop computes what it needs from the inputs and from reduced values. The
+inner axes are chosen so that the fewest entries are moved. Sizes are not known here; where rows turn out to be too
+few to occupy all threads, `compiler` falls back on the schedule without inner axes, in which each reduction is a
+sweep of its own that can be cut anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+from lossforge import ir
+from lossforge.ir import REDUCTIONS, Axes, Axis, Node, Program, elementwise, reduction, transform
+from lossforge.simplify import erase_gradient_marks, simplify
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One pass over the arrays it reads."""
+
+    outer: tuple[Axis, ...]
+    inner: tuple[Axis, ...]
+    reductions: tuple[Node, ...]
+    """Inner reductions, each after those it depends on."""
+    totals: tuple[Node, ...]
+    stores: tuple[Node, ...]
+
+    @property
+    def results(self) -> tuple[Node, ...]:
+        """What later steps and the caller get from it."""
+        return (*self.totals, *self.stores)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A contraction that goes to BLAS: the sum of x · y over some axes."""
+
+    node: Node
+    x: Node
+    y: Node
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """Numbers without axes, from totals and parameters."""
+
+    nodes: tuple[Node, ...]
+
+
+Step: TypeAlias = Sweep | Product | Scalars
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps in order, and the node that each output of the program is."""
+
+    program: Program
+    outputs: tuple[Node, ...]
+    steps: tuple[Step, ...]
+    inner: Axes
+
+    @property
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """The sweeps among the steps."""
+        return tuple(s for s in self.steps if isinstance(s, Sweep))
+
+
+def reads(sweep: Sweep) -> tuple[Node, ...]:
+    """The arrays that a sweep reads: inputs with axes, and results of earlier steps."""
+    found: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        if node in found or node.op in ("constant", "size", "iota"):
+            return
+        if node in sweep.reductions or not _is_boundary(node, sweep):
+            for a in node.args:
+                visit(a)
+        elif node.axes:
+            found[node] = None
+
+    for target in sweep.results:
+        for a in target.args if target in sweep.totals else (target,):
+            visit(a)
+    return tuple(found)
+
+
+def _is_boundary(node: Node, sweep: Sweep) -> bool:
+    return node.op == "input" or (node.op in REDUCTIONS and node not in sweep.reductions)
+
+
+# ------------------------------------------------------------------------------------- preparing the graph
+
+
+def _prepare(program: Program) -> tuple[Node, ...]:
+    """The outputs with marks erased and log-sum-exps that cannot be inner ones left for `_decompose`."""
+    return tuple(simplify(erase_gradient_marks([o.node for o in program.outputs])))
+
+
+def _decompose(roots: Sequence[Node], which: set[Node]) -> list[Node]:
+    """Log-sum-exp as max and sum, for those that are accumulated across a sweep."""
+
+    def visit(node: Node, args: tuple[Node, ...]) -> Node:
+        if node not in which:
+            return ir.rebuild(node, args)
+        (x,) = args
+        axes = node.attrs[0]
+        top = reduction("max", x, axes)
+        finite = elementwise("lt", elementwise("abs", top), float("inf"))
+        top = ir.where(finite, top, 0.0)
+        return top + elementwise("log", reduction("sum", elementwise("exp", x - top), axes))
+
+    return transform(roots, visit)
+
+
+def _contraction(node: Node, uses: dict[Node, int]) -> bool:
+    """Whether a sum is a matrix product: of two factors, each of which lacks axes of the other."""
+    if node.op != "sum" or node.args[0].op != "mul" or uses[node.args[0]] != 1:
+        return False
+    product = node.args[0]
+    summed = frozenset(node.attrs[0])
+    x, y = product.args
+    return x.axes < product.axes and y.axes < product.axes and summed <= x.axes and summed <= y.axes
+
+
+# ------------------------------------------------------------------------------------- choosing
+
+
+@lru_cache(maxsize=1024)
+def schedule(program: Program, *, fused: bool = True) -> Schedule:
+    """The schedule that moves the fewest entries; without inner axes if not `fused`."""
+    outputs = _prepare(program)
+    candidates: dict[Axes, None] = {frozenset(): None}
+    if fused:
+        nodes = ir.topological(outputs)
+        whole = frozenset(a for n in nodes for a in n.axes)
+        for n in nodes:
+            if n.op in REDUCTIONS and frozenset(n.attrs[0]) < whole:
+                candidates[frozenset(n.attrs[0])] = None
+    found = [_Scheduler(program, outputs, inner).run() for inner in candidates]
+    return min(found, key=_traffic)
+
+
+def _traffic(candidate: Schedule) -> tuple[float, int]:
+    """How much is moved, each array counting by its rank; starred axes count for more, since they are long."""
+
+    def weight(axes: Iterable[Axis]) -> float:
+        result = 1.0
+        for a in axes:
+            result *= 1000.0 if a.startswith("*") else 100.0
+        return result
+
+    moved = 0.0
+    for sweep in candidate.sweeps:
+        moved += sum(weight(n.axes) for n in (*reads(sweep), *sweep.stores))
+    return moved, len(candidate.steps)
+
+
+class _Scheduler:
+    """Builds the schedule for one choice of the inner axes."""
+
+    def __init__(self, program: Program, outputs: tuple[Node, ...], inner: Axes) -> None:
+        self.program = program
+        self.inner = inner
+        roots = list(outputs)
+        while True:
+            self.outputs = roots
+            self._survey()
+            spread = {n for n in self.reductions if n.op == "logsumexp" and not self._is_inner(n)}
+            if not spread:
+                break
+            roots = _decompose(roots, spread)
+
+    def _survey(self) -> None:
+        self.nodes = ir.topological(self.outputs)
+        self.uses: dict[Node, int] = dict.fromkeys(self.nodes, 0)
+        for n in self.nodes:
+            for a in n.args:
+                self.uses[a] += 1
+        self.reductions = [n for n in self.nodes if n.op in REDUCTIONS | ir.INDEX_REDUCTIONS]
+        self.contractions = {n for n in self.reductions if _contraction(n, self.uses)}
+        self.moved: set[Node] = set()
+        # A reduced value that is looked up at another position must have been stored.
+        for n in self.nodes:
+            if n.op == "rename" or n.op == "take":
+                self.moved |= set(self._reductions_beneath(n.args[0], n.attrs[0]))
+
+    def _reductions_beneath(self, node: Node, axis: Axis) -> list[Node]:
+        found, stack, seen = [], [node], set()
+        while stack:
+            n = stack.pop()
+            if n in seen:
+                continue
+            seen.add(n)
+            if n.op in REDUCTIONS | ir.INDEX_REDUCTIONS:
+                if axis in n.axes:
+                    found.append(n)
+                continue
+            stack.extend(n.args)
+        return found
+
+    def _is_inner(self, node: Node) -> bool:
+        """Whether a reduction runs within one position of the outer axes."""
+        if node in self.contractions or node in self.moved or not self.inner or not node.axes:
+            return False
+        summed = frozenset(node.attrs[0])
+        return summed == self.inner & node.args[0].axes and bool(summed)
+
+    def run(self) -> Schedule:
+        # available[n]: the number of the first round in which n can be used.
+        available: dict[Node, int] = {}
+        produced: dict[int, list[Node]] = {}
+        for n in self.nodes:
+            ready = max((available[a] for a in n.args), default=0)
+            if n.op in REDUCTIONS | ir.INDEX_REDUCTIONS and not self._is_inner(n):
+                if n in self.contractions:
+                    x, y = n.args[0].args
+                    for operand in (x, y):
+                        if not self._is_view(operand):
+                            produced.setdefault(available[operand], []).append(operand)
+                            ready = max(ready, available[operand] + 1)
+                produced.setdefault(ready, []).append(n)
+                ready += 1
+            available[n] = ready
+        for o in self.outputs:
+            if o.axes and o not in self.contractions:
+                produced.setdefault(available[o], []).append(o)
+        steps: list[Step] = []
+        last = max([*produced, *(available[o] for o in self.outputs)], default=0)
+        known_scalars: set[Node] = set()
+        for round_ in range(last + 1):
+            numbers = self._scalars(produced.get(round_, ()), available, round_, known_scalars)
+            if numbers:
+                steps.append(Scalars(numbers))
+            wanted = list(dict.fromkeys(produced.get(round_, ())))
+            steps += self._sweeps([n for n in wanted if n not in self.contractions])
+            for n in wanted:
+                if n in self.contractions:
+                    x, y = n.args[0].args
+                    steps.append(Product(n, x, y, tuple(n.attrs[0])))
+        final = tuple(
+            o for o in self.outputs if not o.axes and o not in known_scalars and o.op not in {"input", "constant", *REDUCTIONS}
+        )
+        if final:
+            steps.append(Scalars(tuple(dict.fromkeys(final))))
+        return Schedule(self.program, tuple(self.outputs), tuple(steps), self.inner)
+
+    def _is_view(self, node: Node) -> bool:
+        """Whether a product finds the operand in memory, be it under other names of its axes."""
+        while node.op == "rename":
+            node = node.args[0]
+        if node in self.contractions or self._is_total(node):
+            return True
+        return node.op == "input"
+
+    def _scalars(
+        self, wanted: Iterable[Node], available: dict[Node, int], round_: int, known: set[Node]
+    ) -> tuple[Node, ...]:
+        """Numbers that this round's loops use and that are not inputs, constants or totals themselves."""
+        found: dict[Node, None] = {}
+        seen: set[Node] = set()
+
+        def visit(node: Node) -> None:
+            if node in seen:
+                return
+            seen.add(node)
+            if not node.axes and node.op not in ("input", "constant") and node.op not in REDUCTIONS:
+                if node not in known:
+                    found[node] = None
+                return
+            if node.op in REDUCTIONS and available[node] <= round_ and not self._is_inner(node):
+                return
+            for a in node.args:
+                visit(a)
+
+        for n in wanted:
+            for a in n.args if n.op in REDUCTIONS and not self._is_inner(n) else (n,):
+                visit(a)
+        known.update(found)
+        return tuple(found)
+
+    def _sweeps(self, results: Sequence[Node]) -> list[Step]:
+        """Results of one round, grouped into sweeps over the same outer axes."""
+        groups: dict[Axes, list[Node]] = {}
+        for n in results:
+            domain = n.args[0].axes if self._is_total(n) else n.axes
+            domain |= frozenset(a for r in self._needed([n]) for a in r.args[0].axes)
+            groups.setdefault(domain - self.inner, []).append(n)
+        merged: list[Step] = []
+        for outer in sorted(groups, key=lambda axes: (-len(axes), sorted(axes))):
+            members = groups[outer]
+            reductions = self._needed(members)
+            inner = frozenset(
+                a for n in (*members, *reductions)
+                for a in (n.args[0].axes if self._is_total(n) or n in reductions else n.axes)
+            ) & self.inner
+            merged.append(
+                Sweep(
+                    tuple(sorted(outer)),
+                    tuple(sorted(inner)),
+                    tuple(reductions),
+                    tuple(n for n in members if self._is_total(n)),
+                    tuple(n for n in members if not self._is_total(n)),
+                )
+            )
+        return merged
+
+    def _is_total(self, node: Node) -> bool:
+        return node.op in REDUCTIONS | ir.INDEX_REDUCTIONS and not self._is_inner(node)
+
+    def _needed(self, results: Sequence[Node]) -> list[Node]:
+        """The inner reductions beneath some results, in order."""
+        found: set[Node] = set()
+        stack = [a for n in results for a in (n.args if self._is_total(n) else (n,))]
+        seen: set[Node] = set()
+        while stack:
+            n = stack.pop()
+            if n in seen or self._is_total(n):
+                continue
+            seen.add(n)
+            if n.op in REDUCTIONS:
+                found.add(n)
+            stack.extend(n.args)
+        return [n for n in self.nodes if n in found]
