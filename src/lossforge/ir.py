@@ -201,7 +201,7 @@ def reduction(op: str, x: Node, axes: Iterable[Axis]) -> Node:
     if missing := gone - x.axes:
         raise AxisError(f"{op}: no axis {_names(missing)} to reduce over; the operand has {_names(x.axes)}")
     kind = Kind.INDEX if op in INDEX_REDUCTIONS else Kind.FLOAT
-    if op in REDUCTIONS:
+    if op in REDUCTIONS or x.kind is Kind.BOOL:
         x = as_kind(x, Kind.FLOAT)
     return intern(op, (x,), (tuple(sorted(gone)),), x.axes - gone, kind)
 

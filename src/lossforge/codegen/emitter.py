@@ -56,6 +56,14 @@ class Backend:
         """A Python number as a scalar of the array `like`'s dtype."""
         raise NotImplementedError
 
+    def parameter(self, name: str, like: str) -> str:
+        """A parameter, a Python number or one of the framework's scalars, as a scalar of the array `like`'s dtype."""
+        return self.scalar(name, like)
+
+    def truth(self, text: str, like: str) -> str:
+        """A Python truth value as the condition of a `where`."""
+        return text
+
     def cast(self, text: str, like: str) -> str:
         """Truth values or integers as floats of the dtype of `like`."""
         raise NotImplementedError
@@ -194,9 +202,9 @@ class _Emitter:
             self.lines += header(arguments)
         used = set(self.nodes)
         for port in self.program.inputs:
-            if not port.order and port.node in used:
+            if not port.order and port.node in used and port.node.kind is Kind.FLOAT:
                 name = self.inputs[port.name]
-                self.lines.append(f"{name} = {self.backend.scalar(name, self.like)}")
+                self.lines.append(f"{name} = {self.backend.parameter(name, self.like)}")
         self._enter(used)
         for node in self.nodes:
             self._define(node)
@@ -234,7 +242,7 @@ class _Emitter:
             if port.node not in used:
                 continue
             text = name
-            if port.order and not self.flat:
+            if not self.flat and (port.order or port.node.kind is Kind.INDEX):
                 text = self._to_full_rank(name, port.order)
                 if text != name:
                     self.lines.append(f"{name} = {text}")
@@ -428,6 +436,8 @@ class _Emitter:
             return f"{left} {symbol} {right}", level, number
         if node.op == "neg":
             return f"-{self._paren(parts[0][0], parts[0][1], 30)}", 25, number
+        if node.op == "not" and number:
+            return f"(not {parts[0][0]})", _ATOM, True
         if node.op == "not" and "not" not in self.backend.calls:
             return f"~{self._paren(parts[0][0], parts[0][1])}", 35, number
         texts = [p[0] for p in parts]
@@ -435,10 +445,10 @@ class _Emitter:
             return self.backend.calls["polygamma"].format(texts[0], self._operand(node.args[1])), _ATOM, False
         if node.op == "where":
             return self._where(node, parts), _ATOM, False
-        if number:  # functions of frameworks want arrays
-            texts[0] = self.backend.scalar(texts[0], self.like)
-        elif len(parts) > 1 and self.backend.name in ("torch", "tensorflow"):
+        if self.backend.name in ("torch", "tensorflow"):  # their functions want arrays
             texts = [self.backend.scalar(t, self.like) if p[2] else t for t, p in zip(texts, parts, strict=True)]
+        elif number:
+            texts[0] = self.backend.scalar(texts[0], self.like)
         return self.backend.calls[node.op].format(*texts), _ATOM, False
 
     def _where(self, node: Node, parts: Sequence[tuple[str, int, bool]]) -> str:
@@ -450,7 +460,8 @@ class _Emitter:
         texts = [x[0], y[0]]
         if (x[2] and y[2]) or self.backend.name == "tensorflow":  # tf.where takes the dtype of its first branch
             texts = [self._operand(a) if p[2] else p[0] for a, p in zip(node.args[1:], (x, y), strict=True)]
-        return self.backend.calls["where"].format(condition[0], *texts)
+        test = self.backend.truth(condition[0], self.like) if condition[2] else condition[0]
+        return self.backend.calls["where"].format(test, *texts)
 
 
 def _called(helpers: Mapping[str, str], text: str) -> tuple[str, ...]:
