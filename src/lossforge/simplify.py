@@ -35,6 +35,7 @@ IDENTITIES = rules("""
     -((x - y) / z) -> (y - x) / z
     -x + y -> y - x
     -(k1 * x) -> (-k1) * x
+    -(x * (y - z)) -> x * (z - y)
     x + 0 -> x
     x - 0 -> x
     0 - x -> -x
@@ -77,6 +78,12 @@ IDENTITIES = rules("""
     log(exp(x)) -> x
     exp(log_sigmoid(x)) -> sigmoid(x)
     exp(-softplus(x)) -> sigmoid(-x)
+    1 - 2 * sigmoid(x) -> -tanh(0.5 * x)
+    1 + -2 * sigmoid(x) -> -tanh(0.5 * x)
+    2 * sigmoid(x) - 1 -> tanh(0.5 * x)
+    sinh(x) / cosh(x) -> tanh(x)
+    tanh(-x) -> -tanh(x)
+    tanh(abs(x)) * sign(x) -> tanh(x)
     cos(-x) -> cos(x)
     cosh(-x) -> cosh(x)
     exp(0) -> 1
@@ -132,6 +139,17 @@ def nonnegative(node: Node, assumed: frozenset[Node] = frozenset()) -> bool:
     if node.op in ("sum", "prod", "max", "min", "take", "rename", "stop_gradient"):
         return known(node.args[0])
     return node.op == "cast"
+
+
+def _is_negative(bound: Mapping[str, Node]) -> bool:
+    return bound["k"].attrs[0] < 0
+
+
+SIGNS = (
+    rule("k * x + y -> y - (-k) * x", _is_negative),
+    rule("x - k * y -> x + (-k) * y", _is_negative),
+)
+"""Negative coefficients of a sum."""
 
 
 def _under_assumptions(assumed: frozenset[Node]) -> tuple[Rule, ...]:
@@ -249,17 +267,7 @@ def _merge_terms(node: Node) -> Node | None:
     kept = [(w, c) for w, c in merged.items() if c]
     if not all(_exact(c) for _, c in kept):
         return None
-    kept.sort(key=lambda t: t[1] < 0)  # begin with a positive term where there is one
-    result: Node | None = None
-    for what, coefficient in kept:
-        size = abs(coefficient)
-        is_number = what.op == "constant"
-        term = constant(float(size)) if is_number else what if size == 1 else float(size) * what
-        if result is None:
-            result = term if coefficient > 0 else -term
-        else:
-            result = result + term if coefficient > 0 else result - term
-    return result if result is not None else constant(0.0)
+    return _written(sorted(kept, key=lambda t: t[1] < 0))  # begin with a positive term where there is one
 
 
 def _factors(node: Node, power: int, numbers: list[Fraction], into: list[tuple[Node, int]]) -> None:
@@ -310,6 +318,76 @@ def _merge_factors(node: Node) -> Node | None:
             divisor = divisor * what
         result = result / divisor
     return result if product > 0 else -result
+
+
+def _merge_conditions(node: Node) -> Node | None:
+    """where(c, x, 0) + … + where(c, y, 0) -> where(c, x + y, 0) + …, wherever the two stand in a sum."""
+    found: list[tuple[Node, Fraction]] = []
+    try:
+        _terms(node, Fraction(1), found)
+    except (OverflowError, ValueError):
+        return None
+    for i, (what, coefficient) in enumerate(found):
+        for j in range(i):
+            other, factor = found[j]
+            merged = _under_one_condition(other, float(factor), what, float(coefficient))
+            if merged is not None and _exact(factor) and _exact(coefficient):
+                rest = [t for k, t in enumerate(found) if k not in (i, j)]
+                return _written([*rest[:j], (merged, Fraction(1)), *rest[j:]])
+    return None
+
+
+def _under_one_condition(x: Node, k: float, y: Node, m: float) -> Node | None:
+    """k·x + m·y, where both are zero under the same condition, or are the two shares of a tie."""
+    if x.op == y.op == "where" and x.args[0] is y.args[0]:
+        for zero in (1, 2):
+            if all(n.args[zero].op == "constant" and n.args[zero].attrs[0] == 0 for n in (x, y)):
+                total_ = _scaled(x.args[3 - zero], k) + _scaled(y.args[3 - zero], m)
+                return where(x.args[0], *((0.0, total_) if zero == 1 else (total_, 0.0)))
+    left, right = _tie_share(x), _tie_share(y)
+    if left is None or right is None or {left[0].op, right[0].op} - {"lt", "gt"} or left[0].op != right[0].op:
+        return None
+    if left[0].args != right[0].args[::-1]:
+        return None
+    a, b = _scaled(left[1], k), _scaled(right[1], m)
+    return where(left[0], a, where(right[0], b, 0.5 * (a + b)))
+
+
+def _scaled(x: Node, k: float) -> Node:
+    return x if k == 1 else -x if k == -1 else k * x
+
+
+def _tie_share(node: Node) -> tuple[Node, Node] | None:
+    """The condition a < b (or a > b) and x, for x · where(a < b, 1, where(a == b, ½, 0))."""
+    if node.op == "where":
+        condition, one, tie = node.args
+        if condition.op not in ("lt", "gt") or tie.op != "where" or one.op != "constant" or one.attrs[0] != 1:
+            return None
+        equal, half, zero = tie.args
+        same = equal.op == "eq" and set(equal.args) == set(condition.args)
+        numbers = half.op == zero.op == "constant" and (half.attrs[0], zero.attrs[0]) == (0.5, 0.0)
+        return (condition, constant(1.0)) if same and numbers else None
+    if node.op in ("mul", "div", "neg"):
+        for i, arg in enumerate(node.args[: 1 if node.op == "div" else None]):
+            found = _tie_share(arg)
+            if found is not None:
+                rest = rebuild(node, [found[1] if j == i else a for j, a in enumerate(node.args)])
+                return found[0], rest
+    return None
+
+
+def _written(terms: Sequence[tuple[Node, Fraction]]) -> Node:
+    """The sum of some terms, each with an exact coefficient."""
+    result: Node | None = None
+    for what, coefficient in terms:
+        is_number = what.op == "constant"
+        size = abs(coefficient)
+        term = constant(float(size)) if is_number else what if size == 1 else float(size) * what
+        if result is None:
+            result = term if coefficient > 0 else -term
+        else:
+            result = result + term if coefficient > 0 else result - term
+    return result if result is not None else constant(0.0)
 
 
 def _factor_out(node: Node) -> Node | None:
@@ -454,8 +532,8 @@ _FUNCTIONS: Mapping[str, Sequence[Rewrite]] = {
     **{op: (_fold_condition,) for op in COMPARISONS},
     **{op: (_fold,) for op in ("abs", "sqrt", "exp", "log", "pow", "cast", "minimum", "maximum", "stop_gradient")},
     "neg": (_fold, _merge_terms),
-    "add": (_fold, _merge_terms, _factor_out),
-    "sub": (_fold, _merge_terms, _factor_out),
+    "add": (_fold, _merge_terms, _merge_conditions, _factor_out),
+    "sub": (_fold, _merge_terms, _merge_conditions, _factor_out),
     "mul": (_fold, _merge_factors),
     "div": (_fold, _merge_factors),
     "where": (_fold_where, _inside_branch),
@@ -475,7 +553,7 @@ def simplify(roots: Sequence[Node], assume_nonnegative: Iterable[Node] = ()) -> 
     `assume_nonnegative` names inputs (parameters) that are known to be ≥ 0 in this call.
     """
     assumed = frozenset(assume_nonnegative)
-    rewriter = Rewriter((*IDENTITIES, *_under_assumptions(assumed)), _FUNCTIONS)
+    rewriter = Rewriter((*IDENTITIES, *SIGNS, *_under_assumptions(assumed)), _FUNCTIONS)
     current = list(roots)
     for _ in range(20):  # one pass settles all but rules that see deeper than one node
         new = rewriter(current)
