@@ -173,6 +173,8 @@ class Loss:
         """Keep how a call of this form is bound: all that is left to check then is the range of class indices."""
         places: dict[int, tuple[str, Any]] = {id(a): ("args", i) for i, a in enumerate(args)}
         places |= {id(weight): ("weight", None), id(mask): ("mask", None)}
+        if len(places) < len(args) + len({id(weight), id(mask)}):
+            return  # one array in two places: the next call may have two
         names = [p.name for p in call.plan.inputs]
         sources: list[tuple[str, Any]] = []
         for name, value in zip(names, call.arrays, strict=True):
@@ -512,6 +514,7 @@ class Loss:
             raise DefinitionError(f"{self.name}: wrt={wrt!r} is neither an argument nor a parameter")
         self._verified(self.definition(), wrt, function)
         self._by_hand[wrt] = function
+        self._recipes.clear()
         return function
 
     def _verified(self, definition: Definition, wrt: str, function: Callable[..., Any]) -> HandWritten:
@@ -616,19 +619,14 @@ _KEYED_TYPES = frozenset({("numpy", "ndarray"), ("torch", "Tensor"), ("torch.nn.
 def _call_key(args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any, reduction: str) -> Hashable | None:
     """What decides how a call is bound: types, shapes and dtypes of arrays, signs of parameters; None if unknown."""
     key: list[Any] = [reduction]
-    for value in (*args, weight, mask):
-        if value is None:
-            key.append(None)
-            continue
+    for name, value in (*enumerate((*args, weight, mask)), *kwargs.items()):
         kind = type(value)
-        if (kind.__module__, kind.__name__) not in _KEYED_TYPES:
-            return None
-        key += (kind, value.shape, value.dtype)
-    for name, value in kwargs.items():
-        if isinstance(value, bool | str | tuple) or value is None:
-            key += (name, value)
-        elif isinstance(value, int | float):
-            key += (name, value >= 0)
+        if (kind.__module__, kind.__name__) in _KEYED_TYPES:
+            key += (name, kind, value.shape, value.dtype)
+        elif value is None or (name in kwargs and _is_option(value)):
+            key += (name, kind, value)
+        elif name in kwargs and isinstance(value, int | float):
+            key += (name, float, value >= 0)
         else:
             return None
     try:
