@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import itertools
+import sys
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from lossforge.adapters.base import Adapter, adapter, framework_of
 from lossforge.compiler import REDUCTIONS, Definition, Plan, Reduction, indexed, require_sizes, split_names, trace
@@ -55,6 +59,29 @@ class IndexCheck:
     masked: bool
 
 
+LOSSES: weakref.WeakValueDictionary[str, Loss] = weakref.WeakValueDictionary()
+"""Every loss by its `key`, for tracers that pass nothing but strings."""
+_numbers = itertools.count()
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _compilable(method: _Method) -> _Method:
+    """Under `torch.compile`, a call of the method is one step of the captured graph."""
+
+    @functools.wraps(method)
+    def wrapper(self: Loss, *args: Any, **kwargs: Any) -> Any:
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.compiler.is_compiling():
+            from lossforge.adapters.dynamo import call
+
+            return call(self, method.__name__, args, kwargs)
+        return method(self, *args, **kwargs)
+
+    return cast(_Method, wrapper)
+
+
 class Loss:
     """A loss function over named axes, with its derived gradient, for every framework.
 
@@ -84,6 +111,8 @@ class Loss:
         self._recipes: dict[Hashable, Callable[..., Call]] = {}
         self._hand_written: dict[Any, HandWritten] = {}
         self._whole: dict[int, tuple[Definition, Mapping[str, int]]] = {}
+        self.key = f"{self.__module__}.{self.__qualname__} {next(_numbers)}"
+        LOSSES[self.key] = self
         self.definition()  # trace now, so that a faulty definition fails where it is written
 
     # ------------------------------------------------------------------ reading the definition
@@ -229,8 +258,11 @@ class Loss:
 
             arrays = [np.asarray(a) for a in arrays]
             weight, mask = (None if w is None else np.asarray(w) for w in (weight, mask))
-        elif weak := [n for n, a in zip(self.arguments, arrays, strict=True) if not used.is_array(a)]:
-            raise ShapeError(f"{self.name}: argument {weak[0]!r} is a Python number or list; pass a {used.name} array")
+        else:
+            weak = [n for n, a in zip(self.arguments, arrays, strict=True) if not used.is_array(a)]
+            weak += [n for n, v in (("weight", weight), ("mask", mask)) if isinstance(v, list | tuple)]
+            if weak:
+                raise ShapeError(f"{self.name}: {weak[0]!r} is a Python number or list; pass a {used.name} array")
         definition = self.definition(**{k: v for k, v in parameters.items() if _is_option(v)})
         self._check_dtypes(used, definition, arrays, weight, mask)
         orders = self.signature.arguments
@@ -377,6 +409,7 @@ class Loss:
 
     # ------------------------------------------------------------------ calling
 
+    @_compilable
     def __call__(
         self, *args: Any, weight: Any = None, mask: Any = None, reduction: Reduction = "mean", **kwargs: Any
     ) -> Any:
@@ -396,6 +429,7 @@ class Loss:
         call = self.bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
         return call.adapter.call(call.plan, call.arrays)
 
+    @_compilable
     def value_and_grad(
         self,
         *args: Any,
@@ -419,6 +453,7 @@ class Loss:
             loss, *gradients = call.adapter.run(call.plan.value_and_gradient(names), call.arrays)
         return loss, gradients[0] if single else tuple(gradients)
 
+    @_compilable
     def grad(
         self,
         *args: Any,
@@ -441,6 +476,7 @@ class Loss:
         total = self.bind(args, kwargs, weight=weight, mask=mask, reduction="sum")
         return total.adapter.run(total.plan.gradient(names), total.arrays)
 
+    @_compilable
     def hessian_diagonal(
         self,
         *args: Any,
@@ -456,6 +492,7 @@ class Loss:
         self._check_wrt(call.plan, names)
         return call.adapter.run(call.plan.hessian_diagonal(names[0]), call.arrays)[0]
 
+    @_compilable
     def hvp(
         self,
         *args: Any,

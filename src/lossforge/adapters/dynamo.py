@@ -1,0 +1,35 @@
+"""`torch.compile`: a call of a loss as one step of the captured graph.
+
+Dynamo would trace the binding of a call, which is plain Python that it need not see. It is told to leave the call
+alone; AOTAutograd then runs it on fake tensors and records the operations of its value and of its derivatives, so
+that the compiler fuses them with what is around them. Imported only while `torch.compile` is tracing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lossforge.loss import LOSSES, Loss
+
+
+def call(loss: Loss, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """A method of a loss as one step of the graph, into which only tensors, numbers and strings can pass."""
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    return _step(loss.key, method, args, given, [name for name in kwargs if name not in given])
+
+
+@torch._dynamo.nonstrict_trace
+@torch.compiler.disable  # if the step fails, it runs as it is, and tells why
+def _step(key: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], absent: Sequence[str]) -> Any:
+    values = {name: _without_symbols(v) for name, v in kwargs.items()} | dict.fromkeys(absent)
+    return getattr(Loss, method).__wrapped__(LOSSES[key], *args, **values)
+
+
+def _without_symbols(value: Any) -> Any:
+    """A number that the compiler keeps symbolic, as a tensor."""
+    if isinstance(value, torch.SymFloat | torch.SymInt):
+        return torch.full((), value, dtype=torch.float64)
+    return value

@@ -1,0 +1,123 @@
+"""PyTorch's spelling of the operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from lossforge.codegen.emitter import Backend
+
+_CALLS = {
+    "abs": "torch.abs({0})",
+    "maximum": "torch.maximum({0}, {1})",
+    "minimum": "torch.minimum({0}, {1})",
+    "where": "torch.where({0}, {1}, {2})",
+    "sign": "sign({0})",
+    "floor": "torch.floor({0})",
+    "ceil": "torch.ceil({0})",
+    "round": "torch.round({0})",
+    "exp": "torch.exp({0})",
+    "expm1": "torch.expm1({0})",
+    "log": "torch.log({0})",
+    "log1p": "torch.log1p({0})",
+    "sqrt": "torch.sqrt({0})",
+    "logaddexp": "torch.logaddexp({0}, {1})",
+    "sin": "torch.sin({0})",
+    "cos": "torch.cos({0})",
+    "tan": "torch.tan({0})",
+    "asin": "torch.asin({0})",
+    "acos": "torch.acos({0})",
+    "atan": "torch.atan({0})",
+    "atan2": "torch.atan2({0}, {1})",
+    "sinh": "torch.sinh({0})",
+    "cosh": "torch.cosh({0})",
+    "tanh": "torch.tanh({0})",
+    "asinh": "torch.asinh({0})",
+    "acosh": "torch.acosh({0})",
+    "atanh": "torch.atanh({0})",
+    "xlogy": "torch.xlogy({0}, {1})",
+    "sigmoid": "torch.sigmoid({0})",
+    "log_sigmoid": "torch.nn.functional.logsigmoid({0})",
+    # torch's own softplus is the identity above 20, which float64 can tell from the truth.
+    "softplus": "-torch.nn.functional.logsigmoid(-({0}))",
+    "erf": "torch.erf({0})",
+    "erfc": "torch.erfc({0})",
+    "lgamma": "torch.lgamma({0})",
+    "digamma": "torch.digamma({0})",
+    "polygamma": "torch.polygamma(int({0}), {1})",
+}
+
+_HELPERS = {
+    "sign": '''def sign(x):
+    """−1, 0 or 1, and NaN for NaN, which torch.sign takes for 0."""
+    return torch.where(torch.isnan(x), x, torch.sign(x))
+''',
+    "take_along": '''def take_along(x, index, axis):
+    """Entries of x at an index along an axis, NaN where the index is outside; other axes broadcast."""
+    inside = (index >= 0) & (index < x.shape[axis])
+    taken = torch.take_along_dim(x, torch.where(inside, index, 0), axis)
+    return torch.where(inside, taken, float("nan")) if taken.is_floating_point() else taken
+''',
+}
+
+
+class _Torch(Backend):
+    def scalar(self, text: str, like: str) -> str:
+        return f"{like}.new_full((), {text})"
+
+    def parameter(self, name: str, like: str) -> str:
+        return f"torch.as_tensor({name}, dtype={like}.dtype, device={like}.device)"
+
+    def truth(self, text: str, like: str) -> str:
+        return f"{like}.new_full((), {text}, dtype=torch.bool)"
+
+    def cast(self, text: str, like: str) -> str:
+        return f"{text}.to({like}.dtype)"
+
+    def to_index(self, text: str) -> str:
+        return f"{text}.to(torch.int64)"
+
+    def count(self, array: str) -> str:
+        return f"{array}.numel()"
+
+    def product(self, shape: str) -> str:
+        return f"math.prod({shape})"
+
+    def reshape(self, text: str, shape: str) -> str:
+        return f"{text}.reshape({shape})"
+
+    def transpose(self, text: str, order: Sequence[int]) -> str:
+        return f"{text}.permute({', '.join(map(str, order))})"
+
+    def broadcast(self, text: str, shape: str) -> str:
+        return f"{text}.expand({shape}).contiguous()"
+
+    def swap(self, text: str, i: int, j: int, rank: int) -> str:
+        return f"{text}.transpose({i}, {j})"
+
+    def reduce(self, op: str, text: str, axes: Sequence[int] | None) -> str:
+        name = {"max": "amax", "min": "amin"}.get(op, op)
+        if axes is None:
+            if op == "logsumexp":
+                return f"torch.logsumexp({text}.reshape(-1), 0)"
+            return f"torch.{name}({text})"
+        if op == "prod":  # along one dimension at a time
+            for axis in axes:
+                text = f"torch.prod({text}, dim={axis}, keepdim=True)"
+            return text
+        return f"torch.{name}({text}, dim={tuple(axes) if len(axes) > 1 else axes[0]}, keepdim=True)"
+
+    def iota(self, size: str, shape: str, like: str) -> str:
+        return f"torch.arange({size}, device={like}.device).reshape({shape})"
+
+    def take(self, text: str, index: str, axis: int, size: str) -> str:
+        return f"take_along({text}, {index}, {axis})"
+
+    def einsum(self, spec: str, x: str, y: str) -> str:
+        return f'torch.einsum("{spec}", {x}, {y})'
+
+
+@cache
+def torch_backend() -> Backend:
+    """The spelling, with the helpers that PyTorch lacks."""
+    return _Torch("torch", ("import math", "", "import torch"), _CALLS, _HELPERS)
