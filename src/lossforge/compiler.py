@@ -45,6 +45,8 @@ class Definition:
     """Floating-point identities that were applied to the definition."""
     source: Node | None = None
     """The value as written, before these identities."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """The parameters that shape the graph (flags, names), with their values."""
 
     def port(self, name: str) -> Port:
         """The argument or parameter called `name`."""
@@ -52,7 +54,7 @@ class Definition:
 
     def split(self, axis: Axis, rank: int) -> Definition:
         """The definition with a starred axis replaced by `rank` axes of their own."""
-        pieces = tuple(f"{axis.removeprefix('*')}_{i}" for i in range(rank))
+        pieces = split_names(axis, rank)
 
         def wider(order: tuple[Axis, ...]) -> tuple[Axis, ...]:
             return tuple(b for a in order for b in (pieces if a == axis else (a,)))
@@ -68,6 +70,11 @@ class Definition:
             order=wider(self.order),
             names=tuple((n, text) for n, (_, text) in zip(named, self.names, strict=True)),
         )
+
+
+def split_names(axis: Axis, rank: int) -> tuple[Axis, ...]:
+    """The axes that a starred axis is replaced by."""
+    return tuple(f"{axis.removeprefix('*')}_{i}" for i in range(rank))
 
 
 def trace(
@@ -112,7 +119,9 @@ def trace(
     value, rewrites = stabilize(value)
     for p in predictions:
         require_gradient(value, next(q.node for q in ports if q.name == p), p)
-    return Definition(name, ports, scalars, value, tuple(order), tuple(predictions), names, rewrites, source)
+    return Definition(
+        name, ports, scalars, value, tuple(order), tuple(predictions), names, rewrites, source, tuple(options.items())
+    )
 
 
 def _call(
@@ -164,6 +173,21 @@ def _wrong_axes(name: str, order: Sequence[Axis], value: Node) -> str:
     if extra:
         return says + f"leaves {extra[0]!r} as well; reduce it, as in lf.sum(x, {extra[0]!r}), or add it to the signature"
     return says + f"has reduced {lacking[0]!r} already; reduce over the other axes only, or take it out of the signature"
+
+
+def indexed(definition: Definition) -> list[tuple[int, str]]:
+    """Which arguments hold positions along which axes."""
+    found: dict[tuple[int, str], None] = {}
+    positions: dict[Node, int] = {p.node: i for i, p in enumerate(definition.arguments)}
+    axes = {a for p in definition.arguments for a in p.order}
+    for node in ir.topological([definition.value]):
+        if node.op == "take" and node.args[1] in positions and node.attrs[0] in axes:
+            found[positions[node.args[1]], node.attrs[0]] = None
+        if node.op == "eq" and {a.op for a in node.args} == {"iota", "input"}:
+            position, index = node.args if node.args[0].op == "iota" else node.args[::-1]
+            if index in positions and position.attrs[0] in axes:
+                found[positions[index], position.attrs[0]] = None
+    return list(found)
 
 
 # ------------------------------------------------------------------------------------- plans
@@ -446,12 +470,14 @@ __all__ = [
     "Reduction",
     "UnsupportedError",
     "batched",
+    "indexed",
     "is_local",
     "jvp_program",
     "program_jvp",
     "program_vjp",
     "replace",
     "require_sizes",
+    "split_names",
     "trace",
     "vjp_program",
 ]

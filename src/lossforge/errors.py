@@ -63,3 +63,7 @@ class AdoptionError(LossforgeError, ValueError):
 
 class StabilityWarning(UserWarning):
     """A formula that is right in exact arithmetic loses accuracy in floating point."""
+
+
+class DomainWarning(UserWarning):
+    """A gradient written by hand holds only for a part of what its loss accepts."""

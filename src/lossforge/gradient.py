@@ -182,8 +182,8 @@ def vjp(
             result.append(None)
             continue
         scale, adjoint = adjoints[source]
-        if hand is not None:
-            adjoint = gated_total(times(adjoint, hand.derivative), hand.value.axes - w.axes)
+        if hand is not None:  # the derivative is summed over the axes that its argument lacks already
+            adjoint = times(adjoint, hand.derivative)
         result.append(times(adjoint, scale))
     return result
 

@@ -117,7 +117,12 @@ class HighPrecision:
 
     def _map(self, function: Callable[..., Any], arity: int) -> Callable[..., np.ndarray]:
         ufunc = np.frompyfunc(function, arity, 1)
-        return lambda *args: np.asarray(ufunc(*args), dtype=object)
+
+        def mapped(*args: np.ndarray) -> np.ndarray:
+            with np.errstate(all="ignore"):  # a NaN on its way through mpmath raises the processor's flag
+                return np.asarray(ufunc(*args), dtype=object)
+
+        return mapped
 
     def elementwise(self, op: str, *args: np.ndarray) -> np.ndarray:
         """One row of the table."""

@@ -113,6 +113,10 @@ def _log(m: Any, x: Any) -> Any:
     return m.nan if x < 0 else (-m.inf if x == 0 else m.log(x))
 
 
+def _at_pole(m: Any, x: Any) -> bool:
+    return bool(x <= 0 and x == m.floor(x))
+
+
 _SHARE = "an equal share for each tied argument that carries a gradient; 0 where only one does"
 
 _ROWS = (
@@ -297,21 +301,21 @@ _ROWS = (
     Primitive(
         "lgamma",
         (lambda z, x: _f("digamma", x),),
-        lambda m, x: m.log(abs(m.gamma(x))),
+        lambda m, x: m.inf if _at_pole(m, x) else m.log(abs(m.gamma(x))),
         domain=_above(0.0),
         latex=r"\log\Gamma\left({0}\right)",
     ),
     Primitive(
         "digamma",
         (lambda z, x: _f("polygamma", 1.0, x),),
-        lambda m, x: m.digamma(x),
+        lambda m, x: m.nan if _at_pole(m, x) else m.digamma(x),
         domain=_above(0.0),
         latex=r"\psi\left({0}\right)",
     ),
     Primitive(
         "polygamma",
         (None, lambda z, n, x: _f("polygamma", n + 1.0 if n.op != "constant" else n.attrs[0] + 1.0, x)),
-        lambda m, n, x: m.polygamma(int(n), x),
+        lambda m, n, x: m.nan if _at_pole(m, x) else m.polygamma(int(n), x),
         domain=lambda n, x: (_f("gt", x, 0.0),),
         latex=r"\psi^{{({0})}}\left({1}\right)",
     ),
