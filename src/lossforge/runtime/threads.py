@@ -1,0 +1,231 @@
+"""A small pool of threads for kernels that release the GIL.
+
+`run_chunks` cuts a range at multiples of a chunk, whatever the number of threads, so that sums kept per chunk
+are the same bits for any number. The calling thread works too and never needs anybody else to finish, so that
+callers who find every pool thread busy are merely slower. No lock is held while a kernel runs.
+
+Measured on 2 virtual cores (EPYC 9004, Linux under KVM): a sleeping thread is awake 30 µs after the signal,
+which itself takes 10 to 35 µs, in C as in Python. Two threads therefore win from about 0.2 ms of serial work.
+What the caller spends on an empty task is 5 to 7 µs (0.7 µs if serial); with `concurrent.futures` it is 30 to
+80 µs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from queue import SimpleQueue
+
+from lossforge.errors import ParameterError
+
+Task = Callable[[int, int], None]
+
+CROSSOVER = 200_000
+"""Nanoseconds of serial work that pay for waking one thread."""
+
+RANGES_PER_THREAD = 2
+"""More ranges than threads, so that a thread which wakes late or shares its core finds less to do. But each
+range is a visit to the GIL, and threads that meet there sleep: with 4, a job of 5 ms took 2.5 % longer than
+with 2."""
+
+_limit: int | None = None
+
+
+def set_num_threads(n: int) -> None:
+    """Let `run_chunks` use `n` threads, the calling one included. Raises `ParameterError` unless `n` >= 1."""
+    global _limit
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ParameterError(f"set_num_threads({n!r}): the number of threads is an integer from 1 up")
+    _limit = n
+
+
+def get_num_threads() -> int:
+    """How many threads `run_chunks` may use, the calling one included. Default: `available_cores()`."""
+    return _limit or available_cores()
+
+
+def run_chunks(task: Task, total: int, chunk: int, *, cost: int) -> None:
+    """Call `task(begin, end)` for ranges that together are [0, total).
+
+    Each range begins at a multiple of `chunk` and may span many chunks; which ranges there are depends on the
+    number of threads. A task whose result should not depend on it keeps its sums per chunk.
+
+    `cost` is an estimate in nanoseconds of a serial run; it decides how many threads are worth waking. Below
+    `CROSSOVER`, or if the caller is itself such a task, there is one call, in the calling thread. An
+    exception in a task cancels the ranges that have not begun, and is raised here when those that have are at
+    an end.
+    """
+    if total <= 0:
+        return
+    chunks = -(-total // chunk)
+    helpers = min(get_num_threads() - 1, cost // CROSSOVER, chunks - 1)
+    if helpers <= 0 or _thread.in_task:
+        task(0, total)
+        return
+    step = max(1, chunks // ((helpers + 1) * RANGES_PER_THREAD)) * chunk
+    job = _Job(task, [(begin, min(begin + step, total)) for begin in range(0, total, step)])
+    try:
+        _pool.submit(job, helpers)
+        _thread.in_task = True
+        job.work()
+    finally:
+        job.wait_for_helpers()
+        _thread.in_task = False
+    error, job.error = job.error, None
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # its traceback refers to this frame, and would keep the task's arrays alive
+
+
+class _ThreadState(threading.local):
+    in_task = False
+
+
+class _Job:
+    """The ranges of one call, and who is at work on them."""
+
+    __slots__ = ("active", "closed", "error", "idle", "lock", "ranges", "task")
+
+    def __init__(self, task: Task, ranges: list[tuple[int, int]]) -> None:
+        self.task: Task | None = task
+        self.ranges = ranges[::-1]  # list.pop() is atomic, and takes the last
+        self.error: BaseException | None = None
+        self.active = 0  # helpers inside work()
+        self.closed = False  # the caller has no ranges left; helpers that come now are too late
+        self.lock = threading.Lock()  # guards `active`, `closed`; held for an instant
+        self.idle = threading.Lock()  # released when the last helper leaves a closed job
+        self.idle.acquire()
+
+    def work(self) -> None:
+        while self.ranges:
+            try:
+                begin, end = self.ranges.pop()
+            except IndexError:  # taken since
+                return
+            assert self.task is not None  # it goes when the job is closed and no range is left
+            self.task(begin, end)
+
+    def help(self) -> None:
+        """What a pool thread does with the job. Raises nothing."""
+        with self.lock:
+            if self.closed:
+                return
+            self.active += 1
+        try:
+            self.work()
+        except BaseException as error:
+            self.error = error
+            self.ranges.clear()
+        with self.lock:
+            self.active -= 1
+            if self.closed and not self.active:
+                self.idle.release()
+
+    def wait_for_helpers(self) -> None:
+        """Return when no other thread is inside the task, whatever happens: it writes to our arrays."""
+        interrupt: BaseException | None = None
+        while not self.closed or self.active:
+            try:
+                self.ranges.clear()  # empty already, unless the caller's own work raised
+                with self.lock:
+                    self.closed = True
+                while self.active:
+                    self.idle.acquire()
+            except BaseException as error:  # of a signal handler, such as KeyboardInterrupt
+                interrupt = error
+        self.task = None  # a queue may still hold this job, and the task holds arrays
+        if interrupt is not None:
+            raise interrupt
+
+
+class _Pool:
+    """Daemon threads that wait for jobs. They start when first needed, and stay."""
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+        self.threads = 0
+        self.lock = threading.Lock()
+
+    def submit(self, job: _Job, helpers: int) -> None:
+        """Ask `helpers` threads to help. It does not matter when they come, or whether."""
+        if self.threads < helpers:
+            self._grow(helpers)
+        for _ in range(min(helpers, self.threads)):
+            self.jobs.put(job)
+
+    def _grow(self, size: int) -> None:
+        with self.lock:
+            while self.threads < size:
+                name = f"lossforge-{self.threads + 1}"
+                try:
+                    threading.Thread(target=_help_forever, args=(self.jobs,), name=name, daemon=True).start()
+                except RuntimeError:  # no more threads to be had, or the interpreter exits
+                    return
+                self.threads += 1
+
+
+def _help_forever(jobs: SimpleQueue[_Job]) -> None:
+    _thread.in_task = True
+    while True:
+        jobs.get().help()
+
+
+def _start_anew() -> None:
+    """In a forked child, which has none of its parent's other threads."""
+    global _pool, _thread
+    _pool, _thread = _Pool(), _ThreadState()
+
+
+_pool, _thread = _Pool(), _ThreadState()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
+
+
+@cache
+def available_cores() -> int:
+    """Cores that this process may use: its CPU affinity, and the quota of its control groups (containers)."""
+    if hasattr(os, "process_cpu_count"):
+        cores = os.process_cpu_count() or 1
+    elif hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _cgroup_cores(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))))
+
+
+def _cgroup_cores(memberships: Path, mount: Path) -> float:
+    """The tightest CPU quota among the process's control groups and their parents; inf if there is none."""
+    try:
+        lines = memberships.read_text().splitlines()
+    except OSError:  # not Linux
+        return math.inf
+    quotas = [math.inf]
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = mount / "cpu" if controllers else mount  # version 1 : version 2
+        folder = root / group.lstrip("/")
+        # Inside a container the group's path may be the host's, of which only the root is mounted.
+        quotas += [_cgroup_quota(f) for f in (folder, *folder.parents) if f.is_relative_to(root)]
+    return min(quotas)
+
+
+def _cgroup_quota(folder: Path) -> float:
+    """Run time per period that the kernel grants this group (cgroup v2 `cpu.max`, v1 `cpu.cfs_*_us`)."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
+        return int(quota) / int(period) if quota not in ("max", "-1") else math.inf
+    except (OSError, ValueError):
+        return math.inf
