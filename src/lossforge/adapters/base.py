@@ -89,7 +89,7 @@ def adapter_type(root: str, kind: type) -> bool:
     if root == "torch":
         return issubclass(kind, sys.modules["torch"].Tensor)
     if root == "tensorflow":
-        return issubclass(kind, sys.modules["tensorflow"].Tensor | sys.modules["tensorflow"].Variable)
+        return issubclass(kind, sys.modules["tensorflow"].__internal__.types.Tensor)  # Keras' variables too
     jax = sys.modules["jax"]
     return issubclass(kind, jax.Array | jax.core.Tracer)
 
