@@ -41,6 +41,8 @@ Delta: TypeAlias = frozenset[tuple[Axis, Axis]]
 """A product of Kronecker deltas, one for each pair (axis, seed axis)."""
 Tangent: TypeAlias = Mapping[Delta, Node]
 """A sum of terms delta · coefficient; a plain tangent has the empty product only."""
+Gate: TypeAlias = tuple[Node, int]
+"""A condition, and which branch of its `where` is not zero."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def times(x: Node, y: Node) -> Node:
         if _is(a, 0.0) or _is(b, 1.0):
             return a
         if _is(b, -1.0):
-            return -a
+            gates, inner = _gates(a)
+            return _under(gates, -inner)
     for a, b in ((x, y), (y, x)):
         if a.op == "where" and (_is(a.args[1], 0.0) or _is(a.args[2], 0.0)):
             condition, chosen, other = a.args
@@ -88,19 +91,38 @@ def times(x: Node, y: Node) -> Node:
 
 
 def plus(x: Node | None, y: Node) -> Node:
-    """x + y, where None is 0; sums under one condition stay under it."""
+    """x + y, where None is 0; conditions that both terms stand under stay outermost."""
     if x is None or _is(x, 0.0):
         return y
     if _is(y, 0.0):
         return x
-    if x.op == y.op == "where" and x.args[0] is y.args[0] and _gated(x) == _gated(y) != 0:
-        return where(x.args[0], plus(x.args[1], y.args[1]), plus(x.args[2], y.args[2]))
-    return x + y
+    (gates_x, inner_x), (gates_y, inner_y) = _gates(x), _gates(y)
+    common = [g for g in gates_x if g in gates_y]
+    if not common:
+        return x + y
+    rest_x = _under([g for g in gates_x if g not in common], inner_x)
+    rest_y = _under([g for g in gates_y if g not in common], inner_y)
+    return _under(common, plus(rest_x, rest_y))
 
 
 def _gated(node: Node) -> int:
     """Which branch of a `where` is not zero (1 or 2); 0 if both may be."""
     return 1 if _is(node.args[2], 0.0) else 2 if _is(node.args[1], 0.0) else 0
+
+
+def _gates(node: Node) -> tuple[list[Gate], Node]:
+    """The conditions that a value stands under, outermost first, and what stands under them."""
+    found: list[Gate] = []
+    while node.op == "where" and (branch := _gated(node)):
+        found.append((node.args[0], branch))
+        node = node.args[branch]
+    return found, node
+
+
+def _under(gates: Sequence[Gate], node: Node) -> Node:
+    for condition, branch in reversed(gates):
+        node = where(condition, node, 0.0) if branch == 1 else where(condition, 0.0, node)
+    return node
 
 
 def gated_total(x: Node, axes: Iterable[Axis]) -> Node:
