@@ -222,8 +222,9 @@ def test_threads_never_share_a_buffer() -> None:
 FORK = """
 import os, threading
 import numpy as np
-from lossforge.runtime.buffers import gradient_buffers
+from lossforge.runtime.buffers import GradientBuffers
 
+gradient_buffers = GradientBuffers()
 stop = threading.Event()
 def take():
     while not stop.is_set():

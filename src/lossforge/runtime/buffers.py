@@ -129,6 +129,3 @@ class _Buffer:
 
 # Without the GIL a reference count is split between threads and cannot be read at one instant.
 _COUNTS_ARE_EXACT = not hasattr(sys, "_is_gil_enabled") or sys._is_gil_enabled()
-
-gradient_buffers = GradientBuffers()
-"""The buffers of all losses in this process."""
