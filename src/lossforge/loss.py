@@ -311,6 +311,8 @@ class Loss:
         for name, value in values.items():
             if value is _EMPTY:
                 raise ParameterError(f"{self.name}: parameter {name!r} has no default; give it by keyword")
+            if isinstance(value, list):
+                raise ParameterError(f"{self.name}: parameter {name!r} must be a number, got a list")
             shape = getattr(value, "shape", ())
             if shape is not None and tuple(shape) != ():
                 raise ParameterError(f"{self.name}: parameter {name!r} must be a number, got an array of shape {tuple(shape)}")
