@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lossforge import ir
-from lossforge.codegen.numba import Kernel, Layout, Total, emit_kernel
+from lossforge.codegen.numba import LANES, Kernel, Layout, Total, emit_kernel
 from lossforge.dtypes import FLOATS
 from lossforge.interpreter import Float64
 from lossforge.ir import Axis, Kind, Node, Port, Program
@@ -29,13 +29,22 @@ from lossforge.schedule import Product, Scalars, Schedule, Sweep, reads, schedul
 CHUNK = 1 << 16
 """Entries that a task should have at least, so that handing it out costs nothing beside."""
 
+SHORT = 32
+"""The longest inner axis for which blocks are transposed rather than run along."""
+
 _SUPPORTED = FLOATS | {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
 _BUFFERS = GradientBuffers()
 _MAX_BOUND = 512
 _bound: OrderedDict[Any, Bound] = OrderedDict()
 
 
-def run(program: Program, arrays: Sequence[Any], real: str, dtypes: Sequence[str | None]) -> tuple[np.ndarray, ...]:
+def run(
+    program: Program,
+    arrays: Sequence[Any],
+    real: str,
+    dtypes: Sequence[str | None],
+    formats: Sequence[str | None] | None = None,
+) -> tuple[np.ndarray, ...]:
     """The program's outputs.
 
     Args:
@@ -43,17 +52,20 @@ def run(program: Program, arrays: Sequence[Any], real: str, dtypes: Sequence[str
         arrays: a NumPy array for each input with axes, a number for each without.
         real: the computing precision.
         dtypes: the dtype of each output; None for the computing one.
+        formats: what the entries of each array are, if that is not its dtype: bfloat16, which NumPy does not know,
+            comes and goes as its bits in uint16.
 
     Raises:
         UnsupportedError: the program holds an operation that kernels do not spell.
     """
     key = (
-        program, real, tuple(dtypes), get_num_threads(),
+        program, real, dtypes, formats, get_num_threads(),
         *[(a.shape, a.strides, a.dtype) for a, p in zip(arrays, program.inputs, strict=True) if p.order],
     )  # fmt: skip
     bound = _bound.get(key)
     if bound is None:
-        bound = bind(program, [a if p.order else None for a, p in zip(arrays, program.inputs, strict=True)], real, dtypes)
+        only = [a if p.order else None for a, p in zip(arrays, program.inputs, strict=True)]
+        bound = bind(program, only, real, dtypes, formats)
         _bound[key] = bound
         while len(_bound) > _MAX_BOUND:
             _bound.popitem(last=False)
@@ -80,12 +92,20 @@ def _dense(axes: Sequence[Axis], shape: Sequence[int], dtype: np.dtype[Any]) -> 
     return Lie(tuple((a, math.prod(shape[i + 1 :])) for i, a in enumerate(axes)), str(dtype))
 
 
-def bind(program: Program, arrays: Sequence[np.ndarray | None], real: str, dtypes: Sequence[str | None]) -> Bound:
+def bind(
+    program: Program,
+    arrays: Sequence[np.ndarray | None],
+    real: str,
+    dtypes: Sequence[str | None],
+    formats: Sequence[str | None] | None = None,
+) -> Bound:
     """Everything about a call that depends on shapes, strides and dtypes alone."""
     split = _must_split(program, arrays)
     if split:
         program = _split(program, split)
-    return Bound(program, arrays, real, dtypes)
+    if formats is None:
+        formats = [None if a is None else str(a.dtype) for a in arrays]
+    return Bound(program, arrays, real, dtypes, formats)
 
 
 def _must_split(program: Program, arrays: Sequence[np.ndarray | None]) -> dict[Axis, int]:
@@ -140,7 +160,12 @@ class Bound:
     """A program for arrays of certain shapes, strides and dtypes, ready to run."""
 
     def __init__(
-        self, program: Program, arrays: Sequence[np.ndarray | None], real: str, dtypes: Sequence[str | None]
+        self,
+        program: Program,
+        arrays: Sequence[np.ndarray | None],
+        real: str,
+        dtypes: Sequence[str | None],
+        formats: Sequence[str | None],
     ) -> None:
         self.program = program
         self.real = np.dtype(real)
@@ -148,8 +173,8 @@ class Bound:
         self.sizes: dict[Axis, int] = {}
         self.shapes: dict[Axis, tuple[int, ...]] = {}
         lies: dict[Node, Lie] = {}
-        for port, array in zip(program.inputs, arrays, strict=True):
-            if array is None:
+        for port, array, held in zip(program.inputs, arrays, formats, strict=True):
+            if array is None or held is None:
                 continue
             strides = []
             for axis, part in _parts(port.order, array.ndim).items():
@@ -160,7 +185,7 @@ class Bound:
                 if step is None or step % array.itemsize:
                     raise AssertionError(f"{port.name}: strides {array.strides} do not fit {array.dtype}")
                 strides.append((axis, step // array.itemsize))
-            lies[port.node] = Lie(tuple(strides), str(array.dtype))
+            lies[port.node] = Lie(tuple(strides), held)
         for n in ir.topological([o.node for o in program.outputs]):
             if n.op == "rename" and n.attrs[0] in self.sizes:
                 self.sizes[n.attrs[1]] = self.sizes[n.attrs[0]]
@@ -183,7 +208,7 @@ class Bound:
                 self.steps.append(self._scalars(step))
         self.templates = {}  # the arrays themselves are not kept
         self.finishes = [
-            self._finish(node, port, _dtype(dtype))
+            self._finish(node, port, dtype)
             for node, port, dtype in zip(self.schedule.outputs, self.program.outputs, self.dtypes, strict=True)
         ]
 
@@ -212,29 +237,26 @@ class Bound:
 
     # ------------------------------------------------------------------ results
 
-    def _finish(self, node: Node, port: Port, dtype: np.dtype[Any]) -> Callable[[dict[Node, Any]], np.ndarray]:
+    def _finish(self, node: Node, port: Port, held: str) -> Callable[[dict[Node, Any]], np.ndarray]:
         """How an output is made of the value of its node."""
         shape = tuple(n for a in port.order for n in self.shapes[a])
         if node in self.constants:
             number = self.constants[node]
-            return lambda values: np.full(shape, number, dtype)
+            return lambda values: np.full(shape, _as(number, held))
         if not node.axes:
             if shape:
-                return lambda values: np.full(shape, values[node], dtype)
-            return lambda values: np.array(values[node], dtype)
-        held = [a for a in port.order if a in node.axes]
+                return lambda values: np.full(shape, _as(values[node], held))
+            return lambda values: _as(values[node], held)
+        kept = [a for a in port.order if a in node.axes]
         partly = [self.sizes[a] if a in node.axes else 1 for a in port.order]
         wholly = [self.sizes[a] for a in port.order]
 
         def finish(values: dict[Node, Any]) -> np.ndarray:
-            value = values[node]
-            if type(value) is not tuple:  # an input is an output
-                return np.array(value, dtype)
-            array, axes = value
+            array, axes = values[node]
             if axes is None:
                 return array
-            array = array.transpose([axes.index(a) for a in held])
-            return np.array(np.broadcast_to(array.reshape(partly), wholly), dtype).reshape(shape)
+            array = array.transpose([axes.index(a) for a in kept])
+            return _as(np.broadcast_to(array.reshape(partly), wholly), held).reshape(shape)
 
         return finish
 
@@ -339,8 +361,9 @@ class Bound:
         sizes = dict(self.sizes)
         dropped = self._merge(sweep, lies, sizes)
         lane = self._lane(sweep, lies, sizes, dropped)
+        lane, width, transposed = self._transposition(sweep, lane, lies, sizes, dropped)
         unit = frozenset(n for n, lie in lies.items() if lane is not None and lane in n.axes and lie.stride(lane) == 1)
-        layout = Layout(lane, unit, tuple((n, lie.dtype) for n, lie in lies.items()), frozenset(dropped))
+        layout = Layout(lane, unit, tuple((n, lie.dtype) for n, lie in lies.items()), frozenset(dropped), width, transposed)
         names = {p.node: p.name for p in self.program.inputs if p.node in lies}
         names.update({o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=True) if o in lies})
         kernel = emit_kernel(sweep, layout, str(self.real), names)
@@ -359,7 +382,8 @@ class Bound:
         i = self.pending.get(node)
         port = None if i is None else self.program.outputs[i]
         if port is not None and frozenset(port.order) == node.axes:
-            dtype = _dtype(self.dtypes[i or 0])
+            held = self.dtypes[i or 0]
+            dtype = _dtype(held)
             like = next((p.node for p in self.program.inputs if p.order == port.order and p.node in self.templates), None)
             shape = tuple(n for a in port.order for n in self.shapes[a])
             order: tuple[int, ...] | None = None
@@ -376,7 +400,7 @@ class Bound:
                 if one is None:  # the dimensions of a starred axis are interleaved with others
                     return self._temporary(node)
                 steps.append((axis, one))
-            lie = Lie(tuple(steps), str(dtype))
+            lie = Lie(tuple(steps), held)
             self.lies[node] = lie
             return (lambda: (_BUFFERS.take(shape, dtype, order=order), None)), lie
         return self._temporary(node)
@@ -432,6 +456,26 @@ class Bound:
             return sweep.inner[-1]
         return max(candidates, key=lambda a: (votes.get(a, 0.0), sizes[a]), default=None)
 
+    def _transposition(
+        self, sweep: Sweep, lane: Axis | None, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]
+    ) -> tuple[Axis | None, int, frozenset[Node]]:
+        """Run along an outer axis after all if the contiguous one is inner and short (channels last, say)."""
+        if len(sweep.inner) != 1 or lane != sweep.inner[0] or not 1 < sizes[lane] <= SHORT:
+            return lane, 0, frozenset()
+        width = sizes[lane]
+        fits: dict[Axis, list[Node]] = {}
+        for node, lie in lies.items():
+            floats = node.kind is Kind.FLOAT
+            for axis in node.axes - dropped if lane in node.axes and lie.stride(lane) == 1 and floats else ():
+                if axis in sweep.outer and lie.stride(axis) == width:
+                    fits.setdefault(axis, []).append(node)
+        kept = {a for n in sweep.totals for a in n.axes}
+        candidates = {a: n for a, n in fits.items() if a not in kept and sizes[a] >= LANES}
+        if not candidates:
+            return lane, 0, frozenset()
+        best = max(candidates, key=lambda a: sizes[a])
+        return best, width, frozenset(candidates[best])
+
     def _launch(
         self,
         sweep: Sweep,
@@ -456,6 +500,7 @@ class Bound:
         arguments = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.arrays]
         stores = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.stores]
         real, constants = self.real, self.constants
+        own = [n for n in (kernel.scratch, kernel.tile) if n]
         outputs = [self._combiner(t, kernel, sizes, tasks if t.per_task else chunks, pieces) for t in kernel.totals]
 
         def run_step(values: dict[Node, Any]) -> None:
@@ -476,13 +521,12 @@ class Bound:
             packed += parts
             if tasks:
                 if cost < CROSSOVER:
-                    compiled(0, tasks, *head, *packed, *([np.empty(kernel.scratch, real)] if kernel.scratch else ()))
-                elif kernel.scratch:
+                    compiled(0, tasks, *head, *packed, *[np.empty(n, real) for n in own])
+                else:  # each thread has scratch memory of its own
                     run_chunks(
-                        lambda a, b: compiled(a, b, *head, *packed, np.empty(kernel.scratch, real)), tasks, chunk, cost=cost
-                    )
-                else:
-                    run_chunks(lambda a, b: compiled(a, b, *head, *packed), tasks, chunk, cost=cost)
+                        lambda a, b: compiled(a, b, *head, *packed, *[np.empty(n, real) for n in own]),
+                        tasks, chunk, cost=cost,
+                    )  # fmt: skip
             for total, part, (_, combine) in zip(kernel.totals, parts, outputs, strict=True):
                 values[total.node] = combine(part)
 
@@ -537,9 +581,18 @@ def _call_elementwise(op: str, *args: float) -> Any:
     return Float64().elementwise(op, *map(np.float64, args))[()]
 
 
+def _as(value: Any, held: str) -> np.ndarray:
+    """A new array of a dtype; bfloat16 by its bits."""
+    if held != "bfloat16":
+        return np.array(value, held)
+    bits = np.array(value, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(value), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
 def _flat(array: np.ndarray, dtype: str) -> np.ndarray:
     """A flat view that begins where the array does; its length does not matter to a kernel."""
-    if dtype in ("float16", "bfloat16"):
+    if dtype == "float16":
         array = array.view(np.uint16)
     elif dtype == "bool":
         array = array.view(np.uint8)
@@ -549,11 +602,7 @@ def _flat(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+    return np.dtype(np.uint16 if name == "bfloat16" else name)
 
 
 __all__ = ["Bound", "Kind", "bind", "run"]

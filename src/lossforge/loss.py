@@ -98,7 +98,7 @@ class Loss:
         name: str | None = None,
     ) -> None:
         self.function = function
-        self.name = name or getattr(function, "__name__", "loss")
+        self.name: str = name or getattr(function, "__name__", "loss")
         self.__name__ = self.name
         self.__qualname__ = getattr(function, "__qualname__", self.name)
         self.__module__ = getattr(function, "__module__", __name__)
@@ -252,7 +252,7 @@ class Loss:
         arrays = self._arguments(args, kwargs)
         parameters = self._parameters(kwargs)
         named = [*zip(self.arguments, arrays, strict=True), ("weight", weight), ("mask", mask)]
-        used = framework_of(self.name, [*named, *parameters.items()])
+        used = framework_of(self.name, [*named, *((k, v) for k, v in parameters.items() if not _is_option(v))])
         if used.name == "numpy":
             import numpy as np
 

@@ -58,12 +58,14 @@ class NumPyAdapter:
 def evaluate(program: Program, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
     """The program's outputs for NumPy arrays (and numbers for parameters), by kernels where they spell it."""
     ports = program.inputs
-    real, results = _precisions(program, tuple(a.dtype if p.order else None for a, p in zip(arrays, ports, strict=True)))
+    real, results, formats = _precisions(program, tuple(a.dtype if p.order else None for a, p in zip(arrays, ports, strict=True)))
     if program not in _without_kernel:
         from lossforge import kernels
 
         try:
-            return kernels.run(program, arrays, real, results)
+            bits = [a.view(np.uint16) if f == "bfloat16" else a for a, f in zip(arrays, formats, strict=True)]
+            found = kernels.run(program, bits, real, results, formats)
+            return tuple(f.view(_numpy_dtype(d)) if d == "bfloat16" else f for f, d in zip(found, results, strict=True))
         except (UnsupportedError, ImportError):  # TEMPORARY until vector_math is there
             _without_kernel.add(program)
     dtype = np.dtype(real)
@@ -76,12 +78,13 @@ def evaluate(program: Program, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _precisions(program: Program, dtypes: tuple[np.dtype[Any] | None, ...]) -> tuple[Computing, tuple[str | None, ...]]:
-    """The precision to compute in, and the dtype of each output (None: that one)."""
-    by_name = {p.name: str(d) for p, d in zip(program.inputs, dtypes, strict=True) if d is not None}
-    real = computing(d for d in by_name.values() if d in FLOATS)
+def _precisions(program: Program, dtypes: tuple[np.dtype[Any] | None, ...]) -> tuple[Computing, tuple[str | None, ...], tuple[str | None, ...]]:
+    """The precision to compute in, the dtype of each output (None: that one), and of each input."""
+    formats = tuple(None if d is None else str(d) for d in dtypes)
+    by_name = {p.name: f for p, f in zip(program.inputs, formats, strict=True)}
+    real = computing(f for f in formats if f in FLOATS)
     like = [by_name.get(n) if n is not None else None for n in program.like]
-    return real, tuple(d if d in FLOATS else None for d in like)
+    return real, tuple(d if d in FLOATS else None for d in like), formats
 
 
 _without_kernel: weakref.WeakSet[Program] = weakref.WeakSet()

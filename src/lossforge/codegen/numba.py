@@ -37,6 +37,11 @@ _CALLS = frozenset({
     "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "log_sigmoid", "softplus", "erf", "erfc", "sin", "cos", "tan",
     "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "pow", "lgamma", "digamma",
 })  # fmt: skip
+_RESERVED = frozenset({
+    "np", "math", "real", "load", "store", "select", "largest", "begin", "end", "chunk", "piece", "pieces", "first",
+    "task", "row", "lane_begin", "lane_end", "block", "length", "j", "k", "scratch", "tile", "abs", "min", "max", "range",
+    "sum", *_CALLS,
+})  # fmt: skip
 _IDENTITY = {"sum": "0.0", "prod": "1.0", "max": "-np.inf", "min": "np.inf"}
 
 
@@ -80,6 +85,8 @@ class Kernel:
     totals: tuple[Total, ...]
     scratch: int
     """Entries of scratch memory (of the computing dtype)."""
+    tile: int
+    """Entries of memory for transposed blocks (of the computing dtype)."""
     signature: tuple[str, ...]
 
 
@@ -93,6 +100,10 @@ class Layout:
     dtypes: tuple[tuple[Node, str], ...]
     dropped: frozenset[Axis] = frozenset()
     """Outer axes that were merged into another one, because all arrays step through both as through one."""
+    width: int = 0
+    """The size of the inner axis, where it is part of the text: some arrays have it innermost in memory, and it is
+    too short to run along. Blocks of these arrays are transposed on the way in and out."""
+    transposed: frozenset[Node] = frozenset()
 
 
 def emit_kernel(sweep: Sweep, layout: Layout, real: str, names: Mapping[Node, str], entry: str = "kernel") -> Kernel:
@@ -145,13 +156,14 @@ class _KernelEmitter:
         self.lines: list[str] = []
         self.functions: dict[str, None] = {}
         self.memory: dict[str, None] = {"load": None, "store": None}
-        self.taken: set[str] = {"np", "math", "real", "load", "store", "select", "begin", "end", "chunk", "piece", "pieces"}
+        self.taken: set[str] = set(_RESERVED)
         self.names: dict[Node, str] = {}
         self.sizes: dict[Axis, str] = {}
         self.temps: dict[Node, str] = {}
         self.slots: dict[Node, int] = {}
         self.scalars: dict[Node, str] = {}
         self.counter = 0
+        self.tiles: dict[Node, int] = {}
 
     def _inner_order(self) -> tuple[Axis, ...]:
         """Inner axes from the outermost loop to the innermost."""
@@ -187,6 +199,9 @@ class _KernelEmitter:
         if self.slots:
             arguments.append("scratch")
             signature.append(f"{self.real}[::1]")
+        if self.tiles:
+            arguments.append("tile")
+            signature.append(f"{self.real}[::1]")
         head = ["import math", "", "import numpy as np", ""]
         head.append(f"from lossforge.codegen.memory import {', '.join(sorted(self.memory))}")
         if self.functions:
@@ -196,7 +211,7 @@ class _KernelEmitter:
         return Kernel(
             text, entry, self.rows, self.lane if self.lane_is_outer else None, self.inner, tuple(self.sizes),
             tuple(arrays), tuple(stores), tuple(self.scalars), tuple(self.totals),
-            len(self.slots) * LANES, tuple(signature),
+            len(self.slots) * LANES, len(self.tiles) * self.layout.width * LANES, tuple(signature),
         )  # fmt: skip
 
     def _array(self, node: Node, *, store: bool = False) -> ArrayArgument:
@@ -309,6 +324,7 @@ class _KernelEmitter:
         self._line(task, f"for block in range(lane_begin, lane_end, {length}):")
         block = _Scope(task, task.indent + 1, {})
         self._line(block, f"length = min({length}, lane_end - block)")
+        self._transpose_in(block)
         for group in self._levels():
             self._lane_reductions(block, group)
         outer_only = [n for n in self.sweep.results if not self._domain(n) & set(self.inner)]
@@ -318,6 +334,32 @@ class _KernelEmitter:
         if with_inner:
             scope = self._inner_loops(block, with_inner)
             self._lane_loop(scope, with_inner)
+        self._transpose_out(block)
+
+    def _transpose_in(self, block: _Scope) -> None:
+        """Blocks of arrays whose short inner axis is innermost in memory, turned so that lanes are contiguous."""
+        for node, argument in self.array_of.items():
+            if node in self.layout.transposed:
+                inner = self._tile_loops(block, node)
+                self._line(inner, f"store(tile, {self._tile_offset(inner, node)}, {self._from_memory(inner, argument)})")
+
+    def _transpose_out(self, block: _Scope) -> None:
+        for node, argument in self.store_names.items():
+            if node in self.layout.transposed:
+                inner = self._tile_loops(block, node)
+                self._to_memory(inner, argument, f"load(tile, {self._tile_offset(inner, node)})")
+
+    def _tile_loops(self, block: _Scope, node: Node) -> _Scope:
+        self.tiles.setdefault(node, len(self.tiles))
+        (axis,) = self.inner
+        lanes = self._for_lanes(block)
+        self._line(lanes, f"for k in range({self.layout.width}):")
+        return _Scope(lanes, lanes.indent + 1, {axis: "k"})
+
+    def _tile_offset(self, scope: _Scope, node: Node) -> str:
+        (axis,) = self.inner
+        start = self.tiles[node] * self.layout.width
+        return f"({start} + {scope.env[axis]}) * {LANES} + j" if start else f"{scope.env[axis]} * {LANES} + j"
 
     def _row(self, task: _Scope) -> None:
         """The lane is an inner axis, or there is none: reductions along the row."""
@@ -358,7 +400,8 @@ class _KernelEmitter:
             if axis not in used or (skip_lane and axis == self.lane):
                 continue
             index = f"i_{python_name(axis)}"
-            self._line(scope, f"for {index} in range({self.sizes[axis]}):")
+            count = str(self.layout.width) if self.layout.width else self.sizes[axis]
+            self._line(scope, f"for {index} in range({count}):")
             scope = _Scope(scope, scope.indent + 1, {axis: index})
         return scope
 
@@ -530,6 +573,13 @@ class _KernelEmitter:
     def _store(self, scope: _Scope, node: Node) -> None:
         argument = self.store_names[node]
         value = self._value(scope, node)
+        if node in self.layout.transposed:
+            self.tiles.setdefault(node, len(self.tiles))
+            self._line(scope, f"store(tile, {self._tile_offset(scope, node)}, {value})")
+        else:
+            self._to_memory(scope, argument, value)
+
+    def _to_memory(self, scope: _Scope, argument: ArrayArgument, value: str) -> None:
         if argument.dtype in ("float16", "bfloat16"):
             self.memory[f"to_{argument.dtype}"] = None
             value = f"to_{argument.dtype}({value})"
@@ -604,7 +654,12 @@ class _KernelEmitter:
         return self._elementwise(scope, node)
 
     def _load(self, scope: _Scope, node: Node) -> str:
-        argument = self.array_of[node]
+        if node in self.layout.transposed:
+            return f"load(tile, {self._tile_offset(scope, node)})"
+        return self._from_memory(scope, self.array_of[node])
+
+    def _from_memory(self, scope: _Scope, argument: ArrayArgument) -> str:
+        node = argument.node
         text = f"load({argument.name}, {self._offset(scope, argument)})"
         if node.kind is Kind.BOOL:
             return f"({text} != 0)"
