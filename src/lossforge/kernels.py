@@ -264,7 +264,7 @@ class Bound:
 
     def _scalars(self, step: Scalars) -> Callable[[dict[Node, Any]], None]:
         """Numbers as one function of Python text: a call per operation would cost more than a small kernel."""
-        namespace: dict[str, Any] = {"div": _divide, "call": _call_elementwise}
+        namespace: dict[str, Any] = {"div": _divide, "call": _call_elementwise, "inf": math.inf, "nan": math.nan}
         lines: list[str] = []
         names: dict[Node, str] = {}
 
@@ -342,6 +342,8 @@ class Bound:
         if node.op == "input":
             axes = next(p.order for p in self.program.inputs if p.node is node)
             array = np.asarray(value).reshape([self.sizes[a] for a in axes])
+            if self.lies[node].dtype == "bfloat16":  # its upper half is what a float32 begins with
+                array = (array.astype(np.uint32) << 16).view(np.float32)
         else:
             array, axes = value
             axes = axes if axes is not None else next(

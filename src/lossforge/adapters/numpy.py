@@ -66,7 +66,7 @@ def evaluate(program: Program, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
             bits = [a.view(np.uint16) if f == "bfloat16" else a for a, f in zip(arrays, formats, strict=True)]
             found = kernels.run(program, bits, real, results, formats)
             return tuple(f.view(_numpy_dtype(d)) if d == "bfloat16" else f for f, d in zip(found, results, strict=True))
-        except (UnsupportedError, ImportError):  # TEMPORARY until vector_math is there
+        except UnsupportedError:
             _without_kernel.add(program)
     dtype = np.dtype(real)
     by_kind = {Kind.FLOAT: dtype, Kind.INDEX: np.dtype(np.int64), Kind.BOOL: np.dtype(bool)}

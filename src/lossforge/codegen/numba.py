@@ -22,7 +22,7 @@ from lossforge import ir
 from lossforge.codegen.emitter import _INFIX
 from lossforge.errors import UnsupportedError
 from lossforge.frontends.signature import python_name
-from lossforge.ir import REDUCTIONS, Axis, Kind, Node
+from lossforge.ir import REDUCTIONS, Axes, Axis, Kind, Node
 from lossforge.schedule import Sweep, reads
 
 BLOCK = 4096
@@ -36,6 +36,7 @@ _ATOM = 100
 _CALLS = frozenset({
     "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "log_sigmoid", "softplus", "erf", "erfc", "sin", "cos", "tan",
     "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "pow", "lgamma", "digamma",
+    "atan2", "logaddexp", "polygamma", "xlogy",
 })  # fmt: skip
 _RESERVED = frozenset({
     "np", "math", "real", "load", "store", "select", "largest", "begin", "end", "chunk", "piece", "pieces", "first",
@@ -332,7 +333,7 @@ class _KernelEmitter:
         if outer_only:
             self._lane_loop(block, outer_only)
         if with_inner:
-            scope = self._inner_loops(block, with_inner)
+            scope = self._inner_loops(block, self._axes_of_results(with_inner))
             self._lane_loop(scope, with_inner)
         self._transpose_out(block)
 
@@ -380,6 +381,9 @@ class _KernelEmitter:
     def _total_of(self, node: Node) -> Total:
         return next(t for t in self.totals if t.node is node)
 
+    def _axes_of_results(self, results: Iterable[Node]) -> Axes:
+        return frozenset(a for n in results for a in self._domain(n))
+
     def _domain(self, result: Node) -> frozenset[Axis]:
         return result.args[0].axes if result in self.sweep.totals else result.axes
 
@@ -394,8 +398,7 @@ class _KernelEmitter:
             groups.setdefault((level[n], n.args[0].axes & set(self.inner)), []).append(n)
         return [groups[k] for k in sorted(groups, key=lambda k: (k[0], sorted(k[1])))]
 
-    def _inner_loops(self, scope: _Scope, results: Sequence[Node], *, skip_lane: bool = False) -> _Scope:
-        used = {a for n in results for a in (self._domain(n) if n in self.sweep.results else n.args[0].axes)}
+    def _inner_loops(self, scope: _Scope, used: Axes, *, skip_lane: bool = False) -> _Scope:
         for axis in self.inner:
             if axis not in used or (skip_lane and axis == self.lane):
                 continue
@@ -428,7 +431,7 @@ class _KernelEmitter:
             self._line(start, f"store(scratch, {self._scratch(self._slot(n))}, real({_IDENTITY[first]}))")
             if n.op == "logsumexp":
                 self._line(start, f"store(scratch, {self._scratch(self._slot(n, 'sum'))}, real(0.0))")
-        loop = self._for_lanes(self._inner_loops(block, group))
+        loop = self._for_lanes(self._inner_loops(block, _axes_of_operands(group)))
         for n in group:
             value = self._value(loop, n.args[0])
             at = self._scratch(self._slot(n))
@@ -444,7 +447,7 @@ class _KernelEmitter:
                 top = self._fresh("top")
                 self._line(loop, f"{top} = load(scratch, {at})")
                 self._line(loop, f"store(scratch, {at}, select(abs({top}) < real(np.inf), {top}, real(0.0)))")
-            loop = self._for_lanes(self._inner_loops(block, exponentials))
+            loop = self._for_lanes(self._inner_loops(block, _axes_of_operands(exponentials)))
             for n in exponentials:
                 at, to = self._scratch(self._slot(n)), self._scratch(self._slot(n, "sum"))
                 value = self._value(loop, n.args[0])
@@ -459,7 +462,7 @@ class _KernelEmitter:
         for n in totals:
             self._line(scope, f"{self._sum32(n)} = real({_IDENTITY[n.op]})")
         loop = self._for_lanes(scope)
-        self._share(loop, results)
+        self._share(loop, [n.args[0] if n in self.sweep.totals else n for n in results])
         for n in results:
             if n in self.store_names:
                 self._store(loop, n)
@@ -502,8 +505,8 @@ class _KernelEmitter:
         tops = {n: self._fresh("top") for n in exponentials}
         for n in exponentials:
             self._line(task, f"{tops[n]} = real(-np.inf)")
-        loop, flush = self._blocks(task, group, [(f"{self.temps[n]}_block", n.op) for n in plain])
-        self._share(loop, group)
+        loop, flush = self._blocks(task, _axes_of_operands(group), [(f"{self.temps[n]}_block", n.op) for n in plain])
+        self._share(loop, [n.args[0] for n in group])
         for n in plain:
             self._line(loop, self._combine(n.op, f"{self.temps[n]}_block", self._value(loop, n.args[0])))
         for n in exponentials:
@@ -519,7 +522,7 @@ class _KernelEmitter:
                 self._line(task, f"if not abs({tops[n]}) < np.inf:")
                 self._line(_Scope(task, task.indent + 1, {}), f"{tops[n]} = real(0.0)")
                 self._line(task, f"{self.temps[n]}_64 = 0.0")
-            loop, flush = self._blocks(task, exponentials, [(f"{self.temps[n]}_block", "sum") for n in exponentials])
+            loop, flush = self._blocks(task, _axes_of_operands(exponentials), [(f"{self.temps[n]}_block", "sum") for n in exponentials])
             for n in exponentials:
                 self._line(loop, f"{self.temps[n]}_block += exp({self._value(loop, n.args[0])} - {tops[n]})")
                 self._line(flush, f"{self.temps[n]}_64 += np.float64({self.temps[n]}_block)")
@@ -527,15 +530,14 @@ class _KernelEmitter:
                 self._line(task, f"{self.temps[n]} = {tops[n]} + log(real({self.temps[n]}_64))")
 
     def _blocks(
-        self, task: _Scope, results: Sequence[Node], sums: Sequence[tuple[str, str]]
+        self, task: _Scope, used: Axes, sums: Sequence[tuple[str, str]]
     ) -> tuple[_Scope, _Scope]:
         """Loops over the inner axes, the innermost in blocks. Returns the body and the scope after each block.
 
         Statements for the second scope must be added after all of the first's.
         """
-        scope = self._inner_loops(task, results, skip_lane=True)
+        scope = self._inner_loops(task, used, skip_lane=True)
         along = self.inner[-1]
-        used = {a for n in results for a in (self._domain(n) if n in self.sweep.results else n.args[0].axes)}
         if along not in used or (self.lane is not None and along != self.lane):
             for name, op in sums:
                 self._line(scope, f"{name} = real({_IDENTITY[op]})")
@@ -553,8 +555,8 @@ class _KernelEmitter:
     def _row_loop(self, task: _Scope, results: Sequence[Node]) -> None:
         totals = [n for n in results if n in self.sweep.totals]
         along = [n for n in totals if self.lane is None or self.lane not in self._total_of(n).inner]
-        loop, flush = self._blocks(task, results, [(self._sum32(n), n.op) for n in along])
-        self._share(loop, results)
+        loop, flush = self._blocks(task, self._axes_of_results(results), [(self._sum32(n), n.op) for n in along])
+        self._share(loop, [n.args[0] if n in self.sweep.totals else n for n in results])
         for n in results:
             if n in self.store_names:
                 self._store(loop, n)
@@ -591,9 +593,8 @@ class _KernelEmitter:
             parts.append(scope.env[self.lane])
         return " + ".join(parts) or "0"
 
-    def _share(self, scope: _Scope, results: Iterable[Node]) -> None:
+    def _share(self, scope: _Scope, roots: Sequence[Node]) -> None:
         """Count uses, so that what a body needs more than once gets a name."""
-        roots = [n.args[0] if n in self.sweep.totals or n in self.sweep.reductions else n for n in results]
         self.uses: Counter[Node] = Counter(roots)
         for n in ir.topological(roots):
             self.uses.update(n.args)
@@ -726,7 +727,7 @@ class _KernelEmitter:
         if op == "where":
             self.memory["select"] = None
             return f"select({texts[0]}, {texts[1]}, {texts[2]})", _ATOM
-        if op in ("minimum", "maximum", "sign", "xlogy", "logaddexp", "atan2"):
+        if op in ("minimum", "maximum", "sign"):
             return self._composed(scope, node, op), _ATOM
         if op in _CALLS:
             self.functions[op] = None
@@ -752,17 +753,7 @@ class _KernelEmitter:
         if op == "sign":
             return f"select({x} > 0, real(1.0), select({x} < 0, real(-1.0), {x}))"
         y = self._named(scope, node.args[1])
-        if op in ("minimum", "maximum"):
-            return self._combined("min" if op == "minimum" else "max", x, y)
-        if op == "xlogy":
-            self.functions["log"] = None
-            return f"select(({x} == 0) & ({y} == {y}), real(0.0), {x} * log({y}))"
-        if op == "logaddexp":
-            self.functions.update(exp=None, log1p=None)
-            top = self._combined("max", x, y)
-            gap = f"select({x} == {y}, real(0.0), -abs({x} - {y}))"
-            return f"{top} + log1p(exp({gap}))"
-        raise UnsupportedError(f"kernels do not spell {op}")
+        return self._combined("min" if op == "minimum" else "max", x, y)
 
     def _combined(self, op: str, x: str, y: str) -> str:
         if op in ("sum", "prod"):
@@ -785,6 +776,10 @@ _STORAGE = {
     "uint8": "uint8", "uint16": "uint16", "uint32": "uint32", "uint64": "uint64",
 }  # fmt: skip
 """How an array of a dtype is passed."""
+
+
+def _axes_of_operands(reductions: Iterable[Node]) -> Axes:
+    return frozenset(a for n in reductions for a in n.args[0].axes)
 
 
 def _tight(text: str) -> str:

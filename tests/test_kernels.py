@@ -1,0 +1,415 @@
+"""Kernels against the reference interpreter: operation × dtype × layout × shape.
+
+Tolerances: an operation of the table is good to 2 ulp in float32 (4 in float64) beside the rounding of its arguments;
+a loss sums up to a few thousand such terms, for which 32 ulp of the largest entry is a bound that one lost term, one
+wrong stride or one missed block would exceed by far.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import lossforge as lf
+from lossforge import kernels
+from lossforge.dtypes import EPSILON
+from lossforge.interpreter import evaluate
+from lossforge.ir import Kind, Port, Program, elementwise, input_, reduction
+from lossforge.runtime.threads import get_num_threads, set_num_threads
+from lossforge.schedule import Sweep, schedule
+
+BLOCK_EDGES = (0, 1, 2, 7, 255, 256, 257, 4095, 4096, 4097, 65_537)
+
+
+@lf.loss
+def huber(pred, true, *, delta=1.0):
+    error = lf.abs(pred - true)
+    quadratic = lf.minimum(error, delta)
+    return 0.5 * quadratic**2 + delta * (error - quadratic)
+
+
+@lf.loss
+def focal(logits, true, *, gamma=2.0, alpha=0.25):
+    hit, miss = lf.log_sigmoid(logits), lf.log_sigmoid(-logits)
+    return -alpha * true * lf.exp(gamma * miss) * hit - (1 - alpha) * (1 - true) * lf.exp(gamma * hit) * miss
+
+
+@lf.loss("batch class *space, batch *space -> batch *space")
+def cross_entropy(logits, target):
+    return -lf.take(lf.log_softmax(logits, "class"), target, "class")
+
+
+@lf.loss("batch class *space, batch class *space -> batch class")
+def dice(pred, true, *, smooth=1e-6):
+    overlap = lf.sum(pred * true, "*space")
+    total = lf.sum(pred, "*space") + lf.sum(true, "*space")
+    return 1 - (2 * overlap + smooth) / (total + smooth)
+
+
+@lf.loss("batch class *space, batch class *space -> class")
+def softmax_dice(logits, true, *, smooth=1e-6):
+    pred = lf.softmax(logits, "class")
+    axes = ("batch", "*space")
+    return 1 - (2 * lf.sum(pred * true, axes) + smooth) / (lf.sum(pred, axes) + lf.sum(true, axes) + smooth)
+
+
+@lf.loss("batch d, batch d -> batch")
+def info_nce(pred, key, *, temperature=0.2):
+    similarity = lf.sum(pred * lf.rename(key, "batch", "other"), "d") / temperature
+    return lf.logsumexp(similarity, "other") - lf.sum(pred * key, "d") / temperature
+
+
+@lf.loss("batch class, batch class -> batch")
+def margin(pred, true):
+    best_other = lf.max(pred - 10 * true, "class")
+    return lf.relu(1 + best_other - lf.sum(pred * true, "class")) + lf.min(pred, "class") ** 2
+
+
+def close(got: np.ndarray, want: np.ndarray, dtype: str, ulps: float = 32) -> None:
+    """Assert that two arrays agree to some ulp of the largest entry, and in their NaN and infinities."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    np.testing.assert_array_equal(np.isposinf(got), np.isposinf(want))
+    np.testing.assert_array_equal(np.isneginf(got), np.isneginf(want))
+    finite = np.isfinite(want)
+    if finite.any():
+        scale = max(np.abs(want[finite]).max(), 1e-30)
+        assert np.abs(got[finite] - want[finite]).max() <= ulps * EPSILON[dtype] * scale
+
+
+def check_gradient(loss: lf.Loss, arrays: tuple[np.ndarray, ...], dtype: str, **options: object) -> None:
+    """Value and gradient of a call by kernels against the interpreter."""
+    call = loss.bind(arrays, {}, **options)  # type: ignore[arg-type]
+    program = call.plan.value_and_gradient(loss.predictions)
+    real = "float64" if dtype == "float64" else "float32"
+    formats = tuple(str(a.dtype) if p.order else None for a, p in zip(call.arrays, program.inputs, strict=True))
+    bits = [a.view(np.uint16) if f == "bfloat16" else a for a, f in zip(call.arrays, formats, strict=True)]
+    got = list(kernels.run(program, bits, real, (None, dtype), formats))
+    if dtype == "bfloat16":
+        got[1] = got[1].view(arrays[0].dtype)
+    parameters = dict(zip([p.name for p in program.inputs], call.arrays, strict=True))
+    exact = {p: np.asarray(parameters[p.name], np.float64) if p.node.kind is Kind.FLOAT else parameters[p.name]
+             for p in program.inputs}  # fmt: skip
+    flat = {}
+    for port, value in exact.items():
+        star = next((i for i, a in enumerate(port.order) if a.startswith("*")), None)
+        if star is not None:
+            after = len(port.order) - star - 1
+            shape = value.shape
+            value = value.reshape(*shape[:star], -1, *shape[len(shape) - after :])
+        flat[port] = value
+    want = evaluate([o.node for o in program.outputs], flat)
+    close(got[0], want[0], "float64" if dtype == "float64" else "float32")
+    order = program.outputs[1].order
+    alphabetical = sorted(order)
+    reference = want[1].transpose([alphabetical.index(a) for a in order]).reshape(got[1].shape)
+    assert str(got[1].dtype) == dtype
+    # A gradient in half precision is rounded once more, to half an ulp of its own entry at the most.
+    close(got[1], reference, dtype, ulps=32 if dtype in ("float32", "float64") else 1)
+
+
+def draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    values = rng.normal(size=shape)
+    if dtype == "bfloat16":
+        return values.astype(pytest.importorskip("ml_dtypes").bfloat16)
+    return values.astype(dtype)
+
+
+# ------------------------------------------------------------------------------------------- operations
+
+GROUPS: dict[str, tuple[tuple[str, ...], Callable[[np.random.Generator, int], np.ndarray]]] = {
+    "real": (
+        ("neg", "abs", "sign", "exp", "expm1", "tanh", "sigmoid", "log_sigmoid", "softplus", "sin", "cos", "atan",
+         "asinh", "erf", "erfc", "floor", "ceil", "round"),
+        lambda rng, n: np.r_[rng.normal(size=n) * 5, 0.0, -0.0, 80.0, -80.0, np.inf, -np.inf, np.nan],
+    ),
+    "moderate": (("tan", "sinh", "cosh"), lambda rng, n: np.r_[rng.uniform(-1.4, 1.4, n), 0.0, np.nan]),
+    "positive": (
+        ("log", "log1p", "sqrt", "lgamma", "digamma"),
+        lambda rng, n: np.r_[np.exp(rng.normal(size=n)), 1.0, 2.0, 1e-3, 1e6, np.nan],
+    ),
+    "unit": (("asin", "acos", "atanh", "log", "log1p"), lambda rng, n: np.r_[rng.uniform(0, 1, n), 0.5, np.nan]),
+    "from_one": (("acosh",), lambda rng, n: np.r_[1 + np.exp(rng.normal(size=n)), 1.5, np.nan]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("group", GROUPS)
+def test_operations_of_one_argument(group: str, dtype: str, rng: np.random.Generator) -> None:
+    operations, points = GROUPS[group]
+    x = Port(input_("x", ("*shape",)), ("*shape",))
+    outputs = tuple(Port(elementwise(op, x.node), ("*shape",)) for op in operations)
+    program = Program((x,), outputs, operations, (None,) * len(operations))
+    values = points(rng, 300).astype(dtype)
+    got = kernels.run(program, [values], dtype, (None,) * len(operations))
+    with np.errstate(all="ignore"):
+        want = evaluate([o.node for o in outputs], {x: values})
+    for op, g, w in zip(operations, got, want, strict=True):
+        finite = np.isfinite(w)
+        np.testing.assert_array_equal(np.isnan(g), np.isnan(w), err_msg=op)
+        np.testing.assert_array_equal(g[np.isinf(w)], w[np.isinf(w)], err_msg=op)
+        # lgamma and digamma cross zero, where an ulp of the result says nothing: there, of the largest term.
+        floor = 1.0 if op in ("lgamma", "digamma", "log1p", "log") else np.finfo(dtype).tiny
+        ulp = EPSILON[dtype] * np.maximum(np.abs(w[finite]), floor)
+        # The interpreter's digamma subtracts up to ten terms of size 1 by itself.
+        assert (np.abs(g[finite] - w[finite]) <= (20 if op == "digamma" else 6) * ulp).all(), op
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_operations_of_two_arguments(dtype: str, rng: np.random.Generator) -> None:
+    operations = ("add", "sub", "mul", "div", "minimum", "maximum", "logaddexp", "xlogy")
+    x, y = (Port(input_(n, ("*shape",)), ("*shape",)) for n in "xy")
+    outputs = tuple(Port(elementwise(op, x.node, y.node), ("*shape",)) for op in operations)
+    condition = elementwise("and", elementwise("lt", x.node, y.node), elementwise("not", elementwise("eq", x.node, 0.0)))
+    outputs += (Port(elementwise("where", condition, x.node, y.node), ("*shape",)),)
+    program = Program((x, y), outputs, (*operations, "where"), (None,) * len(outputs))
+    special = np.array([0.0, -0.0, 1.0, -2.0, np.inf, -np.inf, np.nan])
+    a, b = (m.ravel() for m in np.meshgrid(special, special))
+    values = np.r_[rng.normal(size=200), a].astype(dtype), np.r_[np.exp(rng.normal(size=200)), b].astype(dtype)
+    got = kernels.run(program, values, dtype, (None,) * len(outputs))
+    with np.errstate(all="ignore"):
+        want = evaluate([o.node for o in outputs], dict(zip((x, y), values, strict=True)))
+    for op, g, w in zip((*operations, "where"), got, want, strict=True):
+        np.testing.assert_array_equal(np.isnan(g), np.isnan(w), err_msg=op)
+        finite = np.isfinite(w)
+        np.testing.assert_array_equal(g[np.isinf(w)], w[np.isinf(w)], err_msg=op)
+        assert (np.abs(g[finite] - w[finite]) <= 4 * EPSILON[dtype] * np.maximum(np.abs(w[finite]), 1e-3)).all(), op
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_powers(dtype: str, rng: np.random.Generator) -> None:
+    x = Port(input_("x", ("*shape",)), ("*shape",))
+    y = Port(input_("y", ()), ())
+    out = Port(elementwise("pow", x.node, y.node), ("*shape",))
+    program = Program((x, y), (out,), ("power",), (None,))
+    for exponent in (0.0, 1.0, 2.0, -1.0, 0.5, 1.7, 3.0):
+        values = np.r_[rng.normal(size=100), np.exp(rng.normal(size=100)), 0.0, 1.0, np.nan].astype(dtype)
+        (got,) = kernels.run(program, [values, exponent], dtype, (None,))
+        with np.errstate(all="ignore"):
+            (want,) = evaluate([out.node], {x: values, y: exponent})
+        close(got, want, dtype, ulps=4)
+
+
+@pytest.mark.parametrize("op", ["sum", "prod", "max", "min", "logsumexp"])
+@pytest.mark.parametrize("axes", [("a",), ("b",), ("c",), ("a", "c"), ("b", "c"), ("a", "b", "c")])
+def test_reductions(op: str, axes: tuple[str, ...], rng: np.random.Generator) -> None:
+    """Each reduction over each set of axes, as an output and inside of something that broadcasts it back."""
+    x = Port(input_("x", ("a", "b", "c")), ("a", "b", "c"))
+    reduced = reduction(op, x.node, axes)
+    kept = tuple(a for a in "abc" if a not in axes)
+    outputs = (Port(reduced, kept), Port(x.node * reduced, ("a", "b", "c")))
+    program = Program((x,), outputs, ("reduced", "back"), (None, None))
+    values = rng.uniform(0.5, 1.5, size=(3, 5, 7))
+    got = kernels.run(program, [values], "float64", (None, None))
+    want = evaluate([o.node for o in outputs], {x: values})
+    for g, w in zip(got, want, strict=True):
+        close(g, w, "float64")
+    values[1, 2, 3] = np.nan
+    got = kernels.run(program, [values], "float64", (None, None))
+    want = evaluate([o.node for o in outputs], {x: values})
+    np.testing.assert_array_equal(np.isnan(got[0]), np.isnan(want[0]))
+
+
+# ------------------------------------------------------------------------------------------- shapes and layouts
+
+
+@pytest.mark.parametrize("n", BLOCK_EDGES[1:])
+@pytest.mark.parametrize("loss", [huber, focal], ids=lambda x: x.name)
+def test_sizes_around_block_edges(loss: lf.Loss, n: int, rng: np.random.Generator) -> None:
+    check_gradient(loss, (draw(rng, (n,), "float32"), draw(rng, (n,), "float32") > 0), "float32")
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 255, 257, 4097])
+@pytest.mark.parametrize("rows", [1, 3, 300])
+def test_rows_around_block_edges(rows: int, classes: int, rng: np.random.Generator) -> None:
+    logits, target = draw(rng, (rows, classes), "float32"), rng.integers(0, classes, rows)
+    check_gradient(cross_entropy, (logits, target), "float32")
+    space = draw(rng, (2, 3, classes), "float32"), rng.integers(0, 3, (2, classes))
+    check_gradient(cross_entropy, space, "float32")
+
+
+@pytest.mark.parametrize("reduction_", ["sum", "none"])
+def test_nothing(reduction_: str) -> None:
+    empty = np.zeros((0, 3), np.float32)
+    loss = huber(empty, empty, reduction=reduction_)
+    assert loss.shape == (() if reduction_ == "sum" else (0, 3))
+    assert (loss == 0).all()
+    assert huber.grad(empty, empty, reduction="sum").shape == (0, 3)
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "C": np.ascontiguousarray,
+    "F": np.asfortranarray,
+    "channels last": lambda a: np.ascontiguousarray(np.moveaxis(a, 1, -1)).swapaxes(1, -1) if a.ndim == 3
+    else np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1),
+    "sliced": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "reversed": lambda a: np.ascontiguousarray(a[::-1])[::-1],
+    "inside": lambda a: np.pad(a, [(1, 2)] * a.ndim)[tuple(slice(1, -2) for _ in a.shape)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("loss", [huber, dice, softmax_dice, cross_entropy], ids=lambda x: x.name)
+def test_layouts_without_a_copy(loss: lf.Loss, layout: str, rng: np.random.Generator) -> None:
+    logits = rng.uniform(0.1, 1, size=(2, 3, 4, 5)).astype(np.float32)
+    true = rng.integers(0, 3, (2, 4, 5)) if loss is cross_entropy else rng.uniform(0, 1, (2, 3, 4, 5)).astype(np.float32)
+    place = LAYOUTS[layout]
+    arrays = (place(logits), true if loss is cross_entropy else place(true))
+    np.testing.assert_array_equal(arrays[0], logits)
+    check_gradient(loss, arrays, "float32")
+    mixed = (place(logits), true)
+    check_gradient(loss, mixed, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("loss", [huber, softmax_dice, info_nce, margin], ids=lambda x: x.name)
+def test_dtypes(loss: lf.Loss, dtype: str, rng: np.random.Generator) -> None:
+    shape = (4, 6, 5) if loss is softmax_dice else (6, 5)
+    pred, true = draw(rng, shape, dtype), draw(rng, shape, dtype)
+    if loss is margin:
+        true = np.eye(5, dtype=np.float32)[rng.integers(0, 5, 6)].astype(true.dtype)
+    check_gradient(loss, (pred, true), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint8", "uint16"])
+def test_class_indices_of_any_integer_dtype(dtype: str, rng: np.random.Generator) -> None:
+    check_gradient(cross_entropy, (draw(rng, (9, 4), "float32"), rng.integers(0, 4, 9).astype(dtype)), "float32")
+
+
+def test_weights_masks_and_reductions(rng: np.random.Generator) -> None:
+    arrays = draw(rng, (33, 7), "float32"), draw(rng, (33, 7), "float32")
+    options: list[dict[str, object]] = [
+        {"weight": rng.random(33, np.float32)},
+        {"weight": rng.random((33, 7), np.float32), "mask": rng.random((33, 7)) > 0.5},
+        {"mask": rng.random(33) > 0.5, "reduction": "sum"},
+        {"weight": 2.0},
+    ]
+    for option in options:
+        check_gradient(huber, arrays, "float32", **option)
+
+
+def test_nan_and_infinity_pass_through(rng: np.random.Generator) -> None:
+    pred, true = draw(rng, (5000,), "float32"), draw(rng, (5000,), "float32")
+    pred[17], pred[4999], pred[256] = np.nan, np.inf, -np.inf
+    loss, gradient = huber.value_and_grad(pred, true)
+    assert np.isnan(loss)
+    assert np.isnan(gradient[17])
+    assert gradient[4999] == np.float32(1 / 5000)
+    assert gradient[256] == np.float32(-1 / 5000)
+    assert np.isfinite(np.delete(gradient, 17)).all()
+    logits = np.zeros((3, 4), np.float32)
+    logits[1] = [0, np.nan, 0, 0]
+    logits[2] = [-np.inf, 0, -np.inf, 0]
+    got = cross_entropy(logits, np.array([0, 1, 1]), reduction="none")
+    assert np.isnan(got[1])
+    np.testing.assert_allclose(got[[0, 2]], np.log([4, 2]), rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- threads
+
+
+@pytest.fixture
+def threads():
+    before = get_num_threads()
+    yield set_num_threads
+    set_num_threads(before)
+
+
+def test_the_number_of_threads_changes_nothing(threads, rng: np.random.Generator) -> None:
+    arrays = draw(rng, (3_000_001,), "float32"), draw(rng, (3_000_001,), "float32")
+    answers = []
+    for n in (1, 2, 3, 7):
+        threads(n)
+        loss, gradient = focal.value_and_grad(arrays[0], arrays[1] > 0)
+        answers.append((loss, gradient.copy()))
+    for loss, gradient in answers[1:]:
+        assert loss == answers[0][0]
+        np.testing.assert_array_equal(gradient, answers[0][1])
+
+
+def test_concurrent_callers_do_not_disturb_each_other(rng: np.random.Generator) -> None:
+    inputs = [(draw(rng, (200_000 + i,), "float32"), draw(rng, (200_000 + i,), "float32")) for i in range(8)]
+    want = [huber.value_and_grad(*pair) for pair in inputs]
+    found: list[tuple] = [()] * len(inputs)
+
+    def work(i: int) -> None:
+        for _ in range(5):
+            found[i] = huber.value_and_grad(*inputs[i])
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    for got, expected in zip(found, want, strict=True):
+        assert got[0] == expected[0]
+        np.testing.assert_array_equal(got[1], expected[1])
+
+
+def test_a_gradient_that_is_kept_never_changes(rng: np.random.Generator) -> None:
+    pred, true = draw(rng, (1_000_000,), "float32"), draw(rng, (1_000_000,), "float32")
+    first = huber.grad(pred, true)
+    kept = first.copy()
+    for _ in range(3):
+        huber.grad(-pred, true)
+    np.testing.assert_array_equal(first, kept)
+
+
+
+def test_a_forked_child_computes_the_same() -> None:
+    """In an interpreter of its own, since other tests load libraries that must not be forked."""
+    import subprocess
+    import sys
+
+    program = """
+import multiprocessing, numpy as np
+from lossforge.catalogue import huber
+pred, true = np.linspace(-3, 3, 2_000_000, dtype="float32"), np.zeros(2_000_000, "float32")
+before = float(huber(pred, true))
+def work(answers): answers.put(float(huber(pred, true)))
+context = multiprocessing.get_context("fork")
+answers = context.Queue()
+children = [context.Process(target=work, args=(answers,)) for _ in range(3)]
+for c in children: c.start()
+found = [answers.get(timeout=60) for _ in children]
+for c in children: c.join(60)
+assert found == [before] * 3, (found, before)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)
+
+
+# ------------------------------------------------------------------------------------------- schedules
+
+
+def sweeps(loss: lf.Loss) -> tuple[Sweep, ...]:
+    return schedule(loss.plan().value_and_gradient(loss.predictions)).sweeps
+
+
+def test_an_elementwise_loss_is_one_sweep() -> None:
+    (only,) = sweeps(huber)
+    assert len(only.totals) == len(only.stores) == 1
+    assert not only.inner
+
+
+def test_a_softmax_loss_is_one_sweep_with_its_row_in_cache() -> None:
+    (only,) = sweeps(cross_entropy)
+    assert only.inner == ("class",)
+    assert [r.op for r in only.reductions] == ["logsumexp"]
+
+
+def test_softmax_dice_reads_its_inputs_twice() -> None:
+    long = [s for s in sweeps(softmax_dice) if "*space" in (*s.outer, *s.inner)]
+    assert len(long) == 2
+    assert sum(len(s.stores) for s in long) == 1
+
+
+def test_a_similarity_matrix_goes_to_blas() -> None:
+    steps = schedule(info_nce.plan().value_and_gradient(("pred",))).steps
+    assert [type(s).__name__ for s in steps].count("Product") == 2
+
+
