@@ -350,7 +350,7 @@ def _under_one_condition(x: Node, k: float, y: Node, m: float) -> Node | None:
     if left[0].args != right[0].args[::-1]:
         return None
     a, b = _scaled(left[1], k), _scaled(right[1], m)
-    return where(left[0], a, where(right[0], b, 0.5 * (a + b)))
+    return a if a is b else where(left[0], a, where(right[0], b, 0.5 * (a + b)))
 
 
 def _scaled(x: Node, k: float) -> Node:
