@@ -8,6 +8,7 @@ dtypes (`Bound`). Nothing is copied to get in: a kernel takes any strides.
 from __future__ import annotations
 
 import math
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from lossforge import ir
 from lossforge.codegen.numba import LANES, Kernel, Layout, Total, emit_kernel
 from lossforge.dtypes import FLOATS
+from lossforge.errors import UnsupportedError
 from lossforge.interpreter import Float64
 from lossforge.ir import Axis, Kind, Node, Port, Program
 from lossforge.primitives import PRIMITIVES
@@ -36,6 +38,27 @@ _SUPPORTED = FLOATS | {"bool", "int8", "int16", "int32", "int64", "uint8", "uint
 _BUFFERS = GradientBuffers()
 _MAX_BOUND = 512
 _bound: OrderedDict[Any, Bound] = OrderedDict()
+
+
+_unspelled: weakref.WeakSet[Program] = weakref.WeakSet()
+"""Programs with operations that kernels do not spell."""
+
+
+def attempt(
+    program: Program,
+    arrays: Sequence[Any],
+    real: str,
+    dtypes: Sequence[str | None],
+    formats: Sequence[str | None] | None = None,
+) -> tuple[np.ndarray, ...] | None:
+    """As `run`; None where the program holds an operation that kernels do not spell."""
+    if program in _unspelled:
+        return None
+    try:
+        return run(program, arrays, real, dtypes, formats)
+    except UnsupportedError:
+        _unspelled.add(program)
+        return None
 
 
 def run(
@@ -100,6 +123,11 @@ def bind(
     formats: Sequence[str | None] | None = None,
 ) -> Bound:
     """Everything about a call that depends on shapes, strides and dtypes alone."""
+    for node in topological([o.node for o in program.outputs]):
+        if node.op in ("table", "window", "join", "split", "flip", "cumsum", "argsort"):
+            raise UnsupportedError(f"kernels do not spell {node.op}")
+        if node.op in ("take", "iota") and (len(node.attrs) > 1 or node.args and node.attrs[0] in node.args[1].axes):
+            raise UnsupportedError("kernels do not spell a sorted order, or an axis of constant size")
     split = _must_split(program, arrays)
     if split:
         program = _split(program, split)

@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from lossforge import ir
+from lossforge.errors import UnsupportedError
 from lossforge.ir import REDUCTIONS, Axes, Axis, Node, Program, elementwise, reduction, transform
 from lossforge.simplify import erase_gradient_marks, simplify
 
@@ -141,8 +142,14 @@ def _contraction(node: Node, uses: dict[Node, int]) -> bool:
 
 @lru_cache(maxsize=1024)
 def schedule(program: Program, *, fused: bool = True) -> Schedule:
-    """The schedule that moves the fewest entries; without inner axes if not `fused`."""
+    """The schedule that moves the fewest entries; without inner axes if not `fused`.
+
+    Raises:
+        UnsupportedError: the program holds an operation that has no place in a sweep.
+    """
     outputs = _prepare(program)
+    if unknown := {n.op for n in ir.topological(outputs)} & ir.INDEX_REDUCTIONS:
+        raise UnsupportedError(f"kernels do not spell {', '.join(sorted(unknown))}")
     candidates: dict[Axes, None] = {frozenset(): None}
     if fused:
         nodes = ir.topological(outputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.numpy import numpy_backend
 from lossforge.dtypes import FLOATS, Computing, computing
-from lossforge.errors import UnsupportedError
 from lossforge.ir import Kind, Program
 
 
@@ -59,21 +57,18 @@ def evaluate(program: Program, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
     """The program's outputs for NumPy arrays (and numbers for parameters), by kernels where they spell it."""
     ports = program.inputs
     real, results, formats = _precisions(program, tuple(a.dtype if p.order else None for a, p in zip(arrays, ports, strict=True)))
-    if program not in _without_kernel:
-        from lossforge import kernels
+    from lossforge import kernels
 
-        try:
-            bits = [a.view(np.uint16) if f == "bfloat16" else a for a, f in zip(arrays, formats, strict=True)]
-            found = kernels.run(program, bits, real, results, formats)
-            return tuple(f.view(_numpy_dtype(d)) if d == "bfloat16" else f for f, d in zip(found, results, strict=True))
-        except UnsupportedError:
-            _without_kernel.add(program)
+    bits = [a.view(np.uint16) if f == "bfloat16" else a for a, f in zip(arrays, formats, strict=True)]
+    found = kernels.attempt(program, bits, real, results, formats)
+    if found is not None:
+        return tuple(f.view(_numpy_dtype(d)) if d == "bfloat16" else f for f, d in zip(found, results, strict=True))
     dtype = np.dtype(real)
     by_kind = {Kind.FLOAT: dtype, Kind.INDEX: np.dtype(np.int64), Kind.BOOL: np.dtype(bool)}
     converted = [np.asarray(a, dtype=by_kind[p.node.kind]) for a, p in zip(arrays, ports, strict=True)]
     with np.errstate(all="ignore"):  # inf and NaN are answers here, as in every framework
-        found = _compiled(program)(*converted)
-    values = found if isinstance(found, tuple) else (found,)
+        text = _compiled(program)(*converted)
+    values = text if isinstance(text, tuple) else (text,)
     return tuple(np.asarray(v).astype(_numpy_dtype(d or real), copy=False) for v, d in zip(values, results, strict=True))
 
 
@@ -85,10 +80,6 @@ def _precisions(program: Program, dtypes: tuple[np.dtype[Any] | None, ...]) -> t
     real = computing(f for f in formats if f in FLOATS)
     like = [by_name.get(n) if n is not None else None for n in program.like]
     return real, tuple(d if d in FLOATS else None for d in like), formats
-
-
-_without_kernel: weakref.WeakSet[Program] = weakref.WeakSet()
-"""Programs with operations that kernels do not spell; they run as NumPy text."""
 
 
 def _numpy_dtype(dtype: str) -> np.dtype[Any]:

@@ -1,26 +1,27 @@
 """PyTorch: losses of tensors in autograd, in `torch.func`, under `torch.compile`, and as modules.
 
-Every derivative is a program of ours, so that each of PyTorch's transformations has one answer: a backward pass
-evaluates the vector-Jacobian program, and its own backward pass the vector-Jacobian program of that, to any order;
-forward mode has the Jacobian-vector program, and `vmap` the program with one more named axis.
+Every derivative is a program of ours, so that each of PyTorch's transformations has one answer: a backward
+pass evaluates the vector-Jacobian program, and its own backward pass the vector-Jacobian program of that, to
+any order; forward mode has the Jacobian-vector program, and `vmap` the program with one more named axis.
 
-A reduced loss in plain eager mode takes a shorter way. Its gradient is linear in the one upstream number, so it is
-computed with the value in one program, and backward only scales it.
+A reduced loss in plain eager mode takes a shorter way. Its gradient is linear in the one upstream number, so
+it is computed with the value in one program, and backward only scales it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.autograd import forward_ad
 
 from lossforge import ir
+from lossforge.adapters import torch_kernels
 from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.torch import torch_backend
 from lossforge.compiler import REDUCTIONS, Plan, Reduction, batched, program_jvp, program_vjp
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 Value: TypeAlias = Tensor | float
 """What a program takes: a tensor, or a Python number where the input has no axes."""
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 # ------------------------------------------------------------------------------------- running a program
@@ -44,8 +46,8 @@ class _Compiled:
     kinds: tuple[Kind, ...]
     like: tuple[int | None, ...]
     """The position of the input that lends each output its dtype."""
-    shared: tuple[bool, ...]
-    """Whether an output might share memory with an input, or with an output before it."""
+    shared: tuple[int, ...]
+    """The outputs that might share memory with an input, or with an output before them."""
 
 
 @lru_cache(maxsize=1024)
@@ -58,13 +60,13 @@ def _compiled(program: Program) -> _Compiled:
         function,
         tuple(p.node.kind for p in program.inputs),
         tuple(None if n is None else names.index(n) for n in program.like),
-        tuple(n.op == "input" or n in stored[:i] for i, n in enumerate(stored)),
+        tuple(i for i, n in enumerate(stored) if n.op == "input" or n in stored[:i]),
     )
 
 
 def _stored(node: Node) -> Node:
-    """The node whose memory this one is a view of."""
-    while node.op == "rename":
+    """The node whose memory this one may be a view of."""
+    while node.op in ("rename", "window", "join", "split", "flip"):
         (node,) = node.args
     return node
 
@@ -72,7 +74,7 @@ def _stored(node: Node) -> Node:
 def evaluate(
     program: Program, arrays: Sequence[Value], dtype: torch.dtype, *, narrow: bool = True
 ) -> tuple[Tensor, ...]:
-    """The outputs of a program, none of which shares memory with an input or another. Every program runs here.
+    """The outputs of a program; none shares memory with an input or another. Every program runs here.
 
     Args:
         program: what to compute.
@@ -80,19 +82,26 @@ def evaluate(
         dtype: the precision to compute in.
         narrow: whether an output takes the dtype of the input that it belongs to; otherwise it keeps `dtype`.
     """
+    if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+        by_kernels = torch_kernels.run(program, arrays, dtype, narrow=narrow)
+        if by_kernels is not None:
+            return by_kernels
     compiled = _compiled(program)
-    device = next(a.device for a in arrays if isinstance(a, Tensor))
+    device = arrays[0].device  # type: ignore[union-attr]  # arguments come first, and are tensors
     wanted = {Kind.FLOAT: dtype, Kind.INDEX: torch.int64, Kind.BOOL: torch.bool}
     ready = [_as(a, wanted[kind], device) for a, kind in zip(arrays, compiled.kinds, strict=True)]
-    autocast = torch.is_autocast_enabled(device.type)
-    with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        with torch.autocast(device.type, enabled=False):
+            found = compiled.function(*ready)
+    else:
         found = compiled.function(*ready)
-    results = found if isinstance(found, tuple) else (found,)
-    if any(compiled.shared):
-        results = tuple(r.clone() if s else r for r, s in zip(results, compiled.shared, strict=True))
-    if not narrow:
-        return results
-    return tuple(r if i is None else narrowed(r, arrays[i]) for r, i in zip(results, compiled.like, strict=True))
+    results = list(found) if isinstance(found, tuple) else [found]
+    for i in compiled.shared:
+        results[i] = results[i].clone()
+    if narrow:
+        owners = (None if i is None else arrays[i] for i in compiled.like)
+        results = [narrowed(r, owner) for r, owner in zip(results, owners, strict=True)]
+    return tuple(results)
 
 
 def _as(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -101,7 +110,7 @@ def _as(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor:
     return value if value.dtype is dtype else value.to(dtype)
 
 
-def narrowed(gradient: Tensor, owner: Value) -> Tensor:
+def narrowed(gradient: Tensor, owner: Value | None) -> Tensor:
     """The gradient in the dtype, and on the device, of what it belongs to."""
     if not isinstance(owner, Tensor) or not owner.is_floating_point():
         return gradient
@@ -111,13 +120,14 @@ def narrowed(gradient: Tensor, owner: Value) -> Tensor:
 
 
 def precision(ports: Sequence[Port], arrays: Sequence[Value]) -> torch.dtype:
-    """The precision to compute in: float64 if an array is, else float32. Scalars decide only where nothing else can."""
-    tensors = [(p, a.dtype) for p, a in zip(ports, arrays, strict=True) if isinstance(a, Tensor)]
-    dtypes = [d for p, d in tensors if p.order] or [d for _, d in tensors]
+    """The precision to compute in: float64 if an array is, else float32; scalars decide if there is none."""
+    dtypes = [a.dtype for p, a in zip(ports, arrays, strict=True) if p.order and isinstance(a, Tensor)]
+    if not dtypes:
+        dtypes = [a.dtype for a in arrays if isinstance(a, Tensor)]
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-# ------------------------------------------------------------------------------------- derivatives of programs
+# ------------------------------------------------------------------------------------ derivatives of programs
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,26 +151,30 @@ class Graph:
         """The program with one more, leading axis on the inputs `which` and on all outputs."""
         return Graph(batched(self.program, which, _new_axis(self.program)), self.dtype)
 
-    def names(self, chosen: Sequence[bool]) -> tuple[str, ...]:
-        """The names of some inputs."""
-        return tuple(p.name for p, c in zip(self.program.inputs, chosen, strict=True) if c)
-
 
 @lru_cache(maxsize=1024)
 def _new_axis(program: Program) -> str:
     ports = (*program.inputs, *program.outputs)
-    taken = {a for p in ports for a in p.order} | {a for n in ir.topological([p.node for p in ports]) for a in n.axes}
+    taken = {a for p in ports for a in p.order}
+    taken |= {a for n in ir.topological([p.node for p in ports]) for a in n.axes}
     axis = "vmap"
     while axis in taken:
         axis += "_"
     return axis
 
 
+def _unseen_by_dynamo(method: _Method) -> _Method:
+    """A method that autograd calls is left alone, where a function under `torch.compile` calls autograd."""
+    skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+    set_code_exec_strategy(method.__code__, skip)  # `torch.compiler.disable` would load all of Dynamo
+    return method
+
+
 class Evaluation(torch.autograd.Function):
     """A graph in autograd and `torch.func`, differentiable to any order in both modes."""
 
     @staticmethod
-    def forward(graph: Graph, *arrays: Value) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(graph: Graph, *arrays: Value) -> tuple[Tensor, ...]:
         """The program's outputs."""
         return evaluate(graph.program, arrays, graph.dtype)
 
@@ -171,67 +185,73 @@ class Evaluation(torch.autograd.Function):
         _save(ctx, arrays)
 
     @staticmethod
+    @_unseen_by_dynamo
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         """The vector-Jacobian program."""
-        needed = ctx.needs_input_grad[1:]
-        found = iter(apply(ctx.graph.vjp(ctx.graph.names(needed)), (*_saved(ctx), *cotangents)))
+        graph, needed = ctx.graph, ctx.needs_input_grad[1:]
+        found = iter(apply(graph.vjp(_chosen(graph.program.inputs, needed)), (*_saved(ctx), *cotangents)))
         return (None, *(next(found) if n else None for n in needed))
 
     @staticmethod
+    @_unseen_by_dynamo
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         """The Jacobian-vector program."""
-        graph = ctx.graph
-        moving = [
-            t is not None and p.node.kind is Kind.FLOAT for t, p in zip(tangents, graph.program.inputs, strict=True)
-        ]
-        chosen = [t for t, m in zip(tangents, moving, strict=True) if m]
-        return apply(graph.jvp(graph.names(moving)), (*_saved(ctx), *chosen))
+        graph, ports = ctx.graph, ctx.graph.program.inputs
+        moving = {
+            p.name: t
+            for p, t in zip(ports, tangents, strict=True)
+            if t is not None and p.node.kind is Kind.FLOAT
+        }
+        return apply(graph.jvp(tuple(moving)), (*_saved(ctx), *moving.values()))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], graph: Graph, *arrays: Value) -> tuple[Any, Any]:
         """The program with one more axis."""
-        _, *dims = in_dims
-        moved = [a if d is None else a.movedim(d, 0) for a, d in zip(arrays, dims, strict=True)]  # type: ignore[union-attr]
-        outputs = apply(graph.batched(graph.names([d is not None for d in dims])), moved)
+        dims = in_dims[1:]
+        which = _chosen(graph.program.inputs, [d is not None for d in dims])
+        moved = [_leading(a, d) for a, d in zip(arrays, dims, strict=True)]
+        outputs = apply(graph.batched(which), moved)
         return outputs, (0,) * len(outputs)
+
+
+def _leading(value: Value, dim: int | None) -> Value:
+    return value.movedim(dim, 0) if isinstance(value, Tensor) and dim is not None else value
 
 
 class ReducedLoss(torch.autograd.Function):
     """A reduced loss in plain eager mode: the gradient comes with the value, and backward scales it."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, dtype: torch.dtype, *arrays: Value) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, plan: Plan, dtype: torch.dtype, *arrays: Value) -> Tensor:
         """The loss."""
-        ctx.plan, ctx.dtype = plan, dtype
-        wrt = _needed(ctx)
-        # Not narrowed yet: half precision would lose what a large upstream factor (a GradScaler's) is there to save.
+        wrt = _chosen(plan.inputs, ctx.needs_input_grad[2:])
+        # Not narrowed yet: half precision would lose what a large upstream factor (of a GradScaler) saves.
         loss, *gradients = evaluate(plan.value_and_gradient(wrt), arrays, dtype, narrow=False)
-        ctx.gradients = dict(zip(wrt, gradients, strict=True))
+        ctx.plan, ctx.dtype, ctx.wrt, ctx.gradients = plan, dtype, wrt, gradients
         _save(ctx, arrays)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @_unseen_by_dynamo
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient times the upstream one."""
-        plan, dtype, arrays, wrt = ctx.plan, ctx.dtype, _saved(ctx), _needed(ctx)
+        plan, dtype, wrt, arrays = ctx.plan, ctx.dtype, ctx.wrt, _saved(ctx)
         if torch.is_grad_enabled():
-            found = dict(zip(wrt, apply(Graph(plan.vjp(wrt), dtype), (*arrays, cotangent)), strict=True))
+            found = apply(Graph(plan.vjp(wrt), dtype), (*arrays, cotangent))
         else:
-            # Given away once, so that it may become somebody's `.grad`; a second pass over the graph computes anew.
+            # Given away once, as it may become somebody's `.grad`; a second pass computes it anew.
             found = vars(ctx).pop("gradients", None)
             if found is None:
-                found = dict(zip(wrt, evaluate(plan.gradient(wrt), arrays, dtype, narrow=False), strict=True))
+                found = evaluate(plan.gradient(wrt), arrays, dtype, narrow=False)
             if not (_is_known(cotangent) and cotangent.item() == 1):
-                found = {n: g * cotangent for n, g in found.items()}
-        gradients = (
-            narrowed(found[p.name], a) if n else None
-            for p, a, n in zip(plan.inputs, arrays, ctx.needs_input_grad[2:], strict=True)
-        )
-        return (None, None, *gradients)
+                found = tuple(g * cotangent for g in found)
+        gradients = dict(zip(wrt, found, strict=True))
+        by_input = ((gradients.get(p.name), a) for p, a in zip(plan.inputs, arrays, strict=True))
+        return (None, None, *(None if g is None else narrowed(g, a) for g, a in by_input))
 
 
-def _needed(ctx: Any) -> tuple[str, ...]:
-    return tuple(p.name for p, n in zip(ctx.plan.inputs, ctx.needs_input_grad[2:], strict=True) if n)
+def _chosen(ports: Sequence[Port], chosen: Sequence[bool]) -> tuple[str, ...]:
+    return tuple(p.name for p, c in zip(ports, chosen, strict=True) if c)
 
 
 def _save(ctx: Any, arrays: Sequence[Value]) -> None:
@@ -249,20 +269,18 @@ def _saved(ctx: Any) -> list[Value]:
 
 def apply(graph: Graph, arrays: Sequence[Value]) -> tuple[Tensor, ...]:
     """The graph's outputs, recorded where somebody may differentiate them."""
-    if _is_recorded(arrays):
-        results: tuple[Tensor, ...] = Evaluation.apply(graph, *arrays)
+    if _requires_grad(arrays) or _is_transformed(arrays):
+        results: tuple[Tensor, ...] = Evaluation.apply(graph, *arrays)  # type: ignore[no-untyped-call]
         return results
     return evaluate(graph.program, arrays, graph.dtype)
 
 
-def _is_recorded(arrays: Sequence[Value]) -> bool:
-    if _is_transformed(arrays):
-        return True
+def _requires_grad(arrays: Sequence[Value]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arrays)
 
 
-def _is_transformed(arrays: Sequence[Any]) -> bool:
-    """Whether something else than plain eager execution goes on: `torch.func`, forward mode, tracing, a subclass."""
+def _is_transformed(arrays: Sequence[Value]) -> bool:
+    """Whether this is not plain eager execution but `torch.func`, forward mode, tracing, or a subclass's."""
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
@@ -277,6 +295,7 @@ def _is_known(tensor: Tensor) -> bool:
         and type(tensor) in (Tensor, nn.Parameter)
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # of autograd.grad(is_grads_batched=True)
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None  # of make_fx
     )
 
 
@@ -305,7 +324,7 @@ class TorchAdapter:
         return array.squeeze(tuple(dimensions))
 
     def out_of_range(self, index: Any, size: int, mask: Any | None) -> tuple[int, int] | None:
-        """The extremes of `index` if one lies outside of 0 … size − 1; None where the values cannot be read."""
+        """The extremes of `index` if one lies outside of 0 … size − 1; None where values cannot be read."""
         if not _is_known(index) or (mask is not None and not _is_known(mask)):
             return None
         counted = index.detach() if mask is None else index.detach()[mask.bool()]
@@ -317,8 +336,8 @@ class TorchAdapter:
     def call(self, plan: Plan, arrays: Sequence[Value]) -> Tensor:
         """The loss, in autograd."""
         dtype = precision(plan.inputs, arrays)
-        if plan.reduction != "none" and _is_recorded(arrays) and not _is_transformed(arrays):
-            loss: Tensor = ReducedLoss.apply(plan, dtype, *arrays)
+        if plan.reduction != "none" and _requires_grad(arrays) and not _is_transformed(arrays):
+            loss: Tensor = ReducedLoss.apply(plan, dtype, *arrays)  # type: ignore[no-untyped-call]
             return loss
         return apply(Graph(plan.value(), dtype, plan), arrays)[0]
 
@@ -341,8 +360,8 @@ class LossModule(nn.Module):
         loss: the loss.
         reduction: "mean", "sum" or "none".
         learn: parameters to learn; each starts at its given value or default.
-        parameters: values for the loss's parameters. An `nn.Parameter` (with no dimensions) is learned, another tensor
-            is kept as a buffer, a number stays a number.
+        parameters: values for the loss's parameters. An `nn.Parameter` (with no dimensions) is learned,
+            another tensor is kept as a buffer, a number stays a number.
 
     Raises:
         ParameterError: a parameter is unknown, missing, or not a scalar.
@@ -357,7 +376,8 @@ class LossModule(nn.Module):
         values = loss._parameters(parameters)
         for name in (learn,) if isinstance(learn, str) else learn:
             if name not in values:
-                raise ParameterError(f"{loss.name}: learn={name!r} is no parameter; it has {', '.join(values) or 'none'}")
+                known = ", ".join(values) or "none"
+                raise ParameterError(f"{loss.name}: learn={name!r} is no parameter; it has {known}")
             if not isinstance(values[name], nn.Parameter):
                 values[name] = nn.Parameter(torch.as_tensor(values[name], dtype=torch.get_default_dtype()))
         self.loss = loss
@@ -372,7 +392,7 @@ class LossModule(nn.Module):
             self.numbers[name] = value
             return
         if hasattr(self, name):
-            raise ParameterError(f"{self.loss.name}: a module has an attribute {name!r} already; rename the parameter")
+            raise ParameterError(f"{self.loss.name}: modules have an attribute {name!r} already; rename it")
         if isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
         else:
