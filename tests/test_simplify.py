@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 
 from conftest import SEED
 from lossforge.interpreter import HighPrecision, evaluate
-from lossforge.ir import Kind, Node, Port, constant, input_, intern, topological
+from lossforge.ir import Kind, Node, Port, constant, input_, intern, iota, size, topological
 from lossforge.rewrite import Rule, parse
 from lossforge.simplify import IDENTITIES, SIGNS, _under_assumptions, simplify
 from lossforge.stabilize import TABLE, stabilize
@@ -174,8 +174,12 @@ AXES = {"x": (SAMPLE,), "y": (SAMPLE,), "z": (SAMPLE,), "p": (), "q": (), "d": (
 
 
 def node_of(text: str) -> Node:
-    """The node that an expression denotes; `c` is a condition, `p`, `q` and `d` are parameters."""
+    """The node that an expression denotes: `c` is a condition, `p`, `q` and `d` are parameters.
+
+    `at` is the position along the one axis, `n` its size, and `i` an index.
+    """
     bound = {name: input_(name, axes) for name, axes in AXES.items()}
+    bound |= {"at": iota(SAMPLE), "n": size(SAMPLE), "i": input_("i", (), Kind.INDEX)}
     bound["c"] = input_("c", (SAMPLE,), Kind.BOOL)
     bound["axes"] = intern("axes", (), ((SAMPLE,),), frozenset(), Kind.FLOAT)
     return parse(text).build(bound)
@@ -205,6 +209,8 @@ SIMPLIFIED = [
         "where(x > y, 1, where(x == y, 0.5, 0)) * p + where(y > x, 1, where(x == y, 0.5, 0)) * q",
         "where(x > y, p, where(y > x, q, 0.5 * (p + q)))",
     ),
+    ("sum(p + where(at == i, q, 0))", "p * n + q"),
+    ("sum(where(at == i, q, 0) - p)", "q - p * n"),
     ("1 - 2 * sigmoid(-2 * x)", "tanh(x)"),
     ("sign(x) * (1 - 2 * sigmoid(-2 * abs(x)))", "tanh(x)"),
 ]

@@ -495,6 +495,21 @@ def _select_by_position(node: Node) -> Node | None:
     return None
 
 
+def _sum_with_selected(node: Node) -> Node | None:
+    """Σ (x ± where(a == i, y, 0)) over a is |a|·x ± y, where x does not vary along a."""
+    (x,) = node.args
+    if x.op not in ("add", "sub"):
+        return None
+    axes = frozenset(node.attrs[0])
+    for other, chosen in (x.args, x.args[::-1]):
+        if chosen.axes >= axes and not other.axes & axes:
+            picked = _select_by_position(reduction("sum", chosen, axes))
+            if picked is not None:
+                parts = [picked if a is chosen else total(a, axes) for a in x.args]
+                return elementwise(x.op, *parts)
+    return None
+
+
 def _take_along_copy(node: Node) -> Node | None:
     """A take at the position along another axis is a substitution; it moves towards the leaves."""
     x, index = node.args
@@ -537,7 +552,7 @@ _FUNCTIONS: Mapping[str, Sequence[Rewrite]] = {
     "mul": (_fold, _merge_factors),
     "div": (_fold, _merge_factors),
     "where": (_fold_where, _inside_branch),
-    "sum": (_constants_out_of_sum, _nested_sum, _select_by_position),
+    "sum": (_constants_out_of_sum, _nested_sum, _select_by_position, _sum_with_selected),
     "max": (_nested_sum,),
     "min": (_nested_sum,),
     "prod": (_nested_sum,),
