@@ -123,7 +123,7 @@ def bind(
     formats: Sequence[str | None] | None = None,
 ) -> Bound:
     """Everything about a call that depends on shapes, strides and dtypes alone."""
-    for node in topological([o.node for o in program.outputs]):
+    for node in ir.topological([o.node for o in program.outputs]):
         if node.op in ("table", "window", "join", "split", "flip", "cumsum", "argsort"):
             raise UnsupportedError(f"kernels do not spell {node.op}")
         if node.op in ("take", "iota") and (len(node.attrs) > 1 or node.args and node.attrs[0] in node.args[1].axes):
@@ -223,6 +223,7 @@ class Bound:
         self.templates = {p.node: a for p, a in zip(program.inputs, arrays, strict=True) if a is not None}
         self.lies = lies
         self.constants = self._fold_constants()
+        self.kernels: list[Kernel] = []
         self.steps: list[Callable[[dict[Node, Any]], None]] = []
         self.pending: dict[Node, int] = {}
         for i, o in enumerate(self.schedule.outputs):
@@ -396,7 +397,8 @@ class Bound:
         layout = Layout(lane, unit, tuple((n, lie.dtype) for n, lie in lies.items()), frozenset(dropped), width, transposed)
         names = {p.node: p.name for p in self.program.inputs if p.node in lies}
         names.update({o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=True) if o in lies})
-        kernel = emit_kernel(sweep, layout, str(self.real), names)
+        kernel = emit_kernel(sweep, layout, str(self.real), names, f"sweep_{len(self.kernels) + 1}")
+        self.kernels.append(kernel)
         compiled = compile_kernel(kernel.source, kernel.entry, kernel.signature)
         return self._launch(sweep, kernel, compiled, lies, sizes, allocate)
 
@@ -592,6 +594,18 @@ class Bound:
         if axes:
             self.lies[node] = _dense(axes, [sizes[a] for a in axes], real)
         return make, combine
+
+
+def kernel_source(program: Program) -> str:
+    """The text of a program's kernels, for float32 arrays in C order.
+
+    Raises:
+        UnsupportedError: the program holds an operation that kernels do not spell.
+    """
+    kinds = {Kind.FLOAT: np.float32, Kind.INDEX: np.int64, Kind.BOOL: np.bool_}
+    arrays = [np.zeros((64,) * len(p.order), kinds[p.node.kind]) if p.order else None for p in program.inputs]
+    bound = bind(program, arrays, "float32", ["float32" if n else None for n in program.like])
+    return "\n\n".join(k.source for k in bound.kernels)
 
 
 _QUICK: Mapping[str, str] = {

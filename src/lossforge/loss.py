@@ -89,6 +89,9 @@ class Loss:
     value of the same kind that is differentiable there.
     """
 
+    reduction: Reduction = "mean"
+    """What a call does that names no reduction."""
+
     def __init__(
         self,
         function: Callable[..., Any],
@@ -97,14 +100,19 @@ class Loss:
         wrt: str | Sequence[str] | None = None,
         name: str | None = None,
     ) -> None:
+        self._present(function, name)
+        self._read(signature, wrt)
+        self.definition()  # trace now, so that a faulty definition fails where it is written
+
+    def _present(self, function: Callable[..., Any], name: str | None) -> None:
+        """What the loss is called, and empty caches."""
         self.function = function
-        self.name: str = name or getattr(function, "__name__", "loss")
+        self.name: str = name or getattr(function, "__name__", type(function).__name__)
         self.__name__ = self.name
         self.__qualname__ = getattr(function, "__qualname__", self.name)
         self.__module__ = getattr(function, "__module__", __name__)
         self.__doc__ = getattr(function, "__doc__", None)
         self.__wrapped__ = function
-        self._read(signature, wrt)
         self._definitions: dict[Any, Definition] = {}
         self._plans: dict[Any, Plan] = {}
         self._by_hand: dict[str, Callable[..., Any]] = {}
@@ -113,7 +121,6 @@ class Loss:
         self._whole: dict[int, tuple[Definition, Mapping[str, int]]] = {}
         self.key = f"{self.__module__}.{self.__qualname__} {next(_numbers)}"
         LOSSES[self.key] = self
-        self.definition()  # trace now, so that a faulty definition fails where it is written
 
     # ------------------------------------------------------------------ reading the definition
 
@@ -159,10 +166,12 @@ class Loss:
         key = tuple(sorted(static.items(), key=lambda item: item[0]))
         if key not in self._definitions:
             scalars = [k for k in self.defaults if k not in static]
-            self._definitions[key] = trace(
-                self.function, self.name, self.signature, self.arguments, scalars, static, self.predictions
-            )
+            self._definitions[key] = self._trace(scalars, static)
         return self._definitions[key]
+
+    def _trace(self, scalars: Sequence[str], options: Mapping[str, Any]) -> Definition:
+        """The graph of the function, for these options; a loss that comes from elsewhere has another way to it."""
+        return trace(self.function, self.name, self.signature, self.arguments, scalars, options, self.predictions)
 
     # ------------------------------------------------------------------ binding a call
 
@@ -173,13 +182,14 @@ class Loss:
         *,
         weight: Any = None,
         mask: Any = None,
-        reduction: Reduction = "mean",
+        reduction: Reduction | None = None,
     ) -> Call:
         """Check a call against the signature and find its plan.
 
         Raises:
             ShapeError, DtypeError, FrameworkError, ParameterError, IndexRangeError: what does not fit, and how to mend it.
         """
+        reduction = self.reduction if reduction is None else reduction
         key = _call_key(args, kwargs, weight, mask, reduction)
         known = None if key is None else self._recipes.get(key)
         if known is not None:
@@ -242,11 +252,11 @@ class Loss:
         kwargs = dict(kwargs)
         given = {"weight": weight, "mask": mask, "reduction": reduction}
         for name, value in given.items():
-            if (name in self.arguments or name in self.defaults) and value is not (None if name != "reduction" else "mean"):
+            if (name in self.arguments or name in self.defaults) and value is not (None if name != "reduction" else self.reduction):
                 kwargs.setdefault(name, value)
         weight = None if "weight" in kwargs else weight
         mask = None if "mask" in kwargs else mask
-        reduction = "mean" if "reduction" in kwargs else reduction
+        reduction = self.reduction if "reduction" in kwargs else reduction
         if reduction not in REDUCTIONS:
             raise ParameterError(f'{self.name}: reduction={reduction!r}; expected "mean", "sum" or "none"')
         arrays = self._arguments(args, kwargs)
@@ -265,7 +275,7 @@ class Loss:
                 raise ShapeError(f"{self.name}: {weak[0]!r} is a Python number or list; pass a {used.name} array")
         definition = self.definition(**{k: v for k, v in parameters.items() if _is_option(v)})
         self._check_dtypes(used, definition, arrays, weight, mask)
-        orders = self.signature.arguments
+        orders = [p.order for p in definition.arguments]
         sizes = check_shapes(self.name, self.arguments, orders, [used.shape(a) for a in arrays])
         laid = [self._lay(n, used, definition, sizes, v) for n, v in (("weight", weight), ("mask", mask))]
         if None in laid:  # a weight for each sample of an elementwise loss: its axes must be told apart
@@ -413,7 +423,7 @@ class Loss:
 
     @_compilable
     def __call__(
-        self, *args: Any, weight: Any = None, mask: Any = None, reduction: Reduction = "mean", **kwargs: Any
+        self, *args: Any, weight: Any = None, mask: Any = None, reduction: Reduction | None = None, **kwargs: Any
     ) -> Any:
         """The loss of arrays of one framework, differentiable there.
 
@@ -422,7 +432,7 @@ class Loss:
             weight: factors for the entries of the loss: all axes of the loss, its leading axes, or a number. A mean
                 divides by their sum.
             mask: truth values of such a shape; entries that are masked out count nowhere, whatever they hold.
-            reduction: "mean", "sum", or "none" for the loss of each entry.
+            reduction: "mean" (the default), "sum", or "none" for the loss of each entry.
             kwargs: parameters of the loss.
 
         Raises:
@@ -438,7 +448,7 @@ class Loss:
         wrt: str | Sequence[str] | None = None,
         weight: Any = None,
         mask: Any = None,
-        reduction: Reduction = "mean",
+        reduction: Reduction | None = None,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
         """The loss and its gradient with respect to `wrt` (default: the prediction; a tuple for several names).
@@ -446,6 +456,7 @@ class Loss:
         With ``reduction="none"`` the gradient is that of the sum of the losses.
         """
         names, single = self._wrt(wrt)
+        reduction = self.reduction if reduction is None else reduction
         call = self.bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
         self._check_wrt(call.plan, names)
         if reduction == "none":
@@ -462,11 +473,12 @@ class Loss:
         wrt: str | Sequence[str] | None = None,
         weight: Any = None,
         mask: Any = None,
-        reduction: Reduction = "mean",
+        reduction: Reduction | None = None,
         **kwargs: Any,
     ) -> Any:
         """The gradient alone; see `value_and_grad`."""
         names, single = self._wrt(wrt)
+        reduction = self.reduction if reduction is None else reduction
         call = self.bind(args, kwargs, weight=weight, mask=mask, reduction="sum" if reduction == "none" else reduction)
         self._check_wrt(call.plan, names)
         gradients = call.adapter.run(call.plan.gradient(names), call.arrays)
@@ -485,11 +497,12 @@ class Loss:
         wrt: str | None = None,
         weight: Any = None,
         mask: Any = None,
-        reduction: Reduction = "mean",
+        reduction: Reduction | None = None,
         **kwargs: Any,
     ) -> Any:
         """∂²loss/∂x² for each entry x of the prediction (or of the argument `wrt`), in its shape."""
         names, _ = self._wrt(wrt)
+        reduction = self.reduction if reduction is None else reduction
         call = self.bind(args, kwargs, weight=weight, mask=mask, reduction="sum" if reduction == "none" else reduction)
         self._check_wrt(call.plan, names)
         return call.adapter.run(call.plan.hessian_diagonal(names[0]), call.arrays)[0]
@@ -502,11 +515,12 @@ class Loss:
         wrt: str | None = None,
         weight: Any = None,
         mask: Any = None,
-        reduction: Reduction = "mean",
+        reduction: Reduction | None = None,
         **kwargs: Any,
     ) -> Any:
         """The Hessian with respect to the prediction (or the argument `wrt`), times `vector`, which has its shape."""
         names, _ = self._wrt(wrt)
+        reduction = self.reduction if reduction is None else reduction
         call = self.bind(args, kwargs, weight=weight, mask=mask, reduction="sum" if reduction == "none" else reduction)
         self._check_wrt(call.plan, names)
         position = [p.name for p in call.plan.inputs].index(names[0])
@@ -598,14 +612,24 @@ class Loss:
 
     # ------------------------------------------------------------------ showing
 
-    def explain(self, *, latex: bool = False, **parameters: Any) -> Explanation:
-        """The derivation: forward steps, adjoints, the simplified gradient, kinks and domain. A string; print it."""
+    def explain(self, *, latex: bool = False, schedule: bool = False, **parameters: Any) -> Explanation:
+        """The derivation: forward steps, adjoints, the simplified gradient, kinks and domain. A string; print it.
+
+        With `schedule`, also the sweeps over memory that value and gradient take.
+        """
         from lossforge.explain import explain
 
-        return explain(self, latex=latex, **parameters)
+        return explain(self, latex=latex, schedule=schedule, **parameters)
 
     def source(self, framework: str = "numpy", **parameters: Any) -> str:
-        """The text of a file with value and gradient that needs only `framework`: numpy, torch, tensorflow or jax."""
+        """The text of a file with value and gradient that needs only `framework`: numpy, torch, tensorflow or jax.
+
+        "numba" gives the kernels that run on the CPU instead, for float32 arrays in C order.
+        """
+        if framework == "numba":
+            from lossforge.kernels import kernel_source
+
+            return kernel_source(self.plan(**parameters).value_and_gradient(self.predictions))
         from lossforge.codegen.standalone import standalone
 
         return standalone(self, framework, **parameters)

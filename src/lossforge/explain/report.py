@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from lossforge.compiler import Plan
 from lossforge.explain.derivation import Derivation, Gradient, derive
 from lossforge.explain.domain import joined
-from lossforge.explain.formula import Formula
 from lossforge.explain.idioms import idiomatic
 from lossforge.explain.notation import LaTeX, Notation, axis_name
+from lossforge.explain.schedule import schedule_text
 from lossforge.frontends.signature import ELEMENTWISE, Signature
 from lossforge.ir import input_, size
 
@@ -49,6 +49,8 @@ class Explanation(str):
     """Where there is no derivative, and what is used there."""
     domain: tuple[str, ...]
     """The conditions under which value and gradient are finite."""
+    sections: Mapping[str, str]
+    """The text below each title: LOSS, FORWARD, BACKWARD, GRADIENT …"""
 
     def __repr__(self) -> str:
         return str(self)
@@ -60,12 +62,15 @@ class Explanation(str):
         return f"$$\n{self.latex}\n$$"
 
 
-def explain(loss: Explainable, *, latex: bool = False, **parameters: Any) -> Explanation:
+def explain(
+    loss: Explainable, *, latex: bool = False, schedule: bool = False, **parameters: Any
+) -> Explanation:
     """The derivation of a loss: forward steps, adjoints, simplified gradient, kinks, domain.
 
     Args:
         loss: the loss.
         latex: whether the text itself is LaTeX; `Explanation.latex` always is.
+        schedule: whether the text ends with the sweeps over memory that value and gradient take.
         parameters: values of parameters; their signs decide which simplifications apply.
 
     Raises:
@@ -76,12 +81,16 @@ def explain(loss: Explainable, *, latex: bool = False, **parameters: Any) -> Exp
     derivation = derive(plan, values)
     text = _Text(loss, derivation, {**loss.defaults, **parameters})
     markup = _latex(derivation)
-    result = Explanation(markup if latex else text.run())
+    body = markup if latex else text.run()
+    if schedule:
+        body += "\n\nSCHEDULE\n" + textwrap.indent(schedule_text(plan), _INDENT) + "\n"
+    result = Explanation(body)
     result.latex = markup
     result.gradients = {g.name: str(g.formula) for g in (*derivation.gradients, *derivation.parameters)}
     result.gradient = "\n".join(f"{text.partial(g.name)} = {g.formula}" for g in derivation.gradients)
     result.kinks = tuple(" ".join(row) for row in text.kink_rows())
     result.domain = text.domain_rows()
+    result.sections = text.sections()
     return result
 
 
@@ -98,7 +107,7 @@ class _Text:
         """The whole text."""
         sections = [
             self._heading(),
-            self._section("LOSS", "of each entry", self._definition(self.d.root, self.d.loss)),
+            self._section("LOSS", "of each entry", self._loss()),
             self._section(
                 "STABILITY", "rewritten first, by identities that lose fewer digits", self._rewrites()
             ),
@@ -154,8 +163,21 @@ class _Text:
         lines.append(f"differentiated with respect to {self._predictions()}")
         return "\n".join([lines[0], *(_INDENT + line for line in lines[1:])])
 
-    def _definition(self, left: str, found: Formula) -> list[str]:
-        return self._aligned([(left, found.text), *found.where])
+    def sections(self) -> dict[str, str]:
+        """The text below each title."""
+        bodies = {
+            "LOSS": self._loss(),
+            "STABILITY": self._rewrites(),
+            "FORWARD": self._forward(),
+            "BACKWARD": self._backward(),
+            "GRADIENT": self._gradients(),
+            "KINKS": self._kinks(),
+            "DOMAIN": self._domain(),
+        }
+        return {title: "\n".join(lines) for title, lines in bodies.items()}
+
+    def _loss(self) -> list[str]:
+        return self._aligned([(self.d.root, self.d.loss.text), *self.d.loss.where])
 
     def _aligned(self, rows: Iterable[tuple[str, str]]) -> list[str]:
         """Equations with their signs beneath one another."""
