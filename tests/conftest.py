@@ -77,3 +77,16 @@ def _refuse_missing_package(report: pytest.TestReport | pytest.CollectReport) ->
         if "could not import" in reason:
             report.outcome = "failed"
             report.longrepr = f"{path}:{line}: {reason}\nLOSSFORGE_REQUIRE_ALL=1: this skip is a failure"
+
+
+@pytest.fixture(autouse=True)
+def _kernels(request: pytest.FixtureRequest) -> Generator[None]:
+    """A test module that says ``KERNELS = False`` tests the emitted text of a framework, not the kernels."""
+    if getattr(request.module, "KERNELS", True):
+        yield
+        return
+    from lossforge import use_kernels
+
+    before = use_kernels(False)
+    yield
+    use_kernels(before)

@@ -25,6 +25,7 @@ from lossforge.ir import Axis, Kind, Node, Port, Program
 from lossforge.primitives import PRIMITIVES
 from lossforge.runtime.buffers import GradientBuffers
 from lossforge.runtime.cache import compile_kernel
+from lossforge.runtime.switch import use_kernels
 from lossforge.runtime.threads import CROSSOVER, get_num_threads, run_chunks
 from lossforge.schedule import Product, Scalars, Schedule, Sweep, reads, schedule
 
@@ -51,8 +52,8 @@ def attempt(
     dtypes: Sequence[str | None],
     formats: Sequence[str | None] | None = None,
 ) -> tuple[np.ndarray, ...] | None:
-    """As `run`; None where the program holds an operation that kernels do not spell."""
-    if program in _unspelled:
+    """As `run`; None where kernels are off, or the program holds an operation that they do not spell."""
+    if program in _unspelled or not use_kernels():
         return None
     try:
         return run(program, arrays, real, dtypes, formats)
