@@ -90,9 +90,7 @@ def operation(op, suffix=""):
     """The operation along one axis, and points of its domain with zeros, integers and ties among them."""
     row = PRIMITIVES[op]
     rng = np.random.default_rng(7)
-    reals = np.concatenate(
-        [[0, 1, 2, -1], rng.uniform(-3, 3, 30), rng.uniform(0.01, 1, 15), rng.uniform(1, 9, 15)]
-    )
+    reals = np.concatenate([[0, 1, 2, -1], rng.uniform(-3, 3, 30), rng.uniform(0.01, 1, 15), rng.uniform(1, 9, 15)])
     reals = np.clip(reals, -4, 4) if op in GROWING else reals
     ports, arrays = [], []
     for i, kind in enumerate(KINDS.get(op, (_FLOAT,) * row.arity)):
@@ -127,9 +125,7 @@ def test_every_operation_under_xla():
     outputs = tuple(program.outputs[0] for program, _ in rows)
     arrays = [a for _, points in rows for a in points]
     whole = Program(inputs, outputs, tuple(PRIMITIVES), (None,) * len(outputs))
-    found = tf.function(lambda *a: run(whole, a), jit_compile=True, autograph=False)(
-        *map(tf.constant, arrays)
-    )
+    found = tf.function(lambda *a: run(whole, a), jit_compile=True, autograph=False)(*map(tf.constant, arrays))
     for op, f, expected in zip(PRIMITIVES, found, reference(whole, arrays), strict=True):
         assert_close(f, expected, label=op)
 
@@ -461,9 +457,7 @@ DERIVATIVES = {
     "forward over reverse": lambda f, x: forward(lambda x: gradient(f, x, UPSTREAM), x),
     "reverse over forward": lambda f, x: gradient(lambda x: forward(f, x), x, UPSTREAM),
     "Hessian": lambda f, x: jacobian(lambda x: gradient(f, x, UPSTREAM), x),
-    "third": lambda f, x: gradient(
-        lambda x: gradient(lambda x: gradient(f, x, UPSTREAM), x, ALONG), x, ALONG
-    ),
+    "third": lambda f, x: gradient(lambda x: gradient(lambda x: gradient(f, x, UPSTREAM), x, ALONG), x, ALONG),
     "vectorized_map": lambda f, x: tf.vectorized_map(f, tf.stack([x, x + ALONG])),
 }
 
@@ -484,9 +478,7 @@ ON_XLA = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"), [*((n, m) for n in DERIVATIVES for m in ("eager", "graph")), *ON_XLA]
-)
+@pytest.mark.parametrize(("name", "mode"), [*((n, m) for n in DERIVATIVES for m in ("eager", "graph")), *ON_XLA])
 def test_derivatives(name, mode):
     derive = DERIVATIVES[name]
     found = MODES[mode](lambda x: derive(losses_of, x))(POINT)
@@ -602,9 +594,7 @@ def test_half_precision_computes_in_float32(half, mode):
     loss, (slope, _) = MODES[mode](value_and_gradients(lambda x, _: value(*x)))([pred, true], [])
     error = tf.cast(pred, tf.float32) - tf.cast(true, tf.float32)
     assert loss.dtype == tf.float32
-    assert_close(
-        loss, tf.reduce_sum(error**2) / 2, "float32"
-    )  # 45000: more than fits into float16's precision
+    assert_close(loss, tf.reduce_sum(error**2) / 2, "float32")  # 45000: more than fits into float16's precision
     assert slope.dtype == tf.as_dtype(half)
     assert_close(slope, tf.cast(error, half), "float32")
 
@@ -642,9 +632,7 @@ def test_dtypes(pred, true, value, slope):
 def test_numbers_are_not_rounded_on_the_way():
     pred, true = tf.constant([3.0], tf.float64), tf.constant([0.0], tf.float64)
     assert huber(pred, true, delta=0.1).numpy() == 0.5 * 0.1**2 + 0.1 * (3.0 - 0.1)
-    assert huber(pred, true, delta=0.1, weight=0.1, reduction="sum").numpy() == pytest.approx(
-        0.0295, rel=1e-15
-    )
+    assert huber(pred, true, delta=0.1, weight=0.1, reduction="sum").numpy() == pytest.approx(0.0295, rel=1e-15)
 
 
 # ------------------------------------------------------------ variables, masks, sparse upstreams

@@ -124,9 +124,7 @@ def _tensors(ports: Sequence[Port], arrays: Sequence[Any]) -> tuple[tf.Tensor, .
     )
 
 
-def _like(
-    program: Program, tensors: Sequence[tf.Tensor], results: Sequence[tf.Tensor]
-) -> tuple[tf.Tensor, ...]:
+def _like(program: Program, tensors: Sequence[tf.Tensor], results: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
     """Gradients in the dtype, and with the known sizes, of what they belong to."""
     by_name = {p.name: t for p, t in zip(program.inputs, tensors, strict=True)}
     outputs = []
