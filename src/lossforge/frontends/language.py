@@ -505,6 +505,13 @@ def rename(x: Value, /, axis: str | None = None, new: str | None = None, **names
     return Traced(node)
 
 
+def iota(axis: str) -> Traced:
+    """The position along an axis: 0, 1, 2 … Equal along an axis and its renamed copy where both are one entry."""
+    if not isinstance(axis, str) or axis.startswith("*"):
+        raise AxisError(f"iota: expected the name of one axis, got {axis!r}")
+    return Traced(ir.iota(axis))
+
+
 def size(axis: str) -> Traced:
     """The number of entries along an axis, as a number that is known at run time."""
     return Traced(ir.size(axis))
