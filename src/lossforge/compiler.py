@@ -47,6 +47,8 @@ class Definition:
     """The value as written, before these identities."""
     options: tuple[tuple[str, Any], ...] = ()
     """The parameters that shape the graph (flags, names), with their values."""
+    fixed: tuple[tuple[Axis, int], ...] = ()
+    """Axes that have one size only, because the definition holds a table over them, or a choice of entries."""
 
     def port(self, name: str) -> Port:
         """The argument or parameter called `name`."""
@@ -354,9 +356,14 @@ def is_local(value: Node, argument: Node) -> bool:
         if node.args and node is not argument:
             if node.op == "rename" or not value.axes <= node.axes:
                 return False
-            if node.op == "take" and node.attrs[0] in value.axes:
+            if node.op in ir.STRUCTURAL and node.op != "rename" and _touched(node) & value.axes:
                 return False
     return True
+
+
+def _touched(node: Node) -> frozenset[Axis]:
+    """The axes of its operand along which a structural operation moves entries."""
+    return frozenset(node.attrs[0]) if node.op == "join" else frozenset({node.attrs[0]})
 
 
 # ------------------------------------------------------------------------------------- derivatives of programs
@@ -448,11 +455,16 @@ def batched(program: Program, which: tuple[str, ...], axis: Axis) -> Program:
 
 
 def require_sizes(plan: Plan, sizes: Mapping[Axis, tuple[int | None, ...]]) -> None:
-    """Refuse a mean over nothing.
+    """Refuse a mean over nothing, and another size of an axis that has one only.
 
     Raises:
-        ShapeError: an axis of the loss is empty, and the reduction is a mean.
+        ShapeError: an axis of the loss is empty, and the reduction is a mean; or a size that the definition forbids.
     """
+    for axis, size in plan.definition.fixed:
+        if axis in sizes and sizes[axis] not in ((size,), (None,)):
+            raise ShapeError(
+                f"{plan.definition.name}: axis {axis!r} has size {sizes[axis][0]}, but this loss was made for {size} only"
+            )
     if plan.reduction != "mean":
         return
     for axis in plan.definition.order:

@@ -18,22 +18,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from lossforge.errors import NotDifferentiableError
+from lossforge.errors import NotDifferentiableError, UnsupportedError
 from lossforge.ir import (
     Axis,
     Kind,
     Node,
+    argsort,
     as_kind,
     constant,
+    cumsum,
     depends_on,
     elementwise,
+    flip,
     iota,
+    join,
+    rebuild,
     reduction,
     rename,
+    split,
     take,
     topological,
     total,
     where,
+    window,
 )
 from lossforge.primitives import PRIMITIVES, is_elementwise, partial
 
@@ -243,14 +250,57 @@ def _pull(node: Node, adjoint: Node, active: set[Node]) -> list[tuple[Node, Node
     if node.op in ("sum", "max", "min", "logsumexp", "prod"):
         weight = _weight(node)
         return [(x, weight, times(adjoint, weight))]
+    if node.op in ("window", "join", "split", "flip", "cumsum"):
+        return [(x, None, _pull_structural(node, x, adjoint))]
     if node.op == "take":
         index, axis = node.args[1], node.attrs[0]
+        if axis in index.axes:
+            return [(x, None, _pull_permuted(node, x, index, axis, adjoint))]
         chosen = elementwise("eq", iota(axis), index)
         return [(x, None, gated_total(times(where(chosen, 1.0, 0.0), adjoint), node.axes - x.axes))]
     if node.op == "rename":
         old, new = node.attrs
         return [(x, None, rename(adjoint, new, old) if new in adjoint.axes else adjoint)]
     return []  # argmax, argmin: flat
+
+
+def _pull_permuted(node: Node, x: Node, index: Node, axis: Axis, adjoint: Node) -> Node:
+    """The adjoint of entries taken at an index that varies along the same axis, as the order of a sort does."""
+    if index.op == "argsort":  # a permutation; the order of its own entries is its inverse
+        moved = take(adjoint, argsort(index, axis), axis) if axis in adjoint.axes else adjoint
+        return gated_total(moved, node.axes - x.axes)
+    here = axis + "_sorted"
+    chosen = where(elementwise("eq", iota(axis), rename(index, axis, here)), 1.0, 0.0)
+    moved = rename(adjoint, axis, here) if axis in adjoint.axes else adjoint
+    return gated_total(times(chosen, moved), ((node.axes - {axis}) | {here}) - x.axes)
+
+
+def _pull_structural(node: Node, x: Node, adjoint: Node) -> Node:
+    """The adjoint of an operation that moves entries along axes: the entries moved back."""
+    if node.op == "window":
+        old, new, start, trim = node.attrs
+        if new not in adjoint.axes:  # constant along it
+            adjoint = _spread(adjoint, new)
+        back = tuple((a, -n) for a, n in start), tuple((a, -n) for a, n in trim)
+        return window(adjoint, new, old, *back)
+    if node.op == "join":
+        pieces, new = node.attrs
+        back_ = split(adjoint, new, pieces) if new in adjoint.axes else adjoint
+        return gated_total(back_, frozenset(pieces) - x.axes)
+    if node.op == "split":
+        axis, pieces = node.attrs
+        for piece in pieces:
+            adjoint = _spread(adjoint, piece) if adjoint.axes & set(pieces) and piece not in adjoint.axes else adjoint
+        return join(adjoint, pieces, axis) if adjoint.axes & set(pieces) else adjoint
+    axis = node.attrs[0]
+    if node.op == "flip":
+        return flip(adjoint, axis) if axis in adjoint.axes else adjoint
+    return cumsum(_spread(adjoint, axis), axis, not node.attrs[1])
+
+
+def _spread(x: Node, axis: Axis) -> Node:
+    """`x`, with its value repeated along `axis` where it lacks that."""
+    return x if axis in x.axes else where(elementwise("ge", iota(axis), constant(0, Kind.INDEX)), x, 0.0)
 
 
 # ------------------------------------------------------------------------------------- forward mode
@@ -303,6 +353,8 @@ def _push(node: Node, delta: Delta, value: Node, add: Callable[[Delta, Node], No
     elif node.op == "take":
         index, axis = node.args[1], node.attrs[0]
         picked = take(value, index, axis) if axis in value.axes else value
+        if axis in index.axes and any(a == axis for a, _ in delta):
+            raise UnsupportedError("second derivatives of a sorted value entry by entry are not available; use hvp")
         for a, seed in delta:
             if a == axis:
                 picked = times(where(elementwise("eq", index, iota(seed)), 1.0, 0.0), picked)
@@ -311,6 +363,13 @@ def _push(node: Node, delta: Delta, value: Node, add: Callable[[Delta, Node], No
         old, new = node.attrs
         moved = rename(value, old, new) if old in value.axes else value
         add(frozenset((new if a == old else a, s) for a, s in delta), moved)
+    elif node.op in ("window", "join", "split", "flip", "cumsum"):
+        touched = {"window": {node.attrs[0]}, "join": set(node.attrs[0])}.get(node.op, {node.attrs[0]})
+        if any(a in touched for a, _ in delta):
+            raise UnsupportedError(f"second derivatives entry by entry through {node.op} are not available; use hvp")
+        for a in touched & node.args[0].axes:
+            value = _spread(value, a)
+        add(delta, rebuild(node, [value]))
 
 
 def _contract(delta: Delta, value: Node, axes: frozenset[Axis], add: Callable[[Delta, Node], None]) -> None:

@@ -6,6 +6,7 @@ NumPy's own broadcasting is broadcasting by axis identity.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from lossforge import special
 from lossforge.errors import ShapeError
-from lossforge.ir import Kind, Node, Port, topological
+from lossforge.ir import STRUCTURAL, Extent, Kind, Node, Port, topological
 from lossforge.primitives import PRIMITIVES
 
 _NUMPY: Mapping[str, Callable[..., Any]] = {
@@ -195,6 +196,7 @@ def evaluate(
     for node in order:  # a renamed axis has the size of the one it copies
         if node.op == "rename" and node.attrs[0] in lengths:
             lengths[node.attrs[1]] = lengths[node.attrs[0]]
+    _derive_lengths(order, lengths)
     for node in order:
         if node not in known:
             known[node] = _step(node, [known[a] for a in node.args], number, place, lengths, len(axes))
@@ -204,6 +206,67 @@ def evaluate(
         full = np.broadcast_to(known[node], [lengths[a] if a in node.axes else 1 for a in axes])
         result.append(full.squeeze(axis=gone))
     return result
+
+
+def _count(part: Extent, lengths: Mapping[str, int]) -> int:
+    return sum(n * (lengths[axis] if axis else 1) for axis, n in part)
+
+
+def _derive_lengths(order: Sequence[Node], lengths: dict[str, int]) -> None:
+    """The sizes of axes that no input has."""
+    for _ in order:
+        before = len(lengths)
+        for node in order:
+            try:
+                if node.op == "window":
+                    old, new, start, trim = node.attrs
+                    shorter = _count(start, lengths) + _count(trim, lengths)
+                    if old in lengths:
+                        lengths.setdefault(new, lengths[old] - shorter)
+                    else:
+                        lengths[old] = lengths[new] + shorter
+                elif node.op == "join":
+                    lengths.setdefault(node.attrs[1], math.prod(lengths[a] for a in node.attrs[0]))
+                elif node.op == "iota" and len(node.attrs) > 1:
+                    lengths.setdefault(*node.attrs)
+                elif node.op == "table":
+                    for axis, length in zip(*node.attrs[:2], strict=True):
+                        lengths.setdefault(axis, length)
+                elif node.op == "rename":
+                    lengths.setdefault(node.attrs[1], lengths[node.attrs[0]])
+            except KeyError:  # not known yet
+                continue
+        if len(lengths) == before:
+            return
+
+
+def _structural(
+    node: Node, x: np.ndarray, place: Mapping[str, int], lengths: Mapping[str, int]
+) -> np.ndarray:
+    """`window`, `join`, `split`, `flip`, `cumsum` and `argsort`."""
+    if node.op in ("join", "split"):
+        axes, one = node.attrs if node.op == "join" else node.attrs[::-1]
+        many, single = [place[a] for a in axes], place[one]
+        if node.op == "join":
+            x = np.broadcast_to(x, [lengths[axes[many.index(i)]] if i in many else n for i, n in enumerate(x.shape)])
+        places = [*(i for i in range(x.ndim) if i not in many and i != single), single, *many]
+        moved = x.transpose(places)
+        last = (lengths[one], *(1 for _ in many)) if node.op == "join" else (1, *(lengths[a] for a in axes))
+        return moved.reshape(*moved.shape[: -1 - len(many)], *last).transpose(np.argsort(places))
+    at = place[node.attrs[0]]
+    if node.op == "flip":
+        return np.flip(x, at)
+    if node.op == "argsort":
+        return np.argsort(x, axis=at, kind="stable")
+    if node.op == "cumsum":
+        return np.flip(np.cumsum(np.flip(x, at), at), at) if node.attrs[1] else np.cumsum(x, at)
+    old, new, start, trim = node.attrs
+    first, last_ = _count(start, lengths), _count(trim, lengths)
+    here = np.moveaxis(x, at, 0)
+    here = here[max(first, 0) : len(here) - max(last_, 0)]
+    zeros = [(max(-first, 0), max(-last_, 0))] + [(0, 0)] * (here.ndim - 1)
+    result = np.moveaxis(np.pad(here, zeros), 0, at)
+    return result if old == new else np.swapaxes(result, at, place[new])
 
 
 def _step(
@@ -233,6 +296,16 @@ def _step(
         return np.where(inside, picked, number.array(np.nan, Kind.FLOAT)) if node.kind is Kind.FLOAT else picked
     if node.op == "rename":
         return np.swapaxes(args[0], place[node.attrs[0]], place[node.attrs[1]])
+    if node.op in STRUCTURAL:
+        return _structural(node, args[0], place, lengths)
+    if node.op == "table":
+        order, shape, values = node.attrs
+        array = number.array(np.array(values).reshape(shape), node.kind)
+        by_place = sorted(range(len(order)), key=lambda i: place[order[i]])
+        full = [1] * rank
+        for i in by_place:
+            full[place[order[i]]] = shape[i]
+        return array.transpose(by_place).reshape(full)
     if node.op in PRIMITIVES:
         if node.op == "cast" and node.kind is Kind.INDEX:
             return np.asarray(args[0], dtype=np.int64)

@@ -124,9 +124,9 @@ def sizes(axes: Iterable[Axis]) -> Node:
     return reduce(lambda x, y: x * y, factors) if factors else constant(1.0)
 
 
-def iota(axis: Axis) -> Node:
-    """The position along `axis`: 0, 1, 2 …"""
-    return intern("iota", (), (axis,), frozenset({axis}), Kind.INDEX)
+def iota(axis: Axis, length: int | None = None) -> Node:
+    """The position along `axis`: 0, 1, 2 … A length fixes the axis's size, where no input has the axis."""
+    return intern("iota", (), (axis,) if length is None else (axis, length), frozenset({axis}), Kind.INDEX)
 
 
 # --------------------------------------------------------------------------------------------- elementwise
@@ -231,6 +231,102 @@ def rename(x: Node, old: Axis, new: Axis) -> Node:
     return intern("rename", (x,), (old, new), (x.axes - {old}) | {new}, x.kind)
 
 
+Extent: TypeAlias = tuple[tuple[Axis, int], ...]
+"""A number of entries: a sum of sizes of axes, each times a whole number; the axis "" stands for 1."""
+
+
+def extent(count: int = 0, sizes: Mapping[Axis, int] | None = None) -> Extent:
+    """`count` entries, and some multiples of the sizes of axes."""
+    terms = {**(sizes or {}), "": count}
+    return tuple(sorted((axis, n) for axis, n in terms.items() if n))
+
+
+def window(x: Node, old: Axis, new: Axis, start: Extent, trim: Extent) -> Node:
+    """Entry i along `new` is that of `x` at start + i along `old`, and 0 where `old` ends before.
+
+    The new axis is shorter than the old one by start + trim; where these are negative it is longer, filled with 0.
+    So this one operation cuts, pads and shifts, and its adjoint is the window with both numbers negated.
+    """
+    if old not in x.axes:
+        raise AxisError(f"window: no axis {old!r}; the operand has {_names(x.axes)}")
+    if new in x.axes and new != old:
+        raise AxisError(f"window: the operand already has an axis {new!r}")
+    for part in (start, trim):
+        if any(n > 0 for _, n in part) and any(n < 0 for _, n in part):
+            raise AxisError(f"window: the sign of {part} depends on sizes")
+    return intern("window", (x,), (old, new, start, trim), (x.axes - {old}) | {new}, x.kind)
+
+
+def join(x: Node, axes: Sequence[Axis], new: Axis) -> Node:
+    """`x` with several axes made one, the last of them running fastest. `x` may lack some of them."""
+    if not x.axes & set(axes):
+        raise AxisError(f"join: the operand has none of {_names(axes)}")
+    return intern("join", (x,), (tuple(axes), new), (x.axes - set(axes)) | {new}, x.kind)
+
+
+def split(x: Node, axis: Axis, pieces: Sequence[Axis]) -> Node:
+    """`x` with one axis made several, the last of them running fastest: the inverse of `join`."""
+    if axis not in x.axes:
+        raise AxisError(f"split: no axis {axis!r}; the operand has {_names(x.axes)}")
+    return intern("split", (x,), (axis, tuple(pieces)), (x.axes - {axis}) | set(pieces), x.kind)
+
+
+def along(op: str, x: Node, axis: Axis, *attrs: Any) -> Node:
+    """An operation along one axis that keeps it: `flip`, `cumsum` or `argsort`."""
+    if axis not in x.axes:
+        raise AxisError(f"{op}: no axis {axis!r}; the operand has {_names(x.axes)}")
+    if op == "cumsum":
+        x = as_kind(x, Kind.FLOAT)
+    return intern(op, (x,), (axis, *attrs), x.axes, Kind.INDEX if op == "argsort" else x.kind)
+
+
+def flip(x: Node, axis: Axis) -> Node:
+    """`x` in reverse along `axis`."""
+    return along("flip", x, axis)
+
+
+def cumsum(x: Node, axis: Axis, reverse: bool = False) -> Node:
+    """The sums of all entries up to each one along `axis`; of all from each one on, if reversed."""
+    return along("cumsum", x, axis, reverse)
+
+
+def argsort(x: Node, axis: Axis) -> Node:
+    """The positions along `axis` in the order of increasing entries; ties stay in order. A permutation along `axis`."""
+    return along("argsort", x, axis)
+
+
+def table(values: Sequence[float | int | bool], order: Sequence[Axis], shape: Sequence[int], kind: Kind) -> Node:
+    """An array of numbers that are part of the definition, row by row; it fixes the sizes of its axes."""
+    return intern("table", (), (tuple(order), tuple(shape), tuple(values)), frozenset(order), kind)
+
+
+STRUCTURAL = frozenset({"take", "rename", "window", "join", "split", "flip", "cumsum", "argsort"})
+"""Operations that move entries along axes."""
+
+
+def _rebuild_structural(node: Node, x: Node) -> Node:
+    """`window`, `join` … over another operand, which may be constant along axes that the old one had."""
+    if node.op == "window":
+        old, new, start, trim = node.attrs
+        if old in x.axes:
+            return window(x, old, new, start, trim)
+        if all(n > 0 for _, n in (*start, *trim)):
+            return x
+        everywhere = elementwise("ge", iota(old), constant(0, Kind.INDEX))
+        return window(where(everywhere, x, constant(0, x.kind)), old, new, start, trim)
+    if node.op == "join":
+        return join(x, *node.attrs) if x.axes & set(node.attrs[0]) else x
+    axis = node.attrs[0]
+    if axis in x.axes:
+        return split(x, *node.attrs) if node.op == "split" else along(node.op, x, *node.attrs)
+    if node.op in ("split", "flip"):
+        return x
+    if node.op == "argsort":
+        return iota(axis)
+    at = as_kind(iota(axis), Kind.FLOAT)
+    return x * (size(axis) - at if node.attrs[1] else at + 1.0)
+
+
 def rebuild(node: Node, args: Sequence[Node]) -> Node:
     """`node` over other arguments; axes and kinds are worked out again."""
     if len(args) == len(node.args) and all(a is b for a, b in zip(args, node.args, strict=True)):
@@ -249,6 +345,8 @@ def rebuild(node: Node, args: Sequence[Node]) -> Node:
         return rename(args[0], *node.attrs) if node.attrs[0] in args[0].axes else args[0]
     if node.op == "cast":
         return as_kind(args[0], node.kind)
+    if node.op in STRUCTURAL:
+        return _rebuild_structural(node, args[0])
     if not args:
         return node
     return elementwise(node.op, *args)

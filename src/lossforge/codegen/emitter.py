@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lossforge import ir
+from lossforge.errors import UnsupportedError
 from lossforge.frontends.signature import python_name
 from lossforge.ir import Axis, Kind, Node, Port, Program
 from lossforge.simplify import erase_gradient_marks
@@ -122,6 +123,30 @@ class Backend:
         """A contraction of two arrays."""
         raise NotImplementedError
 
+    def cut(self, text: str, axis: int, start: str, stop: str) -> str:
+        """The entries start … stop − 1 along a dimension."""
+        return f"{text}[{':, ' * axis}{start}:{stop}]"
+
+    def pad(self, text: str, axis: int, before: str, after: str, rank: int) -> str:
+        """The array with zeros before and after along a dimension."""
+        raise UnsupportedError(f"{self.name} text does not spell pad")
+
+    def flip(self, text: str, axis: int) -> str:
+        """The array in reverse along a dimension."""
+        return f"{text}[{':, ' * axis}::-1]"
+
+    def cumsum(self, text: str, axis: int) -> str:
+        """Sums of all entries up to each one along a dimension."""
+        raise UnsupportedError(f"{self.name} text does not spell cumsum")
+
+    def argsort(self, text: str, axis: int) -> str:
+        """Positions in increasing order of the entries along a dimension; ties stay in order."""
+        raise UnsupportedError(f"{self.name} text does not spell argsort")
+
+    def array(self, values: str, kind: Kind, like: str) -> str:
+        """An array of a nested list; floats have the dtype of `like`."""
+        raise UnsupportedError(f"{self.name} text does not spell an array of constants")
+
 
 @dataclass(frozen=True)
 class Text:
@@ -183,6 +208,8 @@ class _Emitter:
     def _is_flat(self) -> bool:
         ports = (*self.program.inputs, *self.program.outputs)
         bundles = {p.order for p in ports if p.order}
+        if any(n.op in ir.STRUCTURAL and n.op not in ("take", "rename") for n in self.nodes):
+            return False
         only_one = len(self.axes) <= 1 and all(len(b) == 1 and b[0].startswith("*") for b in bundles)
         return only_one and not self.copies
 
@@ -206,6 +233,7 @@ class _Emitter:
                 name = self.inputs[port.name]
                 self.lines.append(f"{name} = {self.backend.parameter(name, self.like)}")
         self._enter(used)
+        self._derived_sizes()
         for node in self.nodes:
             self._define(node)
         results = [self._leave(n, p) for n, p in zip(self.outputs, self.program.outputs, strict=True)]
@@ -248,8 +276,50 @@ class _Emitter:
                     self.lines.append(f"{name} = {text}")
             self.expr[port.node] = (name, _ATOM, False)
 
+    def _derived_sizes(self) -> None:
+        """The sizes of axes that no input has: of a piece of another axis, of several in one, of a constant."""
+        pending = [n for n in self.nodes if n.op in ("window", "join", "table") or (n.op == "iota" and len(n.attrs) > 1)]
+        while pending:
+            later = []
+            for node in pending:
+                try:
+                    for axis, text in self._defined_sizes(node):
+                        if axis not in self.size_names:
+                            self._size(axis, text)
+                except KeyError:
+                    later.append(node)
+            if len(later) == len(pending):
+                return
+            pending = later
+
+    def _defined_sizes(self, node: Node) -> list[tuple[Axis, str]]:
+        if node.op == "iota":
+            return [(node.attrs[0], str(node.attrs[1]))]
+        if node.op == "table":
+            return [(a, str(n)) for a, n in zip(node.attrs[0], node.attrs[1], strict=True)]
+        if node.op == "join":
+            pieces, new = node.attrs
+            return [(new, " * ".join(self._size_of(a) for a in pieces))]
+        old, new, start, trim = node.attrs
+        back = self._root(old) not in self.size_names
+        text = self._size_of(new if back else old)
+        for axis, n in (*start, *trim):
+            n = -n if back else n
+            size = "" if not axis else f" * {self._size_of(axis)}" if abs(n) != 1 else self._size_of(axis)
+            text += f" {'-' if n > 0 else '+'} " + (f"{abs(n)}{size}" if not axis or abs(n) != 1 else size)
+        return [(old if back else new, text)]
+
+    def _extent(self, part: ir.Extent) -> str:
+        """The absolute value of an extent, all of whose terms have one sign."""
+        terms = []
+        for axis, n in part:
+            number = str(abs(n))
+            terms.append(number if not axis else self._size_of(axis) if abs(n) == 1 else f"{number} * {self._size_of(axis)}")
+        return " + ".join(terms)
+
     def _needed_sizes(self) -> set[Axis]:
-        wanted = {n.attrs[0] for n in self.nodes if n.op in ("size", "iota", "take")}
+        wanted = {n.attrs[0] for n in self.nodes if n.op in ("size", "iota", "take", "window", "split")}
+        wanted |= {a for n in self.nodes if n.op == "join" for a in n.attrs[0]}
         return wanted | {self.copies.get(a, a) for a in wanted}
 
     @staticmethod
@@ -272,18 +342,21 @@ class _Emitter:
         self.size_names[axis] = name
         self.lines.append(f"{name} = {text}")
 
-    def _size_of(self, axis: Axis) -> str:
-        while axis not in self.size_names:
+    def _root(self, axis: Axis) -> Axis:
+        seen = set()
+        while axis not in self.size_names and axis in self.copies and axis not in seen:
+            seen.add(axis)
             axis = self.copies[axis]
-        return self.size_names[axis]
+        return axis
+
+    def _size_of(self, axis: Axis) -> str:
+        return self.size_names[self._root(axis)]
 
     def _shape(self, axes: Sequence[Axis], *, split: bool) -> str:
         """A tuple of sizes; `split` gives a starred axis all its dimensions."""
         parts = []
         for a in axes:
-            source = a
-            while source not in self.size_names:
-                source = self.copies[source]
+            source = self._root(a)
             if split and source.startswith("*"):
                 parts.append("*" + self.size_names[source + " shape"])
             else:
@@ -397,7 +470,60 @@ class _Emitter:
             return b.take(x, index, self._place(axis), self._size_of(axis)), _ATOM, False
         if node.op in ir.REDUCTIONS | ir.INDEX_REDUCTIONS:
             return self._reduction(node), _ATOM, False
+        if node.op in ir.STRUCTURAL:
+            return self._structural(node), _ATOM, False
+        if node.op == "table":
+            return self._table(node), _ATOM, False
         return self._elementwise(node)
+
+    def _table(self, node: Node) -> str:
+        order, shape, values = node.attrs
+        text = self.backend.array(f"[{', '.join(map(repr, values))}]", node.kind, self.like)
+        ordered = sorted(order, key=self._place)
+        text = self.backend.reshape(text, f"({', '.join(map(str, shape))},)")
+        if list(order) != ordered:
+            text = self.backend.transpose(text, [order.index(a) for a in ordered])
+        full = [str(shape[order.index(a)]) if a in order else "1" for a in self.axes]
+        return self.backend.reshape(text, f"({', '.join(full)},)")
+
+    def _structural(self, node: Node) -> str:
+        """`window`, `join`, `split`, `flip`, `cumsum` and `argsort`."""
+        b, rank = self.backend, len(self.axes)
+        text = self._operand(node.args[0])
+        if node.op in ("flip", "cumsum", "argsort"):
+            at = self._place(node.attrs[0])
+            if node.op == "cumsum" and node.attrs[1]:
+                return b.flip(b.cumsum(b.flip(text, at), at), at)
+            return str(getattr(b, node.op)(text, at))
+        if node.op == "window":
+            old, new, start, trim = node.attrs
+            at, size = self._place(old), self._size_of(old)
+            cut = [bool(p) and p[0][1] > 0 for p in (start, trim)]
+            if any(cut):
+                first = self._extent(start) if cut[0] else "0"
+                text = b.cut(text, at, first, f"{size} - ({self._extent(trim)})" if cut[1] else size)
+            if (start and not cut[0]) or (trim and not cut[1]):
+                ends = ["0" if c or not p else self._extent(p) for p, c in zip((start, trim), cut, strict=True)]
+                text = b.pad(text, at, *ends, rank)
+            return text if old == new else b.swap(text, at, self._place(new), rank)
+        # Several axes and one: moved to the end, reshaped, moved back.
+        axes, one = node.attrs if node.op == "join" else node.attrs[::-1]
+        many, single = [self._place(a) for a in axes], self._place(one)
+        rest = [i for i in range(rank) if i not in many and i != single]
+        others = [self._size_of(self.axes[i]) if self.axes[i] in node.args[0].axes else "1" for i in rest]
+        sizes = [self._size_of(a) for a in axes]
+        if node.op == "join":
+            if missing := [a for a in axes if a not in node.args[0].axes]:
+                full = [self._size_of(a) if a in node.args[0].axes or a in missing else "1" for a in self.axes]
+                text = b.broadcast(text, f"({', '.join(full)},)")
+            text = b.transpose(text, [*rest, single, *many])
+            shape = [*others, self._size_of(one), *("1" for _ in many)]
+        else:
+            text = b.transpose(text, [*rest, single, *many])
+            shape = [*others, "1", *sizes]
+        text = b.reshape(text, f"({', '.join(shape)},)")
+        places = [*rest, single, *many]
+        return b.transpose(text, [places.index(i) for i in range(rank)])
 
     def _operand(self, node: Node) -> str:
         text, level, number = self.expr[node]

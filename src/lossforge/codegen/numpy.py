@@ -8,6 +8,7 @@ from functools import cache
 
 from lossforge import special
 from lossforge.codegen.emitter import Backend
+from lossforge.ir import Kind
 
 _CALLS = {
     "abs": "np.abs({0})",
@@ -101,6 +102,19 @@ class _NumPy(Backend):
 
     def einsum(self, spec: str, x: str, y: str) -> str:
         return f'np.einsum("{spec}", {x}, {y}, optimize=True)'
+
+    def pad(self, text: str, axis: int, before: str, after: str, rank: int) -> str:
+        return f"np.pad({text}, [({before}, {after}) if i == {axis} else (0, 0) for i in range({rank})])"
+
+    def cumsum(self, text: str, axis: int) -> str:
+        return f"np.cumsum({text}, axis={axis})"
+
+    def argsort(self, text: str, axis: int) -> str:
+        return f'np.argsort({text}, axis={axis}, kind="stable")'
+
+    def array(self, values: str, kind: Kind, like: str) -> str:
+        dtype = {Kind.FLOAT: f"{like}.dtype", Kind.INDEX: "np.int64", Kind.BOOL: "bool"}[kind]
+        return f"np.array({values}, {dtype})"
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from lossforge.codegen.emitter import Backend
+from lossforge.ir import Kind
 
 _CALLS = {
     "abs": "torch.abs({0})",
@@ -115,6 +116,23 @@ class _Torch(Backend):
 
     def einsum(self, spec: str, x: str, y: str) -> str:
         return f'torch.einsum("{spec}", {x}, {y})'
+
+    def pad(self, text: str, axis: int, before: str, after: str, rank: int) -> str:
+        zeros = "0, " * (2 * (rank - 1 - axis))
+        return f"torch.nn.functional.pad({text}, ({zeros}{before}, {after}))"
+
+    def flip(self, text: str, axis: int) -> str:
+        return f"{text}.flip({axis})"
+
+    def cumsum(self, text: str, axis: int) -> str:
+        return f"torch.cumsum({text}, {axis})"
+
+    def argsort(self, text: str, axis: int) -> str:
+        return f"torch.argsort({text}, dim={axis}, stable=True)"
+
+    def array(self, values: str, kind: Kind, like: str) -> str:
+        dtype = {Kind.FLOAT: f"{like}.dtype", Kind.INDEX: "torch.int64", Kind.BOOL: "torch.bool"}[kind]
+        return f"torch.tensor({values}, dtype={dtype}, device={like}.device)"
 
 
 @cache

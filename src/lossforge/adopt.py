@@ -1,0 +1,841 @@
+"""Adopt a loss that was written for another library: PyTorch, TensorFlow and Keras, JAX, or NumPy.
+
+The function is recorded at drawn sizes (`frontends.recording`), read as a graph over named axes
+(`frontends.positional`), and the graph is compared with the function itself, value and gradient, on drawn inputs at
+two shapes. What cannot be read, or does not agree, is refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lossforge import ir
+from lossforge.adapters.base import _root
+from lossforge.compiler import Definition, Reduction
+from lossforge.errors import AdoptionError, BroadcastWarning, LossforgeError
+from lossforge.frontends.positional import AxisTable, Importer, Refused, Restart, Tensor
+from lossforge.frontends.recording import Different, FrontEnd, Recording, overlay
+from lossforge.frontends.signature import Signature
+from lossforge.gradient import HandWritten, require_gradient, vjp
+from lossforge.interpreter import evaluate
+from lossforge.ir import Axis, Kind, Node, Port
+from lossforge.loss import PREDICTION_NAMES, Call, Loss
+from lossforge.stabilize import stabilize
+
+_DRAWS = ((7, 11, 5, 13, 17, 19, 23, 29), (13, 5, 17, 7, 11, 23, 29, 31))
+"""Sizes of axes in the two recordings: primes, so that products and sums tell where they come from."""
+_LARGER = ((23, 29, 19, 31, 37, 41, 43, 47), (29, 31, 23, 37, 41, 43, 47, 53))
+"""For losses that cut windows out of their inputs."""
+_ATTEMPTS = 400
+_TOLERANCE = 1e-4
+"""Of the largest entry, in float32, which some libraries compute in throughout."""
+
+
+def adopt(
+    fn: Callable[..., Any],
+    *example_inputs: Any,
+    wrt: str | int | Sequence[str | int] | None = None,
+    layout: str | None = None,
+    gradient: Callable[..., Any] | None = None,
+    name: str | None = None,
+    **parameters: Any,
+) -> AdoptedLoss:
+    """A `Loss` of a function or module written for PyTorch, TensorFlow, Keras, JAX or NumPy.
+
+    Arguments keep their order. Numbers that a module keeps as attributes, and arguments with numeric defaults, become
+    parameters of the loss, by keyword. A loss that ends in a mean over everything can be called with ``weight=``,
+    ``mask=`` and ``reduction="none"``.
+
+    Args:
+        fn: the loss; a class with arguments is given as an instance.
+        example_inputs: one array for each array argument; they tell rank, dtype, and which values are legal
+            (probabilities, labels, signs …). Sizes are kept open.
+        wrt: the predictions, by name or position, if not recognised by name and not the first floating argument.
+        layout: names for the axes of the prediction, such as ``"batch class *space"``.
+        gradient: a gradient written by hand, taking the arguments of `fn`; it is verified as by `Loss.gradient`.
+        name: another name than the function's.
+        parameters: values for options of the function.
+
+    Raises:
+        AdoptionError: an operation cannot be imported, or the result would not agree with the original; with the
+            operation, the line of the source where it is known, and what to do.
+        GradientMismatchError: `gradient` is wrong.
+    """
+    front = _front_end(fn, example_inputs)
+    arrays = [_plain(x) for x in example_inputs]
+    names, options, numbers = _arguments(fn, front, len(arrays), parameters)
+    return AdoptedLoss(fn, front, arrays, names, numbers, options, wrt, layout, gradient, name)
+
+
+# ------------------------------------------------------------------------------------- what was given
+
+
+def _front_end(fn: Any, examples: Sequence[Any]) -> FrontEnd:
+    if isinstance(fn, Loss):
+        raise AdoptionError(f"{fn.name} is a lossforge loss already")
+    if not callable(fn):
+        raise AdoptionError(f"a {type(fn).__name__} is not a loss; expected a function or a module")
+    if inspect.isclass(fn):
+        raise AdoptionError(f"{fn.__name__} is a class; give an instance, as in lf.adopt({fn.__name__}(), …)")
+    if not examples:
+        raise AdoptionError("lf.adopt needs one example array for each array argument, as in lf.adopt(fn, pred, true)")
+    library = _library(fn, examples)
+    module = importlib.import_module(f"lossforge.frontends.{library}")
+    made: FrontEnd = module.front_end(fn)
+    return made
+
+
+def _library(fn: Any, examples: Sequence[Any]) -> str:
+    bases = [b.__module__.partition(".")[0] for b in type(fn).__mro__]
+    if "torch" in bases:
+        return "torch"
+    if "keras" in bases or "tensorflow" in bases:
+        return "tensorflow"
+    found = {_root(type(x)) for x in examples} - {None, "numpy"}
+    if len(found) == 1:
+        return str(found.pop())
+    if len(found) > 1:
+        raise AdoptionError(f"the examples are arrays of several libraries: {', '.join(sorted(map(str, found)))}")
+    used = _libraries_of(fn)
+    return used[0] if used else "numpy"
+
+
+def _libraries_of(fn: Any) -> list[str]:
+    """The libraries whose modules a function's text names."""
+    function = inspect.unwrap(fn) if inspect.isfunction(fn) or inspect.ismethod(fn) else getattr(type(fn), "__call__", fn)
+    code, known = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    roots = [str(getattr(function, "__module__", "")).partition(".")[0]]
+    for text in getattr(code, "co_names", ()):
+        value = known.get(text)
+        roots.append(str(getattr(value, "__name__", "") if inspect.ismodule(value) else getattr(value, "__module__", "")).partition(".")[0])
+    aliases = {"keras": "tensorflow", "optax": "jax", "monai": "torch", "kornia": "torch", "torchvision": "torch"}
+    roots = [aliases.get(r, r) for r in roots]
+    return [r for r in dict.fromkeys(roots) if r in ("torch", "tensorflow", "jax")]
+
+
+def _plain(x: Any) -> np.ndarray:
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiub":
+        if str(array.dtype) == "bfloat16":
+            return array.astype(np.float32)
+        raise AdoptionError(f"an example of dtype {array.dtype}; losses take real numbers, integers and truth values")
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    return array if array.dtype.kind == "b" else array.astype(np.int64)
+
+
+def _arguments(
+    fn: Any, front: Any, count: int, given: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any], dict[str, float]]:
+    """The names of the array arguments, fixed options, and numbers that may become parameters."""
+    try:
+        signature = front.signature()
+        found = list(signature.parameters.values())
+    except (TypeError, ValueError):
+        found = []
+    positional = [p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = positional[:count]
+    names += [f"x{i}" for i in range(len(names), count)]
+    rest = [p for p in found if p.name not in names and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [p.name for p in rest if p.default is p.empty and p.name not in given]
+    if missing:
+        raise AdoptionError(f"the function also takes {missing[0]!r}; give an example array for it, or its value by keyword")
+    options: dict[str, Any] = {}
+    numbers: dict[str, float] = dict(front.attributes())
+    for p in rest:
+        value = given.get(p.name, p.default)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[p.name] = value
+        elif p.name in given:
+            options[p.name] = value
+    for key, value in given.items():
+        if key not in {p.name for p in rest} and key not in numbers:
+            options[key] = value
+        elif key in numbers:
+            numbers[key] = value
+    return names, options, numbers
+
+
+# ------------------------------------------------------------------------------------- the loss
+
+
+class AdoptedLoss(Loss):
+    """A loss that was written for another library; `original` is the function itself."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        front: FrontEnd,
+        arrays: Sequence[np.ndarray],
+        names: Sequence[str],
+        numbers: Mapping[str, float],
+        options: Mapping[str, Any],
+        wrt: Any,
+        layout: str | None,
+        gradient: Callable[..., Any] | None,
+        name: str | None,
+    ) -> None:
+        self._present(fn, name)
+        self.original = fn
+        self._recipe = (fn, front, arrays, names, numbers, options, wrt, layout, gradient, name)
+        self._variants: dict[Any, AdoptedLoss] = {}
+        self.arguments = tuple(names)
+        self.predictions = _predictions(names, arrays, wrt)
+        study = _Study(self.name, front, arrays, list(names), dict(numbers), dict(options), self.predictions, layout)
+        self.static = {k: v for k, v in numbers.items() if k not in study.numbers}
+        """Numbers that shape the graph: with another value, the function is read again."""
+        self.defaults = {**study.numbers, **self.static}
+        definition, self.reduction = study.definition(whole=gradient is None)
+        self._definitions[()] = definition
+        self.signature = Signature(tuple(p.order for p in definition.arguments), definition.order)
+        self._front, self._study = front, study
+        if gradient is not None:
+            self._register(gradient, self.predictions[0])
+
+    def definition(self, **options: Any) -> Definition:
+        """The imported definition."""
+        return self._definitions[()]
+
+    def _variant(self, values: Mapping[str, Any]) -> AdoptedLoss:
+        """The loss for other values of numbers that shape its graph."""
+        changed = {k: v for k, v in values.items() if k in self.static and v != self.static[k]}
+        if not changed:
+            return self
+        for key, value in changed.items():
+            if not isinstance(value, int | float):
+                raise AdoptionError(f"{self.name}: {key} shapes the graph of this loss; give a Python number")
+        key = tuple(sorted(changed.items()))
+        if key not in self._variants:
+            fn, front, arrays, names, numbers, options, wrt, layout, gradient, name = self._recipe
+            numbers = {**numbers, **changed}
+            self._variants[key] = AdoptedLoss(fn, front, arrays, names, numbers, options, wrt, layout, gradient, name)
+        return self._variants[key]
+
+    def bind(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        weight: Any = None,
+        mask: Any = None,
+        reduction: Reduction | None = None,
+    ) -> Call:
+        """See `Loss.bind`."""
+        other = self._variant(kwargs)
+        if other is not self:
+            rest = {k: v for k, v in kwargs.items() if k not in self.static}
+            return other.bind(args, rest, weight=weight, mask=mask, reduction=reduction)
+        return super().bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
+
+    def plan(self, reduction: Reduction | None = None, **parameters: Any) -> Any:
+        """See `Loss.plan`."""
+        other = self._variant(parameters)
+        rest = {k: v for k, v in parameters.items() if other is self or k not in self.static}
+        return super(AdoptedLoss, other).plan(reduction or other.reduction, **rest)
+
+    def _trace_by_hand(self, definition: Definition, wrt: str, function: Callable[..., Any]) -> HandWritten:
+        """A gradient written for the same library, read as the loss was."""
+        return self._study.by_hand(definition, wrt, function)
+
+    def __reduce__(self) -> Any:
+        return AdoptedLoss, self._recipe
+
+
+def _predictions(names: Sequence[str], arrays: Sequence[np.ndarray], wrt: Any) -> tuple[str, ...]:
+    if wrt is not None:
+        wanted = [wrt] if isinstance(wrt, str | int) else list(wrt)
+        found = []
+        for w in wanted:
+            if (isinstance(w, int) and not -len(names) <= w < len(names)) or (isinstance(w, str) and w not in names):
+                raise AdoptionError(f"wrt={w!r} is no argument; there are {', '.join(names)}")
+            found.append(names[w] if isinstance(w, int) else w)
+        return tuple(found)
+    floats = [n for n, a in zip(names, arrays, strict=True) if a.dtype.kind == "f"]
+    if not floats:
+        raise AdoptionError("no example is an array of floating-point numbers, so there is nothing to differentiate")
+    named = [n for n in floats if n.lower() in PREDICTION_NAMES]
+    return (named or floats)[:1][0:1] and ((named or floats)[0],)
+
+
+# ------------------------------------------------------------------------------------- reading it
+
+
+@dataclass
+class _Read:
+    """A successful import."""
+
+    importer: Importer
+    result: Tensor
+    shapes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]]
+
+
+class _Study:
+    """One function, with everything that is found out about it."""
+
+    def __init__(
+        self,
+        name: str,
+        front: FrontEnd,
+        arrays: Sequence[np.ndarray],
+        names: list[str],
+        numbers: dict[str, float],
+        options: dict[str, Any],
+        predictions: Sequence[str],
+        layout: str | None,
+    ) -> None:
+        self.name, self.front, self.arrays, self.names = name, front, arrays, names
+        self.all_numbers, self.options = dict(numbers), options
+        self.predictions, self.layout = tuple(predictions), layout
+        kinds = {"f": Kind.FLOAT, "b": Kind.BOOL, "i": Kind.INDEX}
+        self.kinds = [kinds[a.dtype.kind] for a in arrays]
+        self.numbers: dict[str, float] = {}
+        self.table = AxisTable()
+        self.samplers = [_Sampler(a) for a in arrays]
+        own = [tuple(a.shape) for a in arrays]
+        first = overlay([self._record(own)], {})
+        self._import(first)  # which dimensions go together
+        self.read = self._generalise(own)
+        self._name_axes()
+        self.read = replace(self.read, **self._again(self.read.importer.recording))
+
+    # ------------------------------------------------------------------ recording
+
+    def _record(self, shapes: Sequence[tuple[int, ...]], **changed: float) -> Recording:
+        arrays = [s.example(shape) for s, shape in zip(self.samplers, shapes, strict=True)]
+        try:
+            return self.front.record(arrays, {**self.options, **self._given(changed)})
+        except LossforgeError:
+            raise
+        except Exception as error:
+            raise AdoptionError(f"{self.name}: {self.front.explain(error)}") from error
+
+    def _given(self, changed: Mapping[str, float]) -> dict[str, float]:
+        return {**self.all_numbers, **changed}
+
+    def _import(self, recording: Recording) -> tuple[Importer, Tensor]:
+        for _ in range(_ATTEMPTS):
+            try:
+                importer = Importer(recording, self.names, self.kinds, self.front.rules, self.table)
+                return importer, importer.run()
+            except Restart:
+                continue
+            except Refused as reason:
+                raise AdoptionError(f"{self.name}: {reason}") from None
+            except AdoptionError as error:
+                raise AdoptionError(f"{self.name}: {error}") from None
+        raise AdoptionError(f"{self.name}: the axes of its arrays could not be told apart")
+
+    def _again(self, recording: Recording) -> dict[str, Any]:
+        importer, result = self._import(recording)
+        return {"importer": importer, "result": result}
+
+    # ------------------------------------------------------------------ sizes
+
+    def _roots(self) -> list[list[Axis]]:
+        return [
+            [self.table.root(f"{name}_{d}") for d in range(a.ndim)] for name, a in zip(self.names, self.arrays, strict=True)
+        ]
+
+    def _shapes(self, sizes: Mapping[Axis, int]) -> list[tuple[int, ...]]:
+        return [
+            tuple(1 if r in self.table.units else sizes[r] for r in of) for of in self._roots()
+        ]
+
+    def _generalise(self, own: Sequence[tuple[int, ...]]) -> _Read:
+        """Record at two sets of sizes that are distinct, or as distinct as the function allows."""
+        example: dict[Axis, int] = {}
+        for of, shape in zip(self._roots(), own, strict=True):
+            for root, n in zip(of, shape, strict=True):
+                example[root] = max(n, example.get(root, 1))
+        free = [r for r in example if r not in self.table.units]
+        problem: Exception | None = None
+        kept = AxisTable(dict(self.table.parents), set(self.table.units), {})
+        for draws in (_DRAWS, _LARGER):
+            try:
+                return self._at([dict(zip(free, d, strict=False)) | {r: example[r] for r in free[len(d) :]} for d in draws])
+            except (AdoptionError, Different) as error:
+                problem = problem or error
+                self.table = AxisTable(dict(kept.parents), set(kept.units), {})
+        # Some axes have one size only: find out which.
+        singles = [r for r in free if example[r] == 1]
+        options: dict[Axis, list[int]] = {}
+        for root in free:
+            options[root] = []
+            base = {r: example[r] for r in free}
+            tries = [7, 11, 5, 13, 2 * example[root], 3 * example[root], example[root] + 2, 4 * example[root]]
+            taken = {n for r, n in base.items() if r != root}
+            for n in dict.fromkeys(t for t in tries if t not in taken and t != example[root]):
+                try:
+                    self._at([base, {**base, root: n}], only_sizes=True)
+                    options[root].append(n)
+                except (AdoptionError, Different):
+                    pass
+                self.table = AxisTable(dict(kept.parents), set(kept.units), {})
+                if len(options[root]) == 4:
+                    break
+        for r in singles:
+            if not options[r]:
+                self.table.units.add(r)
+        kept = AxisTable(dict(self.table.parents), set(self.table.units), {})
+        chosen: list[dict[Axis, int]] = [{}, {}]
+        stuck = {r: example[r] for r in free if not options[r] and r not in self.table.units}
+        for r in free:
+            if r in self.table.units or r in stuck:
+                continue
+            for k in (0, 1):
+                taken = {*chosen[k].values(), *stuck.values(), *([chosen[0][r]] if k else [])}
+                pool = [n for n in options[r][k:] + options[r] + [example[r]] if n not in taken]
+                chosen[k][r] = pool[0] if pool else example[r]
+        if not any(chosen[0].values()):
+            raise AdoptionError(str(problem) if isinstance(problem, AdoptionError) else f"{self.name}: {problem}")
+        try:
+            read = self._at([{**stuck, **chosen[0]}, {**stuck, **chosen[1]}])
+        except Different as error:
+            raise AdoptionError(f"{self.name}: its steps depend on the sizes of its inputs ({error})") from None
+        except AdoptionError:
+            if isinstance(problem, AdoptionError):
+                raise problem from None
+            raise
+        for root, n in stuck.items():
+            for axis, origin in read.importer.origin.items():
+                if origin == root:
+                    read.importer.fixed[axis] = n
+        self.stuck = {**getattr(self, "stuck", {}), **stuck}
+        return read
+
+    def _at(self, sizes: Sequence[Mapping[Axis, int]], only_sizes: bool = False) -> _Read:
+        """The import at two sets of sizes, with as many numbers as parameters as can be."""
+        shapes = [self._shapes(s) for s in sizes]
+        pair = [self._record(s) for s in shapes]
+        recording = overlay(pair, {})
+        importer, result = self._import(recording)
+        read = _Read(importer, result, (shapes[0], shapes[1]))
+        self.numbers = {}
+        if only_sizes:
+            return read
+        for name, value in self.all_numbers.items():
+            found = self._with_numbers(shapes, pair, [*self.numbers, name])
+            if found is not None:
+                self.numbers[name] = value
+                if any(n.op == "input" and n.attrs[0] == name for n in ir.topological([found.result.node])):
+                    read = found
+                else:
+                    self.numbers.pop(name)
+        return read
+
+    def _with_numbers(
+        self, shapes: Sequence[Sequence[tuple[int, ...]]], pair: Sequence[Recording], names: Sequence[str]
+    ) -> _Read | None:
+        """The import with these numbers as parameters; None if they shape the graph."""
+        recordings = list(pair)
+        environment: dict[str, list[float]] = {n: [self.all_numbers[n]] * 2 for n in names}
+        table = AxisTable(dict(self.table.parents), set(self.table.units), dict(self.table.names))
+        try:
+            for n in names:
+                for value in _other_values(self.all_numbers[n])[:2]:
+                    recordings.append(self._record(shapes[0], **{n: value}))
+                    for m in names:
+                        environment[m].append(value if m == n else self.all_numbers[m])
+            last = {n: _other_values(self.all_numbers[n])[2] for n in names}
+            recordings.append(self._record(shapes[1], **last))
+            for m in names:
+                environment[m].append(last[m])
+            importer, result = self._import(overlay(recordings, {k: tuple(v) for k, v in environment.items()}))
+        except (AdoptionError, Different):
+            self.table = table
+            return None
+        return _Read(importer, result, (list(shapes[0]), list(shapes[1])))
+
+    # ------------------------------------------------------------------ names
+
+    def _name_axes(self) -> None:
+        """Readable names: from the layout, else batch, class, and the argument's own."""
+        roots = self._roots()
+        main = roots[self.names.index(self.predictions[0])]
+        given = _layout(self.layout, len(main), self.predictions[0]) if self.layout else None
+        classes = {
+            self.read.importer.origin[n.attrs[0]]
+            for n in ir.topological([self.read.result.node])
+            if n.op == "take" and n.args[1].op != "constant" and n.attrs[0] in self.read.importer.origin
+        }
+        classes |= {
+            self.read.importer.origin[i.attrs[0]]
+            for n in ir.topological([self.read.result.node])
+            if n.op == "eq"
+            for i in n.args
+            if i.op == "iota" and i.attrs[0] in self.read.importer.origin
+        }
+        taken: set[str] = set(self.names) | set(self.all_numbers) | {"weight", "mask"}
+        for d, root in enumerate(main):
+            wish = given[d] if given else "class" if root in classes and d else "batch" if d == 0 else f"axis{d}"
+            if root in self.table.names:
+                continue
+            while wish in taken:
+                wish += "_"
+            taken.add(wish)
+            self.table.names[root] = wish
+        for of in roots:
+            for root in of:
+                taken.add(self.table.names.setdefault(root, root))
+
+    # ------------------------------------------------------------------ the definition
+
+    def definition(self, *, whole: bool) -> tuple[Definition, Reduction]:
+        """The definition, compared with the original; and what the original does at the end.
+
+        `whole` says that a mean at the end is taken off, so that the loss of each entry is known too.
+        """
+        importer, result = self.read.importer, self.read.result
+        node = ir.as_kind(result.node, Kind.FLOAT)
+        order = tuple(a for d in result.dims for a in d)
+        reduction: Reduction = "mean"
+        if any(a.startswith("#") for a in order):
+            raise AdoptionError(f"{self.name}: the result is constant along a dimension that no argument has")
+        if order:
+            reduction = "none"
+            if not node.axes >= set(order):
+                raise AdoptionError(f"{self.name}: the result is the same along one of its dimensions")
+        fixed = tuple((a, n) for a, n in importer.fixed.items() if a in {b for p in importer.ports for b in p.order})
+        fixed += tuple(
+            (a, n) for r, n in getattr(self, "stuck", {}).items() for a, o in importer.origin.items() if o == r
+        )
+        self._verify(importer.ports, node, order)
+        if not order and whole:
+            node, order = self._entries(node, importer.ports)
+        source = node
+        node, rewrites = stabilize(node)
+        for p in self.predictions:
+            port = next(q for q in importer.ports if q.name == p)
+            if port.node.kind is not Kind.FLOAT:
+                raise AdoptionError(f"{self.name}: the prediction {p!r} is not floating point")
+            require_gradient(node, port.node, p)
+        if rewrites:
+            self._verify(importer.ports, _reduced(node, order) if reduction == "mean" else node, () if reduction == "mean" else order)
+        self._warn_of_broadcast(importer.ports, node)
+        parameters = tuple(Port(ir.input_(p), ()) for p in self.numbers)
+        return (
+            Definition(
+                self.name, tuple(importer.ports), parameters, node, order, self.predictions, (), rewrites, source,
+                fixed=tuple(dict.fromkeys(fixed)),
+            ),
+            reduction,
+        )  # fmt: skip
+
+    def _entries(self, node: Node, ports: Sequence[Port]) -> tuple[Node, tuple[Axis, ...]]:
+        """The loss of each entry, if the loss is their mean."""
+        found = _before_mean(node, self.read.importer.size)
+        order = list(dict.fromkeys(a for p in ports for a in p.order))
+        if found is None or not found[1] <= set(order) or found[0].axes != found[1]:
+            return node, ()
+        main = next(p for p in ports if p.name == self.predictions[0])
+        order = [*main.order, *(a for a in order if a not in main.order)]
+        if any(a in found[1] and self.read.importer.fixed.get(a) == 1 for a in order):
+            return node, ()
+        return found[0], tuple(a for a in order if a in found[1])
+
+    def _warn_of_broadcast(self, ports: Sequence[Port], node: Node) -> None:
+        """Two dimensions of one size that never met may be a silent broadcast."""
+        main = next(i for i, p in enumerate(ports) if p.name == self.predictions[0])
+        for i, port in enumerate(ports):
+            if i == main:
+                continue
+            for a, n in zip(port.order, self.arrays[i].shape, strict=True):
+                for b, m in zip(ports[main].order, self.arrays[main].shape, strict=True):
+                    both = any(a in x.axes and b in x.axes for x in ir.topological([node]))
+                    if a != b and n == m and n > 1 and both and not _met(ports, a, b, main, i):
+                        warnings.warn(
+                            f"{self.name}: a dimension of {port.name!r} and one of {ports[main].name!r} both have size {n} "
+                            f"but never meet: shapes {self.arrays[i].shape} and {self.arrays[main].shape} are broadcast "
+                            f"against each other, {n}×{m}. Reshape one of them if that is not meant",
+                            BroadcastWarning,
+                            stacklevel=5,
+                        )
+                        return
+
+    # ------------------------------------------------------------------ comparison with the original
+
+    def _verify(self, ports: Sequence[Port], node: Node, order: Sequence[Axis]) -> None:
+        """Value and gradient against the function itself, at two shapes and with other parameters.
+
+        Raises:
+            AdoptionError: they differ.
+        """
+        rng = np.random.default_rng(20)
+        bounds = _bounds(ports, node)
+        cases = [(s, dict(self.all_numbers)) for s in self.read.shapes]
+        if self.numbers:
+            cases.append((self.read.shapes[1], {**self.all_numbers, **{n: _other_values(v)[2] for n, v in self.numbers.items()}}))
+        compared = 0
+        for shapes, numbers in cases:
+            sizes = {a: n for p, s in zip(ports, shapes, strict=True) for a, n in zip(p.order, s, strict=True)}
+            arrays = [
+                s.draw(rng, shape, min([sizes[a] for a in bounds.get(p.name, ()) if a in sizes], default=None))
+                for s, shape, p in zip(self.samplers, shapes, ports, strict=True)
+            ]
+            compared += self._compare(ports, node, order, arrays, numbers)
+        own = [np.array(a) for a in self.arrays]
+        compared += self._compare(ports, node, order, own, self.all_numbers)
+        if not compared:
+            raise AdoptionError(
+                f"{self.name}: the original gives no finite value on drawn inputs, so it cannot be compared; give examples "
+                f"of legal values (probabilities, labels …)"
+            )
+
+    def _compare(
+        self, ports: Sequence[Port], node: Node, order: Sequence[Axis], arrays: Sequence[np.ndarray], numbers: Mapping[str, float]
+    ) -> bool:
+        wrt = [self.names.index(p) for p in self.predictions]
+        try:
+            value, gradients = self.front.run(arrays, {**self.options, **numbers}, wrt)
+        except Exception as error:
+            raise AdoptionError(f"{self.name}: {self.front.explain(error)}") from error
+        given = {p: a for p, a in zip(ports, arrays, strict=True)} | {
+            Port(ir.input_(n), ()): numbers[n] for n in self.numbers
+        }
+        nodes = [ports[i].node for i in wrt]
+        pulled = vjp([(node, ir.constant(1.0))], nodes)
+        mine = evaluate([node, *(g if g is not None else ir.constant(0.0) for g in pulled)], given)
+        found = _ordered(mine[0], node.axes, order)
+        if not np.isfinite(value).any():
+            return False
+        self._agree("value", found, np.asarray(value), arrays)
+        if gradients is not None:
+            for i, (g, theirs) in enumerate(zip(pulled, gradients, strict=True)):
+                own = mine[1 + i]
+                axes = g.axes if g is not None else frozenset()
+                port = ports[wrt[i]]
+                full = _spread(own, axes, port.order, theirs.shape)
+                finite = np.isfinite(theirs)
+                if finite.any():
+                    self._agree(
+                        f"gradient with respect to {port.name!r}", np.where(finite, full, 0), np.where(finite, theirs, 0), arrays
+                    )
+        return True
+
+    def _agree(self, what: str, mine: np.ndarray, theirs: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
+        if mine.shape != theirs.shape:
+            raise AdoptionError(f"{self.name}: the {what} has shape {theirs.shape}, as read {mine.shape}; it is not adopted")
+        finite = np.isfinite(theirs)
+        scale = max(float(np.max(np.abs(theirs[finite]), initial=0.0)), 1e-30)
+        gap = np.abs(mine[finite] - theirs[finite])
+        if not (gap <= _TOLERANCE * scale).all() or not np.isfinite(mine[finite]).all():
+            worst = int(np.nanargmax(gap)) if gap.size else 0
+            raise AdoptionError(
+                f"{self.name}: the {what} of the original is {theirs[finite][worst]:.6g}, as read {mine[finite][worst]:.6g}, "
+                f"for inputs of shapes {[a.shape for a in arrays]}; it is not adopted. Please report this loss"
+            )
+
+    # ------------------------------------------------------------------ gradients by hand
+
+    def by_hand(self, definition: Definition, wrt: str, function: Callable[..., Any]) -> HandWritten:
+        """The graph of a gradient that was written for the same library."""
+        front = type(self.front)(function)
+        other = _Study.__new__(_Study)
+        other.__dict__.update(self.__dict__)
+        other.front, other.name = front, f"{self.name}: the gradient"
+        accepted = list(front.signature().parameters)
+        if unknown := [a for a in accepted if a not in self.names and a not in self.all_numbers]:
+            raise AdoptionError(
+                f"{self.name}: the gradient asks for {unknown[0]!r}, which is neither an argument nor a parameter of the loss"
+            )
+        places = [self.names.index(a) for a in accepted if a in self.names]
+        other.names = [self.names[i] for i in places]
+        other.kinds = [self.kinds[i] for i in places]
+        other.samplers = [self.samplers[i] for i in places]
+        other.all_numbers = {k: v for k, v in self.all_numbers.items() if k in accepted}
+        other.arrays = [self.arrays[i] for i in places]
+        try:
+            shapes = [[s[i] for i in places] for s in self.read.shapes]
+            pair = [other._record(s) for s in shapes]
+            numbers = [n for n in self.numbers if n in other.all_numbers]
+            read = other._with_numbers(shapes, pair, numbers) if numbers else None
+            if read is None:
+                importer, result = other._import(overlay(pair, {}))
+            else:
+                importer, result = read.importer, read.result
+        except Different as error:
+            raise AdoptionError(f"{self.name}: the gradient's steps depend on the sizes of its inputs ({error})") from None
+        target = definition.port(wrt)
+        axes = tuple(a for d in result.dims for a in d)
+        node = ir.as_kind(result.node, Kind.FLOAT)
+        if len(result.dims) != len(target.order) or any(a not in target.order for a in axes) or (
+            list(axes) != [a for a in target.order if a in axes]
+        ):
+            raise AdoptionError(
+                f"{self.name}: the gradient has the axes ({', '.join(axes)}), but {wrt!r} has ({', '.join(target.order)})"
+            )
+        return HandWritten(definition.value, target.node, stabilize(node)[0])
+
+
+def _other_values(value: float) -> tuple[float, float, float]:
+    """Three other values that a parameter might have: for fractions still fractions, for whole numbers whole."""
+    if isinstance(value, int):
+        return value + 1, value + 2, value + 3
+    if value == 0:
+        return 0.125, 0.25, 0.375
+    return value * 0.875, value * 0.75, value * 0.625
+
+
+def _layout(text: str, rank: int, name: str) -> list[str]:
+    words = text.split()
+    starred = [i for i, w in enumerate(words) if w.startswith("*")]
+    if len(starred) > 1 or (not starred and len(words) != rank) or (starred and len(words) - 1 > rank):
+        raise AdoptionError(f"layout={text!r} does not fit {name!r}, which has {rank} dimensions")
+    if starred:
+        (i,) = starred
+        stem = words[i][1:]
+        count = rank - len(words) + 1
+        words[i : i + 1] = [stem] if count == 1 else [f"{stem}_{k}" for k in range(count)]
+    if bad := [w for w in words if not w.isidentifier()]:
+        raise AdoptionError(f"layout={text!r}: {bad[0]!r} is not an axis name")
+    return words
+
+
+def _reduced(node: Node, order: Sequence[Axis]) -> Node:
+    return ir.total(node, order) / ir.sizes(order) if order else node
+
+
+def _before_mean(node: Node, size: Callable[[Axis], Node]) -> tuple[Node, frozenset[Axis]] | None:
+    """(x, axes) where `node` is the mean of x over the axes."""
+    if node.op == "div" and node.args[0].op == "sum":
+        over = node.args[0]
+        if _factors(node.args[1]) == sorted(map(repr, (size(a) for a in over.attrs[0]))):
+            return over.args[0], frozenset(over.attrs[0])
+    if node.op == "neg":
+        found = _before_mean(node.args[0], size)
+        return None if found is None else (-found[0], found[1])
+    if node.op in ("add", "sub", "mul", "div"):
+        for i, other in ((0, node.args[1]), (1, node.args[0])):
+            if node.op == "div" and i == 1:
+                continue
+            free = all(n.op in ("constant", "size") or (n.op == "input" and not n.axes) or n.args for n in ir.topological([other]))
+            arrays = any(n.op == "input" and n.axes for n in ir.topological([other]))
+            if other.axes or arrays or not free:
+                continue
+            found = _before_mean(node.args[i], size)
+            if found is not None:
+                x = found[0]
+                return ir.elementwise(node.op, *((x, other) if i == 0 else (other, x))), found[1]
+    return None
+
+
+def _factors(node: Node) -> list[str]:
+    if node.op == "mul":
+        return sorted(_factors(node.args[0]) + _factors(node.args[1]))
+    return [repr(node)]
+
+
+def _met(ports: Sequence[Port], a: Axis, b: Axis, main: int, other: int) -> bool:
+    """Whether two dimensions are of arrays that meet in another one of the same size, so that no mistake is likely."""
+    return bool(set(ports[main].order) & set(ports[other].order)) and a not in ports[main].order and False
+
+
+def _bounds(ports: Sequence[Port], node: Node) -> dict[str, set[Axis]]:
+    """The axes that each integer argument holds positions along."""
+    found: dict[str, set[Axis]] = {}
+    nodes = ir.topological([node])
+    copies = {n.attrs[1]: n.attrs[0] for n in nodes if n.op == "rename"}
+
+    def original(axis: Axis) -> Axis:
+        for _ in range(len(copies)):
+            if axis not in copies or any(axis in p.order for p in ports):
+                break
+            axis = copies[axis]
+        return axis
+
+    for n in nodes:
+        if n.op == "take" and n.args[1].op != "argsort":
+            axis, index = original(n.attrs[0]), n.args[1]
+        elif n.op == "eq" and any(a.op == "iota" for a in n.args):
+            position = next(a for a in n.args if a.op == "iota")
+            axis, index = original(position.attrs[0]), next((a for a in n.args if a is not position), n.args[1])
+        else:
+            continue
+        for leaf in ir.topological([index]):
+            if leaf.op == "input" and leaf.kind is not Kind.BOOL:
+                found.setdefault(str(leaf.attrs[0]), set()).add(axis)
+    return found
+
+
+def _ordered(array: np.ndarray, axes: frozenset[Axis], order: Sequence[Axis]) -> np.ndarray:
+    names = sorted(axes)
+    return array.transpose([names.index(a) for a in order]) if order else array
+
+
+def _spread(array: np.ndarray, axes: frozenset[Axis], order: Sequence[Axis], shape: Sequence[int]) -> np.ndarray:
+    names = sorted(axes)
+    kept = [a for a in order if a in axes]
+    moved = array.transpose([names.index(a) for a in kept])
+    full = [n if a in axes else 1 for a, n in zip(order, shape, strict=True)]
+    return np.broadcast_to(moved.reshape(full), shape)
+
+
+# ------------------------------------------------------------------------------------- drawing inputs
+
+
+class _Sampler:
+    """Arrays like an example: of its range, and of its special form if it has one."""
+
+    def __init__(self, example: np.ndarray) -> None:
+        self.dtype = example.dtype
+        flat = np.unique(example)
+        finite = flat[np.isfinite(flat)] if example.dtype.kind == "f" else flat
+        self.values = finite if finite.size <= 3 else None
+        self.low, self.high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        self.simplex = next(
+            (
+                d - example.ndim
+                for d in reversed(range(example.ndim))
+                if example.dtype.kind == "f"
+                and example.shape[d] > 1
+                and self.low >= 0
+                and np.allclose(example.sum(axis=d), 1.0, atol=1e-4)
+            ),
+            None,
+        )
+        self.norm = None
+        self.one_hot = self.simplex is not None and set(np.unique(example)) <= {0.0, 1.0}
+
+    def example(self, shape: Sequence[int]) -> np.ndarray:
+        """An array for recording, where values do not count."""
+        return self.draw(np.random.default_rng(0), shape, None)
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int], below: int | None) -> np.ndarray:
+        """An array of a shape; positions lie below `below`."""
+        shape = tuple(shape)
+        if self.dtype.kind == "b":
+            return rng.random(shape) < 0.5
+        if below is not None:
+            return rng.integers(0, below, shape).astype(self.dtype)
+        if self.one_hot and self.simplex is not None and -self.simplex <= len(shape):
+            at = rng.integers(0, shape[self.simplex], tuple(n for i, n in enumerate(shape) if i != len(shape) + self.simplex))
+            return np.moveaxis(np.eye(shape[self.simplex])[at], -1, self.simplex).astype(self.dtype)
+        if self.values is not None and self.values.size > 1:
+            return rng.choice(self.values, shape).astype(self.dtype)
+        if self.dtype.kind == "i":
+            return rng.integers(int(self.low), int(self.high) + 1, shape).astype(self.dtype)
+        if self.simplex is not None:
+            x = rng.gamma(2.0, size=shape) + 0.05
+            return (x / x.sum(axis=self.simplex, keepdims=True)).astype(self.dtype)
+        if self.low >= 0:
+            high = self.high if self.high > self.low else self.low + 1.0
+            return rng.uniform(self.low + 0.02 * (high - self.low), high - 0.02 * (high - self.low), shape).astype(self.dtype)
+        middle, width = (self.low + self.high) / 2, max((self.high - self.low) / 4, 1e-3)
+        within = -1.0 <= self.low and self.high <= 1.0
+        x = middle + width * rng.standard_normal(shape)
+        return (np.clip(x, self.low, self.high) if within else x).astype(self.dtype)
+
+
+__all__ = ["AdoptedLoss", "adopt"]
+del math, sys

@@ -1,0 +1,883 @@
+"""From positional arrays to named axes: what all front ends share.
+
+A positional value is a node and, for each of its dimensions, the axes that lie in it: none (the dimension has size 1),
+one, or several (a flattened dimension, the last running fastest). Every dimension of an input begins with an axis of
+its own. Where an operation lines two different axes up, they are *one* axis: they are merged in the `AxisTable`, and
+the import begins again, which costs milliseconds. Where a value would get one axis in two dimensions (x[:, None] -
+x[None, :]), the second becomes a copy (`ir.rename`), written with a prime.
+
+Reshapes, permutations and broadcasts therefore leave no trace in the graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+
+from lossforge import ir
+from lossforge.errors import AdoptionError, LossforgeError
+from lossforge.frontends.recording import Recording, Ref, Step, Varying, fit
+from lossforge.ir import Axis, Kind, Node, Port
+
+Dim: TypeAlias = tuple[Axis, ...]
+Rule: TypeAlias = Callable[..., Any]
+
+_LARGEST_TABLE = 4096
+
+
+class Restart(Exception):
+    """Internal: the axis table has learnt something; the import begins again."""
+
+
+class Refused(Exception):
+    """Internal: an operation cannot be imported; `Importer.run` adds which one and where."""
+
+
+@dataclass
+class Tensor:
+    """A positional value."""
+
+    node: Node
+    dims: tuple[Dim, ...]
+
+    @property
+    def rank(self) -> int:
+        """The number of dimensions."""
+        return len(self.dims)
+
+
+@dataclass
+class AxisTable:
+    """What is known of axes, from one attempt to the next."""
+
+    parents: dict[Axis, Axis] = field(default_factory=dict)
+    units: set[Axis] = field(default_factory=set)
+    """Dimensions of inputs that are of size 1 and stay so."""
+    names: dict[Axis, Axis] = field(default_factory=dict)
+    """Readable names."""
+
+    def root(self, axis: Axis) -> Axis:
+        """The axis that `axis` was merged into."""
+        while axis in self.parents:
+            axis = self.parents[axis]
+        return axis
+
+    def merge(self, a: Axis, b: Axis) -> NoReturn:
+        """`a` and `b` are one axis."""
+        first, second = self.root(a), self.root(b)
+        if first.startswith(_DERIVED) and not second.startswith(_DERIVED):
+            first, second = second, first
+        self.parents[second] = first
+        raise Restart
+
+    def unit(self, axis: Axis) -> NoReturn:
+        """`axis` has size 1 in every call."""
+        self.units.add(self.root(axis))
+        raise Restart
+
+
+_DERIVED = "derived_"
+
+
+def _base(axis: Axis) -> Axis:
+    return axis.rstrip("'")
+
+
+class Importer:
+    """One attempt to read a recording as a graph."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        names: Sequence[str],
+        kinds: Sequence[Kind],
+        rules: Mapping[str, Rule],
+        table: AxisTable,
+    ) -> None:
+        self.recording = recording
+        self.rules = rules
+        self.table = table
+        self.count = len(recording.inputs[0]) if recording.inputs else 1
+        self.sizes: dict[Axis, tuple[int, ...]] = {}
+        self.size_nodes: dict[Axis, Node] = {}
+        self.origin: dict[Axis, Axis] = {}
+        self.fixed: dict[Axis, int] = {}
+        self.ports: list[Port] = []
+        self.values: dict[int, Any] = {}
+        self.fresh: dict[str, int] = {}
+        self.where = ""
+        for i, (name, kind, shapes) in enumerate(zip(names, kinds, recording.inputs, strict=True)):
+            self.values[i] = self._input(name, kind, shapes)
+
+    def _input(self, name: str, kind: Kind, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+        order: list[Axis] = []
+        for d in range(len(shapes[0])):
+            label = self.label(f"{name}_{d}", [s[d] for s in shapes])
+            order.append(self._unused(label, order))
+        node = ir.input_(name, order, kind)
+        self.ports.append(Port(node, tuple(order)))
+        dims: list[Dim] = []
+        for axis in order:
+            if self.origin[_base(axis)] in self.table.units:
+                node = ir.take(node, ir.constant(0, Kind.INDEX), axis)
+                self.fixed[axis] = 1
+                dims.append(())
+            else:
+                dims.append((axis,))
+        return Tensor(node, tuple(dims))
+
+    def _unused(self, label: Axis, taken: Sequence[Axis] | set[Axis]) -> Axis:
+        while label in taken:
+            label += "'"
+        return label
+
+    # ------------------------------------------------------------------ axes
+
+    def label(self, axis: Axis, sizes: Sequence[int], expression: Node | None = None) -> Axis:
+        """The name of an axis after merging and naming; its sizes in each recording, and as a formula."""
+        root = self.table.root(axis)
+        name = self.table.names.get(root, root)
+        self.origin[name] = root
+        known = self.sizes.get(name)
+        if known is None:
+            self.sizes[name] = tuple(sizes)
+            self.size_nodes[name] = expression if expression is not None else ir.size(name)
+        elif known[0] != tuple(sizes)[0] and 1 in (known[0], tuple(sizes)[0]):
+            # One example of size 1 was merged with a longer one: it was a broadcast.
+            self.sizes[name] = max(known, tuple(sizes))
+        return name
+
+    def derived(self, name: str, sizes: Sequence[int], expression: Node) -> Axis:
+        """An axis that is made by an operation."""
+        if len(set(sizes)) == 1:
+            expression = ir.constant(float(sizes[0]))
+        return self.label(_DERIVED + name, sizes, expression)
+
+    def number(self, stem: str) -> str:
+        """`stem` with a running number: the same at every attempt, as long as the steps are."""
+        self.fresh[stem] = self.fresh.get(stem, -1) + 1
+        return f"{stem}{self.fresh[stem]}"
+
+    def sizes_of(self, axis: Axis) -> tuple[int, ...]:
+        """The size of an axis in each recording."""
+        if axis.startswith("#"):
+            return tuple(int(n) for n in axis[1:].split("x"))
+        return self.sizes[_base(axis)]
+
+    def extents(self, dim: Dim) -> tuple[int, ...]:
+        """The size of a dimension in each recording."""
+        return tuple(math.prod(self.sizes_of(a)[i] for a in dim) for i in range(self.count))
+
+    def size(self, axis: Axis) -> Node:
+        """The size of an axis as a node."""
+        return self.symbol(self.sizes_of(axis)) if axis.startswith("#") else self.size_nodes[_base(axis)]
+
+    def length(self, dim: Dim) -> Node:
+        """The size of a dimension as a node."""
+        result = ir.constant(1.0)
+        for axis in dim:
+            result = self.size(axis) if result.op == "constant" and result.attrs[0] == 1 else result * self.size(axis)
+        return result
+
+    def symbol(self, values: Sequence[float]) -> Node:
+        """The formula behind a number that was seen in each recording."""
+        sizes = {a: (self.size_nodes[a], s) for a, s in self.sizes.items() if not a.startswith(_DERIVED)}
+        try:
+            return fit(values, sizes, self.recording.environment)
+        except AdoptionError as error:
+            raise Refused(str(error)) from None
+
+    def axis_of(self, sizes: Sequence[int], taken: Sequence[Axis] = ()) -> Axis | None:
+        """The axis that has these sizes in the recordings, if there is only one."""
+        found = [a for a, s in self.sizes.items() if tuple(s) == tuple(sizes) and self.origin[a] not in self.table.units]
+        return self._unused(found[0], taken) if len(found) == 1 else None
+
+    # ------------------------------------------------------------------ literals
+
+    def tensor(self, value: Any) -> Tensor:
+        """A value of the recording, a number or a constant array, as a positional value."""
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, Ref):
+            found = self.values[value.index]
+            return self.tensor(found)
+        if isinstance(value, Varying):
+            if isinstance(value.values[0], np.ndarray):
+                return self._pattern(value.values)
+            return Tensor(self.symbol(value.values), ())
+        if isinstance(value, np.ndarray):
+            return self._array(value)
+        if isinstance(value, bool | int | float | np.generic):
+            number = value.item() if isinstance(value, np.generic) else value
+            kind = Kind.BOOL if isinstance(number, bool) else Kind.INDEX if isinstance(number, int) else Kind.FLOAT
+            return Tensor(ir.constant(number, kind), ())
+        raise Refused(f"a {type(value).__name__} where an array was expected")
+
+    def integer(self, value: Any) -> int:
+        """A whole number that is part of the formula: a dimension, an option."""
+        if isinstance(value, Varying):
+            raise Refused("a dimension or option depends on sizes or parameters")
+        return int(value)
+
+    def _array(self, value: np.ndarray) -> Tensor:
+        kind = {"f": Kind.FLOAT, "i": Kind.INDEX, "u": Kind.INDEX, "b": Kind.BOOL}.get(value.dtype.kind)
+        if kind is None:
+            raise Refused(f"a constant array of dtype {value.dtype}")
+        flat = value.astype(np.float64) if kind is Kind.FLOAT else value
+        if value.size and (flat == flat.flat[0]).all():
+            item = flat.flat[0].item()
+            dims = tuple(() if n == 1 else (self.ghost((n,) * self.count),) for n in value.shape)
+            return Tensor(ir.constant(item, kind), dims)
+        if value.size > _LARGEST_TABLE:
+            raise Refused(f"a constant array of {value.size} entries; make it an argument of the loss")
+        name = self.number("table")
+        order, dims_ = [], []
+        for d, n in enumerate(value.shape):
+            if n == 1:
+                dims_.append(())
+                continue
+            axis = self._unused(self.derived(f"{name}_{d}", (n,) * self.count, ir.constant(float(n))), order)
+            self.fixed[axis] = n
+            order.append(axis)
+            dims_.append((axis,))
+        values = [_plain(v, kind) for v in value.reshape(-1).tolist()]
+        return Tensor(ir.table(values, order, [n for n in value.shape if n != 1], kind), tuple(dims_))
+
+    def _pattern(self, arrays: Sequence[np.ndarray]) -> Tensor:
+        """A constant array whose shape follows the sizes: filled, counting, or an identity matrix."""
+        shapes = [a.shape for a in arrays]
+        kind = {"f": Kind.FLOAT, "i": Kind.INDEX, "b": Kind.BOOL}.get(arrays[0].dtype.kind, Kind.FLOAT)
+        if all(a.size and (a == arrays[0].flat[0]).all() for a in arrays):
+            dims = tuple(() if set(n) == {1} else (self.ghost(n),) for n in zip(*shapes, strict=True))
+            return Tensor(ir.constant(arrays[0].flat[0].item(), kind), dims)
+        if all(a.ndim == 1 and np.array_equal(a, np.arange(len(a))) for a in arrays):
+            found = self.arange([s[0] for s in shapes])
+            return Tensor(ir.as_kind(found.node, kind), found.dims)
+        if all(a.ndim == 2 and np.array_equal(a, np.eye(*a.shape)) for a in arrays):
+            row, column = (self.arange([s[d] for s in shapes]) for d in (0, 1))
+            same = self.elementwise("eq", self.unsqueeze(row, 1), self.unsqueeze(column, 0))
+            return Tensor(ir.as_kind(same.node, kind), same.dims)
+        raise Refused("a constant array that depends on sizes or parameters")
+
+    def ghost(self, sizes: Sequence[int]) -> Axis:
+        """A dimension along which a value is constant by construction; it takes the axis of what it meets."""
+        return "#" + "x".join(str(n) for n in sizes)
+
+    def arange(self, sizes: Sequence[int]) -> Tensor:
+        """0, 1, 2 … n − 1."""
+        if set(sizes) == {1}:
+            return Tensor(ir.constant(0, Kind.INDEX), ((),))
+        name = self.number("range")
+        found = self.axis_of(sizes) if self.table.root(_DERIVED + name) == _DERIVED + name else None
+        if found is not None and self.count > 1 and len(set(sizes)) > 1:
+            return Tensor(ir.iota(found), ((found,),))
+        axis = self.derived(name, sizes, ir.size(_DERIVED + name))
+        length = None
+        if self.origin[axis].startswith(_DERIVED):
+            if len(set(sizes)) > 1:
+                raise Refused("a range whose end is not the size of an axis")
+            length = sizes[0]
+        return Tensor(ir.iota(axis, length), ((axis,),))
+
+    # ------------------------------------------------------------------ elementwise
+
+    def align(self, tensors: Sequence[Tensor]) -> tuple[list[Node], tuple[Dim, ...]]:
+        """The nodes of some values with their axes lined up as broadcasting from the right does."""
+        rank = max(t.rank for t in tensors)
+        padded = [((),) * (rank - t.rank) + t.dims for t in tensors]
+        padded, tensors = self._even(padded, tensors)
+        result: list[Dim] = []
+        used: set[Axis] = set()
+        maps: list[dict[Axis, Axis]] = [{} for _ in tensors]
+        for j in range(rank):
+            present = [(k, dims[j]) for k, dims in enumerate(padded) if dims[j]]
+            if not present:
+                result.append(())
+                continue
+            target: list[Axis] = []
+            for position in range(len(present[0][1])):
+                candidates = [dim[position] for _, dim in present]
+                real = [c for c in candidates if not c.startswith("#")]
+                if not real:
+                    target.append(candidates[0])
+                    continue
+                for c in real[1:]:
+                    self._same(real[0], c)
+                label = next((c for c in real if c not in used), None) or self._unused(_base(real[0]), used)
+                used.add(label)
+                target.append(label)
+                for k, dim in present:
+                    if not dim[position].startswith("#"):
+                        maps[k][dim[position]] = label
+            result.append(tuple(target))
+        nodes = [relabel(t.node, m) for t, m in zip(tensors, maps, strict=True)]
+        return nodes, tuple(result)
+
+    def _same(self, a: Axis, b: Axis) -> None:
+        """Two axes that lie in the same dimension are one."""
+        if _base(a) == _base(b):
+            return
+        x, y = self.sizes_of(a), self.sizes_of(b)
+        if x[0] != y[0]:
+            if x[0] == 1 and not self.origin[_base(a)].startswith(_DERIVED):
+                self.table.unit(self.origin[_base(a)])
+            if y[0] == 1 and not self.origin[_base(b)].startswith(_DERIVED):
+                self.table.unit(self.origin[_base(b)])
+            raise Refused(f"dimensions of size {x[0]} and {y[0]} meet")
+        self.table.merge(self.origin[_base(a)], self.origin[_base(b)])
+
+    def _even(
+        self, padded: list[tuple[Dim, ...]], tensors: Sequence[Tensor]
+    ) -> tuple[list[tuple[Dim, ...]], list[Tensor]]:
+        """Dimensions that hold several axes in one value and one in another: joined, or the one seen as constant."""
+        padded, tensors = [tuple(p) for p in padded], list(tensors)
+        for j in range(len(padded[0])):
+            dims = {p[j] for p in padded if p[j]}
+            widths = {len(d) for d in dims}
+            if len(widths) <= 1:
+                continue
+            several = next(d for d in dims if len(d) == max(widths))
+            for k, p in enumerate(padded):
+                dim = p[j]
+                if not dim or len(dim) == len(several):
+                    continue
+                if all(a.startswith("#") for a in dim):
+                    pieces = tuple(self.ghost(self.sizes_of(a)) for a in several)
+                    padded[k] = (*p[:j], pieces, *p[j + 1 :])
+            left = {len(p[j]) for p in padded if p[j]}
+            if len(left) > 1:
+                for k, p in enumerate(padded):
+                    if len(p[j]) > 1:
+                        shift = len(p) - tensors[k].rank
+                        tensors[k] = self.single(tensors[k], j - shift)
+                        padded[k] = ((),) * shift + tensors[k].dims
+        return padded, tensors
+
+    def single(self, x: Tensor, dim: int) -> Tensor:
+        """`x` with all axes of a dimension joined into one."""
+        axes = x.dims[dim]
+        if len(axes) <= 1:
+            return x
+        if any(a.startswith("#") for a in axes):
+            if all(a.startswith("#") for a in axes):
+                dims = (*x.dims[:dim], (self.ghost(self.extents(axes)),), *x.dims[dim + 1 :])
+                return Tensor(x.node, dims)
+            raise Refused("a flattened dimension that is in part constant")
+        name = "_by_".join(self.origin[_base(a)] for a in axes)
+        new = self.derived(name, self.extents(axes), self.length(axes))
+        new = self._unused(new, {a for d in x.dims for a in d})
+        present = x.node.axes & set(axes)
+        node = ir.join(x.node, axes, new) if present else x.node
+        return Tensor(node, (*x.dims[:dim], (new,), *x.dims[dim + 1 :]))
+
+    def elementwise(self, op: str, *operands: Any) -> Tensor:
+        """An operation of the table at each entry, with broadcasting."""
+        nodes, dims = self.align([self.tensor(x) for x in operands])
+        return Tensor(ir.elementwise(op, *nodes), dims)
+
+    def map(self, function: Callable[..., Node], *operands: Any) -> Tensor:
+        """A formula at each entry, with broadcasting."""
+        nodes, dims = self.align([self.tensor(x) for x in operands])
+        node = function(*(ir.as_kind(n, Kind.FLOAT) for n in nodes))
+        return Tensor(node, dims)
+
+    def cast(self, x: Any, kind: Kind) -> Tensor:
+        """`x` as floats, integers or truth values."""
+        t = self.tensor(x)
+        node = t.node
+        if kind is Kind.INDEX and node.op == "cast" and node.args[0].kind in (Kind.INDEX, Kind.BOOL):
+            node = node.args[0]
+        if kind is Kind.INDEX and node.kind is Kind.FLOAT and node.op not in ("input", "constant"):
+            whole = node.op == "cast" or (node.op == "where" and all(a.op in ("cast", "constant") for a in node.args[1:]))
+            if not whole:  # towards zero, as every library does
+                node = ir.elementwise("sign", node) * ir.elementwise("floor", ir.elementwise("abs", node))
+        return Tensor(ir.as_kind(node, kind), t.dims)
+
+    # ------------------------------------------------------------------ shapes
+
+    def dim(self, x: Tensor, dim: Any) -> int:
+        """A dimension counted from the front."""
+        d = self.integer(dim)
+        return d + x.rank if d < 0 else d
+
+    def dims(self, x: Tensor, dims: Any) -> list[int]:
+        """Dimensions counted from the front; all for None or none."""
+        if dims is None:
+            return list(range(x.rank))
+        if isinstance(dims, int | Varying | np.integer):
+            dims = [dims]
+        return [self.dim(x, d) for d in dims] or list(range(x.rank))
+
+    def permute(self, x: Any, order: Sequence[Any]) -> Tensor:
+        """Dimensions in another order."""
+        t = self.tensor(x)
+        return Tensor(t.node, tuple(t.dims[self.dim(t, d)] for d in order))
+
+    def unsqueeze(self, x: Any, dim: int) -> Tensor:
+        """A new dimension of size 1 before `dim`."""
+        t = self.tensor(x)
+        return Tensor(t.node, (*t.dims[:dim], (), *t.dims[dim:]))
+
+    def squeeze(self, x: Any, dims: Sequence[int] | None = None) -> Tensor:
+        """Without some dimensions of size 1."""
+        t = self.tensor(x)
+        gone = [d for d in (range(t.rank) if dims is None else dims) if self.extents(t.dims[d])[0] == 1]
+        for d in gone:
+            if t.dims[d]:
+                self.table.unit(self.origin[_base(t.dims[d][0])])
+        return Tensor(t.node, tuple(dim for i, dim in enumerate(t.dims) if i not in gone))
+
+    def reshape(self, x: Any, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+        """The same entries, row by row, in another shape (one for each recording)."""
+        t = self.tensor(x)
+        atoms = [a for d in t.dims for a in d]
+        wanted = list(zip(*shapes, strict=True))
+        result: list[Dim] = []
+        at = 0
+        for extent in wanted:
+            group: list[Axis] = []
+            size = 1
+            while size < extent[0]:
+                if at >= len(atoms):
+                    raise Refused("a reshape that does not follow the dimensions of its operand")
+                group.append(atoms[at])
+                size *= self.sizes_of(atoms[at])[0]
+                at += 1
+            if size != extent[0]:
+                pieces = self._split(t, group, extent)
+                if pieces is None:
+                    raise Refused(f"a reshape that cuts a dimension of size {size} into pieces of {extent[0]}")
+                t, parts = pieces
+                atoms[at - 1 : at] = list(parts)
+                group[-1:] = [parts[0]]
+                if self.extents(tuple(group)) != tuple(extent):
+                    raise Refused(f"a reshape that cuts a dimension of size {size} into pieces of {extent[0]}")
+            elif extent[0] == 1 and at < len(atoms) and self.sizes_of(atoms[at])[0] == 1:
+                group.append(atoms[at])
+                at += 1
+            result.append(tuple(group))
+        for a in atoms[at:]:
+            if self.sizes_of(a)[0] != 1:
+                raise Refused("a reshape that does not follow the dimensions of its operand")
+            self.table.unit(self.origin[_base(a)])
+        return Tensor(t.node, tuple(result))
+
+    def _split(self, t: Tensor, group: Sequence[Axis], extent: Sequence[int]) -> tuple[Tensor, tuple[Axis, Axis]] | None:
+        """The last axis of a group cut in two, so that the group and the first piece have the wanted size."""
+        axis = group[-1]
+        before = self.extents(tuple(group[:-1]))
+        whole = self.sizes_of(axis)
+        outer = [e // b for e, b in zip(extent, before, strict=True)]
+        if any(o == 0 or w % o for o, w in zip(outer, whole, strict=True)):
+            return None
+        inner = [w // o for w, o in zip(whole, outer, strict=True)]
+        if axis.startswith("#"):
+            return t, (self.ghost(outer), self.ghost(inner))
+        if self.sizes_of(axis) and axis not in t.node.axes:
+            return None
+        root = self.origin[_base(axis)]
+        pieces = []
+        taken = {a for d in t.dims for a in d}
+        for sizes in (outer, inner):
+            same = self.axis_of(sizes) if len(set(sizes)) > 1 else None
+            if same is None:
+                if len(set(sizes)) > 1:
+                    return None
+                same = self.derived(f"{root}_part{sizes[0]}", sizes, ir.constant(float(sizes[0])))
+            piece = self._unused(same, taken)
+            taken.add(piece)
+            pieces.append(piece)
+        constants = [(p, self.sizes[_base(p)][0]) for p in pieces if self.origin[_base(p)].startswith(_DERIVED)]
+        node = ir.split(t.node, axis, pieces)
+        for piece, count in constants:  # gives the piece its size
+            everywhere = ir.elementwise("ge", ir.iota(piece, count), ir.constant(0, Kind.INDEX))
+            node = ir.where(everywhere, node, ir.constant(0, node.kind))
+        dims = tuple(tuple(b for a in d for b in (pieces if a == axis else (a,))) for d in t.dims)
+        return Tensor(node, dims), (pieces[0], pieces[1])
+
+    def expand(self, x: Any, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+        """`x` broadcast to a shape (one for each recording), from the right."""
+        t = self.tensor(x)
+        wanted = list(zip(*shapes, strict=True))
+        dims = ((),) * (len(wanted) - t.rank) + t.dims
+        result: list[Dim] = []
+        for dim, extent in zip(dims, wanted, strict=True):
+            have = self.extents(dim)
+            if have[0] == 1 and extent[0] != 1:
+                if dim:
+                    self.table.unit(self.origin[_base(dim[0])])
+                result.append((self.ghost(extent),))
+            else:
+                result.append(dim)
+        return Tensor(t.node, tuple(result))
+
+    def full(self, value: Any, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+        """One number in every entry."""
+        return self.expand(value, shapes)
+
+    # ------------------------------------------------------------------ reductions
+
+    def reduce(self, op: str, x: Any, dims: Any = None, keepdims: bool = False) -> Tensor:
+        """A reduction over dimensions."""
+        t = self.tensor(x)
+        gone = self.dims(t, dims)
+        if op in ("argmax", "argmin") and sum(len(t.dims[d]) for d in gone) > 1:
+            if len(gone) > 1:
+                raise Refused(f"{op} over several dimensions")
+            t = self.single(t, gone[0])
+        atoms = tuple(a for d in gone for a in t.dims[d])
+        present = [a for a in atoms if a in t.node.axes]
+        absent = tuple(a for a in atoms if a not in t.node.axes)
+        node = t.node
+        if op == "mean":
+            node = ir.as_kind(node, Kind.FLOAT)
+            node = ir.total(node, present) / self.length(tuple(present)) if present else node
+        elif op == "any" or op == "all":
+            node = ir.as_kind(ir.as_kind(node, Kind.BOOL), Kind.FLOAT)
+            node = ir.reduction("max" if op == "any" else "min", node, present) if present else node
+            node = ir.as_kind(node, Kind.BOOL)
+        else:
+            kind = node.kind
+            node = ir.reduction(op, node, present) if present else ir.as_kind(node, Kind.FLOAT)
+            if op in ("max", "min") and kind is Kind.INDEX:
+                node = ir.as_kind(node, Kind.INDEX)
+            if absent and op == "sum":
+                node = node * self.length(absent)
+            elif absent and op == "logsumexp":
+                node = node + ir.elementwise("log", self.length(absent))
+            elif absent and op == "prod":
+                node = ir.elementwise("pow", node, self.length(absent))
+            elif absent and op in ("argmax", "argmin"):
+                node = ir.constant(0, Kind.INDEX)
+        kept = [() if i in gone else d for i, d in enumerate(t.dims) if keepdims or i not in gone]
+        return Tensor(node, tuple(kept))
+
+    def var(self, x: Any, dims: Any = None, correction: float = 1, keepdims: bool = False) -> Tensor:
+        """The variance; `correction` is taken from the count."""
+        t = self.tensor(x)
+        gone = self.dims(t, dims)
+        centred = self.elementwise("sub", t, self.reduce("mean", t, gone, keepdims=True))
+        total = self.reduce("sum", self.elementwise("mul", centred, centred), gone, keepdims)
+        count = self.length(tuple(a for d in gone for a in t.dims[d]))
+        return Tensor(total.node / (count - float(correction) if correction else count), total.dims)
+
+    def softmax(self, x: Any, dim: int, log: bool = False) -> Tensor:
+        """Softmax along a dimension, or its logarithm."""
+        t = self.tensor(x)
+        shifted = self.elementwise("sub", t, self.reduce("logsumexp", t, [dim], keepdims=True))
+        return shifted if log else self.elementwise("exp", shifted)
+
+    def einsum(self, spec: str, *operands: Any) -> Tensor:
+        """A sum of products, in NumPy's notation without dots."""
+        left, _, right = spec.replace(" ", "").partition("->")
+        parts = left.split(",")
+        letters = list(dict.fromkeys([*right, *left.replace(",", "")]))
+        product: Tensor | None = None
+        for part, operand in zip(parts, operands, strict=True):
+            t = self.tensor(operand)
+            if len(set(part)) < len(part):
+                raise Refused(f"einsum {spec!r} with a letter twice in one operand")
+            dims = tuple(t.dims[part.index(c)] if c in part else () for c in letters)
+            spread = Tensor(t.node, dims)
+            product = spread if product is None else self.elementwise("mul", product, spread)
+        assert product is not None
+        gone = [i for i, c in enumerate(letters) if c not in right]
+        return self.reduce("sum", product, gone) if gone else product
+
+    # ------------------------------------------------------------------ moving entries
+
+    def select(self, x: Any, dim: int, index: Any) -> Tensor:
+        """The entry at a constant position along a dimension, which disappears."""
+        t = self.single(self.tensor(x), dim)
+        dims = (*t.dims[:dim], *t.dims[dim + 1 :])
+        if not t.dims[dim]:
+            return Tensor(t.node, dims)
+        (axis,) = t.dims[dim]
+        if axis not in t.node.axes:
+            return Tensor(t.node, dims)
+        n = self.sizes_of(axis)
+        values = index.values if isinstance(index, Varying) else (int(index),) * self.count
+        values = [v + n[i] if v < 0 else v for i, v in enumerate(values)] if not isinstance(index, Varying) else values
+        if len(set(values)) == 1 and (isinstance(index, Varying) or int(index) >= 0):
+            at = ir.constant(int(values[0]), Kind.INDEX)
+        elif len({n[i] - v for i, v in enumerate(values)}) == 1:
+            at = ir.as_kind(self.size(axis) - float(n[0] - values[0]), Kind.INDEX)
+        else:
+            raise Refused("an index that depends on sizes or parameters")
+        return Tensor(ir.take(t.node, at, axis), dims)
+
+    def slice(self, x: Any, dim: int, start: Sequence[int], stop: Sequence[int], step: int = 1) -> Tensor:
+        """Entries start … stop − 1 along a dimension; both are given for each recording."""
+        t = self.single(self.tensor(x), dim)
+        n = self.extents(t.dims[dim])
+        lengths = [max(0, -(-(b - a) // step)) for a, b in zip(start, stop, strict=True)]
+        if all(a == 0 and b == m for a, b, m in zip(start, stop, n, strict=True)) and step == 1:
+            return t
+        if set(lengths) == {1} and len({*start}) == 1:
+            return self.unsqueeze(self.select(t, dim, int(start[0])), dim)
+        if set(lengths) == {1}:
+            return self.unsqueeze(self.select(t, dim, Varying(start)), dim)
+        if not t.dims[dim]:
+            raise Refused("an empty slice")
+        (axis,) = t.dims[dim]
+        if axis.startswith("#") or axis not in t.node.axes:
+            return Tensor(t.node, (*t.dims[:dim], (self.ghost(lengths),), *t.dims[dim + 1 :]))
+        trims = [m - b for m, b in zip(n, stop, strict=True)]
+        first, last = self.extent(start), self.extent(trims)
+        if step == 1 and first is not None and last is not None:
+            return self._window(t, dim, first, last, lengths)
+        if len(set(start)) == 1 and len(set(lengths)) == 1 and lengths[0] <= 256:
+            return self.pick(t, dim, [start[0] + step * i for i in range(lengths[0])])
+        raise Refused("a slice whose ends are not constant, or that leaves entries out")
+
+    def extent(self, values: Sequence[int]) -> ir.Extent | None:
+        """A number of entries: constant, or the size of an axis plus a constant."""
+        if len(set(values)) == 1:
+            return ir.extent(values[0])
+        for axis, sizes in self.sizes.items():
+            if not self.origin[axis].startswith(_DERIVED) and tuple(sizes) == tuple(values):
+                return ir.extent(0, {axis: 1})
+        return None
+
+    def _window(self, t: Tensor, dim: int, first: ir.Extent, last: ir.Extent, lengths: Sequence[int]) -> Tensor:
+        (axis,) = t.dims[dim]
+        terms: dict[Axis, int] = {}
+        for a, n in (*first, *last):
+            terms[a] = terms.get(a, 0) + n
+        stem = "".join(f"_{'less' if n > 0 else 'more'}{abs(n)}{a}" for a, n in sorted(terms.items()) if n)
+        size = self.size(axis)
+        for a, n in sorted(terms.items()):
+            if n:
+                size = size - float(n) * (self.size(a) if a else ir.constant(1.0))
+        new = self.derived(self.origin[_base(axis)] + stem, lengths, size) if stem else _base(axis)
+        new = axis if not stem else self._unused(new, {a for d in t.dims for a in d})
+        node = ir.window(t.node, axis, new, first, last)
+        return Tensor(node, (*t.dims[:dim], (new,), *t.dims[dim + 1 :]))
+
+    def pick(self, x: Any, dim: int, positions: Sequence[int]) -> Tensor:
+        """Entries at constant positions along a dimension."""
+        t = self.single(self.tensor(x), dim)
+        index = self._array(np.asarray(positions, dtype=np.int64))
+        return self.take(t, index, dim)
+
+    def take(self, x: Any, index: Any, dim: int) -> Tensor:
+        """The dimension `dim` of `x` replaced by all dimensions of the index, as `np.take` does."""
+        t, at = self.single(self.tensor(x), dim), self.tensor(index)
+        full = ((),) * dim + at.dims + ((),) * (t.rank - dim - 1)
+        return self.gather(self._widen(t, dim, at.rank), Tensor(at.node, full), dim)
+
+    def _widen(self, t: Tensor, dim: int, width: int) -> tuple[Tensor, Dim]:
+        others = Tensor(t.node, (*t.dims[:dim], *((),) * width, *t.dims[dim + 1 :]))
+        return others, t.dims[dim]
+
+    def gather(self, x: tuple[Tensor, Dim], index: Tensor, dim: int) -> Tensor:
+        """Entries at an index that lines up with all other dimensions."""
+        t, source = x
+        others, along = t, source
+        if not along:
+            nodes, dims = self.align([Tensor(others.node, others.dims), index])
+            return Tensor(nodes[0], dims)
+        (axis,) = along
+        self._usable(index.node)
+        elsewhere = {a for d in others.dims for a in d}
+        if index.node.op == "argsort" and index.node.attrs[0] == axis and axis not in elsewhere:
+            (source_node, order), dims = self.align([Tensor(others.node, (*others.dims[:dim], along, *others.dims[dim + 1 :])), index])
+            if order.op == "argsort":  # entries in the order of a sort: a permutation, whose inverse is cheap
+                return Tensor(ir.take(source_node, order, order.attrs[0]), dims)
+        # The source axis must not be mistaken for one of the others: it takes part under a name of its own.
+        apart = axis
+        if axis in elsewhere or any(axis == a for d in index.dims for a in d):
+            apart = _base(axis) + "_from"
+            self.sizes.setdefault(apart, self.sizes_of(axis))
+            self.origin.setdefault(apart, self.origin[_base(axis)])
+            self.size_nodes.setdefault(apart, self.size(axis))
+        source_node = relabel(others.node, {axis: apart}) if apart != axis else others.node
+        nodes, dims = self.align([Tensor(source_node, others.dims), index])
+        moved, node = nodes
+        if apart not in moved.axes:
+            return Tensor(moved, dims)
+        if node.op == "iota":
+            if self.sizes_of(node.attrs[0]) != self.sizes_of(axis):
+                raise Refused("a range as index into a dimension of another size")
+            self._same(node.attrs[0], axis)
+            return Tensor(relabel(moved, {apart: node.attrs[0]}), dims)
+        return Tensor(ir.take(moved, ir.as_kind(node, Kind.INDEX), apart), dims)
+
+    def _usable(self, index: Node) -> None:
+        """Refuse positions that are worked out in floats beyond what these hold exactly."""
+        if index.kind is Kind.FLOAT and any(n.op == "iota" for n in ir.topological([index])):
+            raise Refused("positions that are worked out from other positions")
+
+    def sort(self, x: Any, dim: int, descending: bool = False) -> tuple[Tensor, Tensor]:
+        """The entries along a dimension in order, and where they were."""
+        t = self.single(self.tensor(x), dim)
+        if not t.dims[dim] or t.dims[dim][0] not in t.node.axes:
+            raise Refused("a sort along a dimension without entries of its own")
+        (axis,) = t.dims[dim]
+        node = ir.as_kind(t.node, Kind.FLOAT)
+        order = ir.argsort(-node if descending else node, axis)
+        return Tensor(ir.take(t.node, order, axis), t.dims), Tensor(order, t.dims)
+
+    def along(self, op: str, x: Any, dim: int, *attrs: Any) -> Tensor:
+        """`flip` or `cumsum`."""
+        t = self.single(self.tensor(x), dim)
+        if not t.dims[dim]:
+            return t
+        (axis,) = t.dims[dim]
+        if axis not in t.node.axes:
+            if op == "flip":
+                return t
+            raise Refused("a cumulative sum of a constant")
+        return Tensor(ir.along(op, t.node, axis, *attrs), t.dims)
+
+    def concat(self, tensors: Sequence[Any], dim: int) -> Tensor:
+        """Values one after the other along a dimension."""
+        parts = [self.single(self.tensor(x), dim) for x in tensors]
+        if len(parts) == 1:
+            return parts[0]
+        lengths = [self.extents(p.dims[dim]) for p in parts]
+        whole = [sum(n[i] for n in lengths) for i in range(self.count)]
+        size = self.length(parts[0].dims[dim])
+        for p in parts[1:]:
+            size = size + self.length(p.dims[dim])
+        new = self.derived(self.number("joined"), whole, size)
+        constant = whole[0] if len(set(whole)) == 1 else None
+        others = {a for p in parts for d in p.dims for a in d}
+        new = self._unused(new, others)
+        kind = parts[0].node.kind if len({p.node.kind for p in parts}) == 1 else Kind.FLOAT
+        sum_: Tensor | None = None
+        for k, part in enumerate(parts):
+            before = [sum(n[i] for n in lengths[:k]) for i in range(self.count)]
+            after = [sum(n[i] for n in lengths[k + 1 :]) for i in range(self.count)]
+            placed = self._placed(part, dim, new, before, after, lengths[k], constant)
+            if sum_ is None:
+                sum_ = placed
+                continue
+            here = self._within(new, before, lengths[k], constant)
+            nodes, dims = self.align([placed, sum_, Tensor(here, tuple((new,) if i == dim else () for i in range(part.rank)))])
+            sum_ = Tensor(ir.where(nodes[2], ir.as_kind(nodes[0], kind), ir.as_kind(nodes[1], kind)), dims)
+        assert sum_ is not None
+        return sum_
+
+    def _placed(
+        self, t: Tensor, dim: int, new: Axis, before: Sequence[int], after: Sequence[int], n: Sequence[int], constant: int | None
+    ) -> Tensor:
+        dims = (*t.dims[:dim], (new,), *t.dims[dim + 1 :])
+        if not t.dims[dim] or t.dims[dim][0] not in t.node.axes:
+            return Tensor(t.node, dims)  # the same everywhere along it; `_within` keeps it in its place
+        (axis,) = t.dims[dim]
+        first, last = self.extent(before), self.extent(after)
+        if first is None or last is None:
+            raise Refused("a concatenation of more than two pieces of different sizes that vary")
+        back = tuple((a, -m) for a, m in first), tuple((a, -m) for a, m in last)
+        return Tensor(ir.window(t.node, axis, new, *back), dims)
+
+    def _within(self, new: Axis, before: Sequence[int], n: Sequence[int], constant: int | None) -> Node:
+        at = ir.iota(new, constant if self.origin[_base(new)].startswith(_DERIVED) else None)
+        start = self._whole(before)
+        stop = self._whole([b + m for b, m in zip(before, n, strict=True)])
+        return ir.elementwise("and", ir.elementwise("ge", at, start), ir.elementwise("lt", at, stop))
+
+    def _whole(self, values: Sequence[int]) -> Node:
+        if len(set(values)) == 1:
+            return ir.constant(int(values[0]), Kind.INDEX)
+        return ir.as_kind(self.symbol(values), Kind.INDEX)
+
+    def roll(self, x: Any, dim: int, shift: int) -> Tensor:
+        """Entries moved along a dimension; what falls off comes in at the other end."""
+        t = self.single(self.tensor(x), dim)
+        n = self.extents(t.dims[dim])
+        move = shift if abs(shift) < min(n) else None
+        if move is None or not move:
+            if shift == 0:
+                return t
+            raise Refused("a roll by more than the size of its dimension")
+        (axis,) = t.dims[dim]
+        if axis not in t.node.axes:
+            return t
+        rest, size, at = abs(move), self.size(axis), ir.iota(axis)
+        moved = ir.window(t.node, axis, axis, ir.extent(-move), ir.extent(move))
+        for i in range(rest):  # the entries that fell off, each put where it comes in
+            first, last = ir.constant(i, Kind.INDEX), ir.as_kind(size - float(rest - i), Kind.INDEX)
+            place, source = (first, last) if move > 0 else (last, first)
+            moved = ir.where(ir.elementwise("eq", at, place), ir.take(t.node, source, axis), moved)
+        return Tensor(moved, t.dims)
+
+    # ------------------------------------------------------------------ running
+
+    def run(self, arguments: str = "") -> Tensor:
+        """Import every step.
+
+        Raises:
+            Restart: the table has learnt something.
+            AdoptionError: a step cannot be imported.
+        """
+        for step in self.recording.steps:
+            self.where = step.where
+            rule = self.rules.get(step.op)
+            if rule is None:
+                raise AdoptionError(_refusal(step, "lossforge does not know this operation"))
+            try:
+                result = rule(self, step, *(self._argument(a) for a in step.args))
+                results = result if isinstance(result, tuple) else (result,)
+                for index, value, shapes in zip(step.outputs, results, step.shapes, strict=False):
+                    self._check(value, shapes)
+                    self.values[index] = value
+            except Refused as reason:
+                raise AdoptionError(_refusal(step, str(reason))) from None
+            except AdoptionError:
+                raise
+            except LossforgeError as error:
+                raise AdoptionError(_refusal(step, str(error))) from error
+        return self.tensor(self.recording.result)
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, Ref):
+            return self.values[value.index]
+        if isinstance(value, list | tuple):
+            return type(value)(self._argument(v) for v in value)
+        return value
+
+    def _check(self, value: Any, shapes: Sequence[tuple[int, ...]]) -> None:
+        """The shape by the axes is the shape that was recorded, in every recording."""
+        if not isinstance(value, Tensor):
+            return
+        for i, shape in enumerate(shapes):
+            found = tuple(self.extents(d)[i] for d in value.dims)
+            if found != tuple(shape):
+                raise Refused(f"the result has shape {tuple(shape)}, by its axes {found}")
+
+
+def _plain(value: Any, kind: Kind) -> float | int | bool:
+    return {Kind.FLOAT: float, Kind.INDEX: int, Kind.BOOL: bool}[kind](value)
+
+
+def relabel(node: Node, mapping: Mapping[Axis, Axis]) -> Node:
+    """`node` with axes renamed, all at once."""
+    pending = {old: new for old, new in mapping.items() if old != new and old in node.axes}
+    while pending:
+        free = [old for old, new in pending.items() if new not in node.axes]
+        if free:
+            old = free[0]
+            new = pending.pop(old)
+            node = ir.iota(new, *node.attrs[1:]) if node.op == "iota" else ir.rename(node, old, new)
+        else:
+            old = next(iter(pending))
+            aside = old + "_aside"
+            node = ir.rename(node, old, aside)
+            pending[aside] = pending.pop(old)
+    return node
+
+
+def _refusal(step: Step, reason: str) -> str:
+    place = f", in {step.where}" if step.where else ""
+    return f"{step.op}{place}: {reason}"
+
+
+def rule_for(op: str) -> Rule:
+    """The rule of a library's operation that is one of the table."""
+    return lambda imp, step, *args: imp.elementwise(op, *args)

@@ -1,0 +1,293 @@
+"""A recording: what a function of another library did with its arrays, step by step, at known shapes.
+
+A function is recorded several times, at other sizes and with other parameters, and the recordings are laid over each
+other. Where they hold the same number, it belongs to the formula. Where they differ, the number was worked out from
+sizes or parameters, and `fit` finds how. So sizes become symbols whether the library traces symbols or not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from lossforge import ir
+from lossforge.errors import AdoptionError
+from lossforge.ir import Node
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value of the recording: an input, or the result of a step."""
+
+    index: int
+
+
+class Varying:
+    """A number that differs between recordings. It has no arithmetic, so that nothing takes it for one number."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self.values = tuple(values)
+
+    def __repr__(self) -> str:
+        return f"Varying{self.values}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: its name in the library, arguments (`Ref`, numbers, nested tuples and dicts), results."""
+
+    op: str
+    args: tuple[Any, ...]
+    attrs: Mapping[str, Any]
+    outputs: tuple[int, ...]
+    shapes: tuple[tuple[tuple[int, ...], ...], ...]
+    """For each result, its shape in each recording."""
+    where: str = ""
+    """The line of the user's source."""
+    dtypes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A straight program."""
+
+    inputs: tuple[tuple[tuple[int, ...], ...], ...]
+    """For each input, its shape in each recording."""
+    steps: tuple[Step, ...]
+    result: Any
+    environment: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """The value of each parameter in each recording."""
+
+
+class FrontEnd(Protocol):
+    """One library: how its functions are recorded, what its operations mean, and how they are run."""
+
+    name: str
+    rules: Mapping[str, Any]
+
+    def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
+        """Call the function once with arrays of these shapes and dtypes."""
+
+    def signature(self) -> inspect.Signature:
+        """The names of the function's arguments."""
+
+    def attributes(self) -> Mapping[str, float]:
+        """Numbers that an object keeps, which may be parameters of the loss."""
+
+    def explain(self, error: Exception) -> str:
+        """What an exception while recording means for the user."""
+
+    def run(
+        self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]
+    ) -> tuple[np.ndarray, list[np.ndarray] | None]:
+        """The function's own value, and the gradient of its sum by the library's own differentiation (None: it has none)."""
+
+
+class Different(Exception):
+    """Internal: two recordings do not hold the same steps."""
+
+
+def overlay(recordings: Sequence[Recording], environment: Mapping[str, Sequence[float]]) -> Recording:
+    """Several recordings of one function as one.
+
+    Raises:
+        Different: they do not hold the same operations in the same order.
+    """
+    first = recordings[0]
+    if len({len(r.steps) for r in recordings}) > 1:
+        raise Different("another number of operations")
+    steps = []
+    for group in zip(*(r.steps for r in recordings), strict=True):
+        head = group[0]
+        if any(s.op != head.op or s.outputs != head.outputs for s in group):
+            raise Different(f"{head.op} in one, {next((s.op for s in group if s.op != head.op), head.op)} in the other")
+        shapes = tuple(tuple(x for s in group for x in s.shapes[i]) for i in range(len(head.shapes)))
+        if any(len({len(x) for x in of}) > 1 for of in shapes):
+            raise Different(f"{head.op} gives another number of dimensions")
+        attrs = _together([dict(s.attrs) for s in group])
+        steps.append(
+            Step(head.op, _together([s.args for s in group]), attrs, head.outputs, shapes, head.where, head.dtypes)
+        )
+    inputs = tuple(tuple(x for r in recordings for x in r.inputs[i]) for i in range(len(first.inputs)))
+    result = _together([r.result for r in recordings])
+    return Recording(inputs, tuple(steps), result, {k: tuple(v) for k, v in environment.items()})
+
+
+def _together(values: Sequence[Any]) -> Any:
+    head = values[0]
+    if isinstance(head, list | tuple):
+        if any(type(v) is not type(head) or len(v) != len(head) for v in values):
+            raise Different("another number of arguments")
+        return type(head)(_together(list(group)) for group in zip(*values, strict=True))
+    if isinstance(head, dict):
+        if any(not isinstance(v, dict) or v.keys() != head.keys() for v in values):
+            raise Different("other options")
+        return {k: _together([v[k] for v in values]) for k in head}
+    if isinstance(head, np.ndarray):
+        if all(isinstance(v, np.ndarray) and v.shape == head.shape and np.array_equal(v, head) for v in values):
+            return head
+        return Varying(values)
+    if all(type(v) is type(head) and (v == head or v is head or _both_nan(v, head)) for v in values):
+        return head
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return Varying(values)
+    raise Different(f"{head!r} in one, {next((v for v in values if v != head), None)!r} in the other")
+
+
+def _both_nan(a: Any, b: Any) -> bool:
+    return isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b)
+
+
+def rounded(value: float) -> float:
+    """A number that a library keeps in float32, as it was written."""
+    return float(str(np.float32(value)))
+
+
+# ------------------------------------------------------------------------------------- numbers as formulas
+
+_NEAR = 2e-6  # libraries keep some numbers in float32; drawn sizes differ by far more
+
+
+def fit(
+    values: Sequence[float],
+    sizes: Mapping[str, tuple[Node, tuple[int, ...]]],
+    environment: Mapping[str, tuple[float, ...]],
+) -> Node:
+    """The formula of sizes and parameters that gives these numbers, one for each recording.
+
+    Recordings 0 and 1 differ by sizes alone; each parameter then has two recordings of its own at the sizes of
+    recording 0; in the last one, everything differs, and it decides whether the formula is right.
+
+    Raises:
+        AdoptionError: none was found.
+    """
+    exact = [float(v) for v in values]
+    if all(v == exact[0] for v in exact):
+        return ir.constant(exact[0])
+    by_size = len(exact) > 1 and exact[0] != exact[1]
+    moved = [p for i, p in enumerate(environment) if any(v != exact[0] for v in exact[2 + 2 * i : 4 + 2 * i])]
+    if not by_size and len(moved) == 1:
+        return _of_parameter(exact, moved[0], environment)
+    if by_size and not moved:
+        for node, _ in _of_sizes(exact, sizes):
+            return node
+    if by_size and len(moved) == 1 and exact[0]:
+        at = [i for i in range(len(exact)) if i != 1 and i != len(exact) - 1]
+        ratio = [exact[i] / exact[0] if i in at else math.nan for i in range(len(exact))]
+        factor = _of_parameter(ratio, moved[0], environment, only=at)
+        scale = [_number(factor, moved[0], environment[moved[0]][i]) for i in range(len(exact))]
+        rest = [v / s if s else math.nan for v, s in zip(exact, scale, strict=True)]
+        for node, _ in _of_sizes(rest, sizes):
+            return factor * node
+    raise AdoptionError(f"the number {exact[0]:g} depends on {_names(by_size, moved)} in a way that was not recognised")
+
+
+def _names(by_size: bool, moved: Sequence[str]) -> str:
+    return " and ".join([*(["the sizes of arrays"] if by_size else []), *moved])
+
+
+def _close(a: float, b: float) -> bool:
+    return abs(a - b) <= _NEAR * max(abs(a), abs(b), 1e-30)
+
+
+def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int, ...]]]) -> list[tuple[Node, float]]:
+    """Number · product of up to four sizes or their inverses, plus a small whole number; or a logarithm of one."""
+    factors: list[tuple[Node, list[float]]] = []
+    for node, numbers in sizes.values():
+        factors.append((node, [float(n) for n in numbers]))
+    lessened = [(node - 1.0, [n - 1 for n in numbers]) for node, numbers in factors]
+    count = len(values)
+    for offset in (0, -1, 1, -2, 2):
+        if offset and not all(float(v).is_integer() for v in values):
+            break
+        target = [v - offset for v in values]
+        for terms in (1, 2, 3, 4):
+            found = []
+            for chosen in itertools.combinations(factors + (lessened if terms < 3 else []), terms):
+                for powers in itertools.product((1, -1), repeat=terms):
+                    number = [
+                        math.prod(f[1][i] ** p if f[1][i] else math.nan for f, p in zip(chosen, powers, strict=True))
+                        for i in range(count)
+                    ]
+                    factor = target[0] / number[0]
+                    simple = round(factor, 9)
+                    factor = simple if _close(simple, factor) and simple else factor
+                    if all(_close(t, factor * n) for t, n in zip(target, number, strict=True)):
+                        found.append((_product(chosen, powers, factor, offset), factor))
+            if found:
+                return sorted(found, key=lambda f: abs(math.log(abs(f[1]))))
+    for node, numbers in factors:
+        for op, function in (("log", math.log), ("sqrt", math.sqrt)):
+            inner = [function(n) for n in numbers]
+            for sign in (1, -1):
+                factor = values[0] / inner[0] ** sign if inner[0] else math.nan
+                if all(n and _close(v, factor * n**sign) for v, n in zip(values, inner, strict=True)):
+                    made = ir.elementwise(op, node)
+                    return [((factor * made if sign == 1 else factor / made), factor)]
+    return []
+
+
+def _product(chosen: Sequence[Any], powers: Sequence[int], factor: float, offset: int) -> Node:
+    over = [f[0] for f, p in zip(chosen, powers, strict=True) if p == 1]
+    under = [f[0] for f, p in zip(chosen, powers, strict=True) if p == -1]
+    result: Node | None = None if factor == 1 and over else ir.constant(factor)
+    for node in over:
+        result = node if result is None else result * node
+    assert result is not None
+    for node in under:
+        result = result / node
+    return result + float(offset) if offset else result
+
+
+_FORMS: tuple[tuple[Any, Any], ...] = (
+    (lambda p: p, lambda n: n),
+    (lambda p: 1 / p, lambda n: 1.0 / n),
+    (lambda p: p * p, lambda n: n * n),
+    (lambda p: 1 / (p * p), lambda n: 1.0 / (n * n)),
+    (lambda p: math.sqrt(p), lambda n: ir.elementwise("sqrt", n)),
+    (lambda p: 1 / (1 - p), lambda n: 1.0 / (1.0 - n)),
+    (lambda p: 1 / (1 + p), lambda n: 1.0 / (1.0 + n)),
+    (lambda p: math.log(p), lambda n: ir.elementwise("log", n)),
+    (lambda p: math.exp(p), lambda n: ir.elementwise("exp", n)),
+    (lambda p: p * (1 - p), lambda n: n * (1.0 - n)),
+)
+
+
+def _of_parameter(
+    values: Sequence[float], name: str, environment: Mapping[str, tuple[float, ...]], only: Sequence[int] | None = None
+) -> Node:
+    """a · g(parameter) + b for a g of `_FORMS`."""
+    given = environment[name]
+    at = [i for i in (only if only is not None else range(len(values)))]
+    distinct = sorted({given[i] for i in at})
+    if len(distinct) < 3:
+        raise AdoptionError(f"the values of {name} are too few to tell what a number has to do with it")
+    for form, build in _FORMS:
+        try:
+            inner = [form(p) for p in given]
+        except (ValueError, ZeroDivisionError, OverflowError):
+            continue
+        i, j = next((i, j) for i in at for j in at if inner[i] != inner[j])
+        a = (values[j] - values[i]) / (inner[j] - inner[i])
+        b = values[i] - a * inner[i]
+        b = 0.0 if abs(b) < 1e-7 * abs(a * inner[i]) else float(f"{b:.7g}")
+        a = float(f"{a:.7g}")
+        if all(abs(values[k] - (a * inner[k] + b)) <= _NEAR * (abs(a * inner[k]) + abs(b) + 1e-30) for k in at):
+            node = build(ir.input_(name))
+            node = node if a == 1 else a * node
+            return node + b if b else node
+    raise AdoptionError(f"a number depends on {name} in a way that was not recognised")
+
+
+def _number(node: Node, name: str, value: float) -> float:
+    from lossforge.interpreter import evaluate
+
+    return float(evaluate([node], {ir.Port(ir.input_(name), ()): value})[0])

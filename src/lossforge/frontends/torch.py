@@ -1,0 +1,656 @@
+"""PyTorch: functions and modules, as the core ATen operations that `make_fx` records."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch._decomp import core_aten_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lossforge.errors import AdoptionError
+from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
+from lossforge.frontends.recording import Recording, Ref, Step, Varying
+from lossforge.ir import Kind
+
+class TorchFrontEnd:
+    """See `lossforge.frontends.recording.FrontEnd`."""
+
+    name = "torch"
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.module = function if isinstance(function, torch.nn.Module) else None
+        if self.module is not None and any(p.requires_grad for p in self.module.parameters()):
+            raise AdoptionError(
+                f"{type(function).__name__} has trainable parameters ({next(iter(dict(self.module.named_parameters())))}); "
+                f"make them arguments of a function"
+            )
+        self.rules = RULES
+
+    def signature(self) -> inspect.Signature:
+        """The names of the arguments."""
+        return inspect.signature(self.module.forward if self.module is not None else self.function)
+
+    def attributes(self) -> dict[str, float]:
+        """Numbers that a module keeps, which may be parameters of the loss."""
+        if self.module is None:
+            return {}
+        kept = {k: v for k, v in vars(self.module).items() if not k.startswith("_") and k != "training"}
+        return {k: v for k, v in kept.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+    @contextmanager
+    def _with(self, parameters: Mapping[str, Any]) -> Any:
+        """The module's own attributes set, and the rest as keyword arguments."""
+        inside = {k: v for k, v in parameters.items() if k in self.attributes()}
+        before = {k: getattr(self.module, k) for k in inside}
+        try:
+            for k, v in inside.items():
+                setattr(self.module, k, v)
+            yield {k: v for k, v in parameters.items() if k not in inside}
+        finally:
+            for k, v in before.items():
+                setattr(self.module, k, v)
+
+    def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
+        """Call the function once under `make_fx`."""
+        tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
+        with self._with(parameters) as options, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+
+            def call(*args: torch.Tensor) -> Any:
+                return _one(self.function(*args, **options))
+
+            functional = torch.func.functionalize(call, remove="mutations")
+            table = {**core_aten_decompositions(), **_own_decompositions()}
+            with _stack_traces():
+                traced = make_fx(
+                    functional, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True
+                )(*tensors)
+        return _read(traced, arrays)
+
+    def explain(self, error: Exception) -> str:
+        """What an exception of the tracer means for the user."""
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        name = type(error).__name__
+        if "DataDependent" in name or "data-dependent" in text or "item" in text:
+            return (
+                f"it takes a decision or a Python number from values ({text[:200]}); use torch.where instead of `if`, and "
+                f"tensors instead of .item() and .numpy()"
+            )
+        return f"PyTorch cannot run it at other sizes or trace it ({name}: {text[:300]})"
+
+    def run(
+        self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]
+    ) -> tuple[np.ndarray, list[np.ndarray] | None]:
+        """The value, and autograd's gradient of its sum."""
+        tensors = [torch.from_numpy(np.array(a)) for a in arrays]
+        for i in wrt:
+            tensors[i].requires_grad_(True)
+        with self._with(parameters) as options, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = _one(self.function(*tensors, **options))
+            found = torch.autograd.grad(value.sum(), [tensors[i] for i in wrt], allow_unused=True)
+        gradients = [
+            torch.zeros_like(tensors[i]) if g is None else g for i, g in zip(wrt, found, strict=True)
+        ]
+        return value.detach().numpy(), [g.detach().numpy() for g in gradients]
+
+
+def front_end(function: Callable[..., Any]) -> TorchFrontEnd:
+    """The front end for one function."""
+    return TorchFrontEnd(function)
+
+
+def _one(result: Any) -> Any:
+    if not isinstance(result, torch.Tensor):
+        raise AdoptionError(f"the loss returned a {type(result).__name__}; expected one tensor")
+    return result
+
+
+@contextmanager
+def _stack_traces() -> Any:
+    from torch.fx import traceback
+
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True  # sizes that a function does not allow are tried on purpose
+    try:
+        with traceback.preserve_node_meta():
+            yield
+    finally:
+        log.disabled = before
+
+
+def _own_decompositions() -> dict[Any, Any]:
+    from torch._decomp import get_decompositions
+
+    aten = torch.ops.aten
+    wanted = [
+        aten.nll_loss_forward, aten.nll_loss2d_forward, aten.huber_loss, aten.smooth_l1_loss, aten._softmax,
+        aten.binary_cross_entropy, aten.binary_cross_entropy_with_logits, aten.soft_margin_loss, aten.mse_loss,
+        aten.linalg_vector_norm, aten.norm, aten.logaddexp, aten.xlogy, aten.stack, aten.celu, aten.elu,
+        aten.softplus, aten.log_sigmoid_forward, aten.hardtanh, aten.leaky_relu, aten.logit, aten.nan_to_num,
+        aten.addmm, aten.baddbmm, aten.rsub, aten.frac, aten.trace, aten.diag_embed, aten.std, aten.std_mean,
+        aten.var_mean, aten.dist, aten.renorm, aten.index_add, aten.margin_ranking_loss, aten.multi_margin_loss,
+        aten.multilabel_margin_loss_forward, aten.roll, aten.rot90, aten.tril, aten.triu, aten.lerp, aten.sinc,
+        aten.heaviside, aten._euclidean_dist, aten.cdist, aten._cdist_forward, aten.special_entr,
+    ]  # fmt: skip
+    kept = [op for op in wanted if op is not aten.softplus and op is not aten.log_sigmoid_forward]
+    return dict(get_decompositions([op for op in kept]))
+
+
+def _read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recording:
+    numbers: dict[torch.fx.Node, int] = {}
+    count = itertools.count()
+    steps: list[Step] = []
+    result: Any = None
+    constants: dict[torch.fx.Node, Any] = {}
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, torch.fx.Node):
+            return constants[value] if value in constants else Ref(numbers[value])
+        if isinstance(value, list | tuple):
+            return tuple(convert(v) for v in value)
+        if isinstance(value, torch.dtype | torch.device | torch.layout | torch.memory_format):
+            return str(value)
+        return value
+
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            numbers[node] = next(count)
+        elif node.op == "get_attr":
+            found: Any = traced
+            for part in str(node.target).split("."):
+                found = getattr(found, part)
+            plain = found.detach().cpu()
+            constants[node] = plain.numpy() if plain.ndim else plain.item()
+        elif node.op == "output":
+            result = convert(node.args[0])
+        elif node.op == "call_function":
+            made = node.meta.get("val")
+            several = made if isinstance(made, list | tuple) else (made,)
+            where = _where(node.meta.get("stack_trace") or "")
+            if getattr(node.target, "__name__", "") == "getitem":
+                numbers[node] = numbers[node.args[0]] + 1 + node.args[1]
+                continue
+            first = next(count)
+            numbers[node] = first
+            outputs = (first,) if not isinstance(made, list | tuple) else tuple(next(count) for _ in several)
+            shapes = tuple((tuple(v.shape),) for v in several if isinstance(v, torch.Tensor))
+            dtypes = tuple(str(v.dtype) for v in several if isinstance(v, torch.Tensor))
+            attrs = {k: convert(v) for k, v in node.kwargs.items()}
+            name = str(node.target).removeprefix("aten.")
+            steps.append(Step(name, tuple(convert(a) for a in node.args), attrs, outputs, shapes, where, dtypes))
+    inputs = tuple((tuple(a.shape),) for a in arrays)
+    return Recording(inputs, tuple(steps), result)
+
+
+def _where(trace: str) -> str:
+    """The last line of a stack trace that is not the library's own."""
+    lines = trace.strip().splitlines()
+    for i in range(len(lines) - 1, -1, -1):
+        line = lines[i].strip()
+        own = "/torch/" in line or "/lossforge/" in line
+        if line.startswith("File") and not own:
+            source = lines[i + 1].strip() if i + 1 < len(lines) else ""
+            parts = line.split(",")
+            file = parts[0].removeprefix("File ").strip('"').rsplit("/", 1)[-1]
+            return f"{file}:{parts[1].strip().removeprefix('line ')} ({source})"
+    return ""
+
+
+# ------------------------------------------------------------------------------------- what the operations mean
+
+_FLOATS = ("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64")
+
+
+def _kind(dtype: str) -> Kind:
+    return Kind.FLOAT if dtype in _FLOATS else Kind.BOOL if dtype == "torch.bool" else Kind.INDEX
+
+
+def _cast(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
+    return imp.cast(x, _kind(step.dtypes[0]))
+
+
+def _scaled(op: str) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
+        alpha = step.attrs.get("alpha", 1)
+        result = imp.elementwise(op, x, y if alpha == 1 else imp.elementwise("mul", y, alpha))
+        return imp.cast(result, _kind(step.dtypes[0]))
+
+    return rule
+
+
+def _arithmetic(op: str) -> Rule:
+    """Arithmetic on integers gives integers."""
+
+    def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
+        return imp.cast(imp.elementwise(op, *args), _kind(step.dtypes[0]))
+
+    return rule
+
+
+def _formula(function: Callable[..., Any]) -> Rule:
+    return lambda imp, step, *args: imp.map(function, *args)
+
+
+def _reduce(op: str) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, dims: Any = None, keepdim: bool = False) -> Tensor:
+        return imp.cast(imp.reduce(op, x, dims, keepdim), _kind(step.dtypes[0]))
+
+    return rule
+
+
+def _div(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
+    result = imp.elementwise("div", x, y)
+    mode = step.attrs.get("rounding_mode")
+    if mode == "floor":
+        result = imp.elementwise("floor", result)
+    elif mode is not None:
+        raise Refused(f"rounding_mode={mode!r}")
+    return imp.cast(result, _kind(step.dtypes[0]))
+
+
+def _logical(op: str) -> Rule:
+    def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
+        if any(imp.tensor(a).node.kind is not Kind.BOOL for a in args) and step.op.startswith("bitwise"):
+            raise Refused("bits of integers")
+        return imp.elementwise(op, *args)
+
+    return rule
+
+
+def _clamp(imp: Importer, step: Step, x: Any, low: Any = None, high: Any = None) -> Tensor:
+    low, high = low if low is not None else step.attrs.get("min"), high if high is not None else step.attrs.get("max")
+    result = imp.tensor(x)
+
+    # At a bound PyTorch lets the gradient of the operand through; `maximum` does not.
+    if low is not None:
+        result = imp.elementwise("where", imp.elementwise("lt", result, low), low, result)
+    if high is not None:
+        result = imp.elementwise("where", imp.elementwise("gt", result, high), high, result)
+    return imp.cast(result, _kind(step.dtypes[0]))
+
+
+def _relu(imp: Importer, step: Step, x: Any) -> Tensor:
+    return imp.elementwise("maximum", x, 0.0)
+
+
+def _extreme(op: str) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        values = imp.cast(imp.reduce(op, x, dim, keepdim), _kind(step.dtypes[0]))
+        if len(step.outputs) == 1:
+            return values
+        return values, imp.reduce("arg" + op, x, dim, keepdim)
+
+    return rule
+
+
+def _arg(op: str) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, dim: Any = None, keepdim: bool = False) -> Tensor:
+        return imp.reduce(op, x, dim, keepdim)
+
+    return rule
+
+
+def _var(imp: Importer, step: Step, x: Any, dims: Any = None, *rest: Any) -> Tensor:
+    correction = step.attrs.get("correction", 1)
+    return imp.var(x, dims, 1 if correction is None else imp.integer(correction), step.attrs.get("keepdim", False))
+
+
+def _norm(imp: Importer, step: Step, x: Any, order: Any = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+    return norm(imp, x, order, dims, keepdim)
+
+
+def norm(imp: Importer, x: Any, order: float, dims: Any, keepdim: bool) -> Tensor:
+    """A vector norm."""
+    size = imp.elementwise("abs", x)
+    if order == 1:
+        return imp.reduce("sum", size, dims, keepdim)
+    if order in (float("inf"), float("-inf")):
+        return imp.reduce("max" if order > 0 else "min", size, dims, keepdim)
+    if order == 0:
+        return imp.reduce("sum", imp.cast(imp.elementwise("ne", x, 0.0), Kind.FLOAT), dims, keepdim)
+    powers = imp.elementwise("mul", x, x) if order == 2 else imp.elementwise("pow", size, order)
+    total = imp.reduce("sum", powers, dims, keepdim)
+    if order == 2:  # at the origin every library gives the subgradient 0
+        zero = imp.elementwise("eq", total, 0.0)
+        return imp.elementwise("where", zero, 0.0, imp.elementwise("sqrt", imp.elementwise("where", zero, 1.0, total)))
+    return imp.elementwise("pow", total, imp.elementwise("div", 1.0, order))
+
+
+def _softmax(log: bool) -> Rule:
+    return lambda imp, step, x, dim, *rest: imp.softmax(x, imp.dim(imp.tensor(x), dim), log)
+
+
+def _shape(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
+    return imp.reshape(x, step.shapes[0])
+
+
+def _expand(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
+    return imp.expand(x, step.shapes[0])
+
+
+def _squeeze(imp: Importer, step: Step, x: Any, dims: Any = None) -> Tensor:
+    t = imp.tensor(x)
+    return imp.squeeze(t, None if dims is None else imp.dims(t, dims))
+
+
+def _unsqueeze(imp: Importer, step: Step, x: Any, dim: Any) -> Tensor:
+    d = imp.integer(dim)
+    t = imp.tensor(x)
+    return imp.unsqueeze(t, d + t.rank + 1 if d < 0 else d)
+
+
+def _transpose(imp: Importer, step: Step, x: Any, a: Any = 0, b: Any = 1) -> Tensor:
+    t = imp.tensor(x)
+    order = list(range(t.rank))
+    if t.rank < 2:
+        return t
+    i, j = imp.dim(t, a), imp.dim(t, b)
+    order[i], order[j] = j, i
+    return imp.permute(t, order)
+
+
+def _full(imp: Importer, step: Step, *args: Any) -> Tensor:
+    values = {"empty": 0, "empty_permuted": 0, "empty_like": 0, "zeros": 0, "ones": 1, "zeros_like": 0, "ones_like": 1, "new_zeros": 0, "new_ones": 1}
+    base = step.op.split(".")[0]
+    value = values[base] if base in values else args[-1]
+    return imp.full(imp.cast(value, _kind(step.dtypes[0])), step.shapes[0])
+
+
+def _arange(imp: Importer, step: Step, *args: Any) -> Tensor:
+    start, stride = (args[0], args[2] if len(args) > 2 else 1) if len(args) > 1 else (0, 1)
+    count = imp.arange([s[0] for s in step.shapes[0]])
+    if stride != 1:
+        count = imp.elementwise("mul", count, stride)
+    if start != 0:
+        count = imp.elementwise("add", count, start)
+    return imp.cast(count, _kind(step.dtypes[0]))
+
+
+def _gather(imp: Importer, step: Step, x: Any, dim: Any, index: Any, **_: Any) -> Tensor:
+    t, at = imp.tensor(x), imp.tensor(index)
+    d = imp.dim(t, dim)
+    t = imp.single(t, d)
+    for i in range(t.rank):
+        if i != d and imp.extents(t.dims[i]) != imp.extents(at.dims[i]):
+            raise Refused("an index that is shorter than its operand")
+    others = Tensor(t.node, (*t.dims[:d], (), *t.dims[d + 1 :]))
+    return imp.gather((others, t.dims[d]), at, d)
+
+
+def _index(imp: Importer, step: Step, x: Any, indices: Sequence[Any]) -> Tensor:
+    t = imp.tensor(x)
+    used = [(d, imp.tensor(i)) for d, i in enumerate(indices) if i is not None]
+    if any(i.node.kind is Kind.BOOL for _, i in used):
+        raise Refused(
+            "a selection by truth values has a size that depends on them; multiply by the mask, or use torch.where, "
+            "and divide by the mask's sum"
+        )
+    if len(used) == 1:
+        return imp.take(t, used[0][1], used[0][0])
+    places = [d for d, _ in used]
+    if places != list(range(places[0], places[0] + len(places))):
+        raise Refused("index arrays in dimensions that are not neighbours")
+    # x[i, j] with i = 0, 1, 2 … picks along the other dimensions; each index in turn.
+    rank = max(i.rank for _, i in used)
+    result, first = t, places[0]
+    for k, (d, index) in enumerate(used):
+        along = imp.single(result, d + (rank if k else 0) - (1 if k else 0) * 0 - k if k else d)
+        at = first + rank if k else first
+        dims = along.dims
+        if k == 0:
+            others = Tensor(along.node, (*dims[:first], *((),) * rank, *dims[first + 1 :]))
+            source = dims[first]
+        else:
+            others = Tensor(along.node, (*dims[:at], *dims[at + 1 :]))
+            source = dims[at]
+        full = (*((),) * first, *((),) * (rank - index.rank), *index.dims, *((),) * (others.rank - first - rank))
+        result = imp.gather((others, source), Tensor(index.node, full), first)
+    return result
+
+
+def _scatter(imp: Importer, step: Step, x: Any, dim: Any, index: Any, value: Any, *rest: Any) -> Tensor:
+    """Writing one entry along a dimension: one-hot encodings."""
+    t, at = imp.tensor(x), imp.tensor(index)
+    d = imp.dim(t, dim)
+    if set(imp.extents(at.dims[d])) != {1} or any(
+        i != d and imp.extents(at.dims[i]) != imp.extents(t.dims[i]) for i in range(t.rank)
+    ):
+        raise Refused("a scatter of more than one entry along its dimension")
+    at = Tensor(at.node, (*at.dims[:d], (), *at.dims[d + 1 :]))
+    counter = imp.arange(imp.extents(t.dims[d]))
+    position = Tensor(counter.node, tuple(counter.dims[0] if i == d else () for i in range(t.rank)))
+    chosen = imp.elementwise("eq", position, at)
+    return imp.cast(imp.elementwise("where", chosen, value, t), _kind(step.dtypes[0]))
+
+
+def _slice(imp: Importer, step: Step, x: Any, dim: Any = 0, start: Any = None, stop: Any = None, stride: Any = 1) -> Tensor:
+    t = imp.tensor(x)
+    d = imp.dim(t, dim)
+    n = imp.extents(t.dims[d])
+    first, last = bounds(imp, start, 0, n), bounds(imp, stop, None, n)
+    return imp.slice(t, d, first, last, imp.integer(stride))
+
+
+def bounds(imp: Importer, value: Any, default: int | None, n: Sequence[int]) -> list[int]:
+    """The end of a slice in each recording."""
+    values = value.values if isinstance(value, Varying) else (value,) * len(n)
+    result = []
+    for v, size in zip(values, n, strict=True):
+        v = (default if default is not None else size) if v is None else v
+        result.append(min(max(v + size if v < 0 else v, 0), size))
+    return result
+
+
+def _split(imp: Importer, step: Step, x: Any, size: Any, dim: Any = 0) -> tuple[Tensor, ...]:
+    t = imp.tensor(x)
+    d = imp.dim(t, dim)
+    at = [0] * imp.count
+    pieces = []
+    for shapes in step.shapes:
+        ends = [a + s[d] for a, s in zip(at, shapes, strict=True)]
+        pieces.append(imp.slice(t, d, at, ends))
+        at = ends
+    return tuple(pieces)
+
+
+def _unbind(imp: Importer, step: Step, x: Any, dim: Any = 0) -> tuple[Tensor, ...]:
+    t = imp.tensor(x)
+    return tuple(imp.select(t, imp.dim(t, dim), i) for i in range(len(step.outputs)))
+
+
+def _cat(imp: Importer, step: Step, tensors: Sequence[Any], dim: Any = 0) -> Tensor:
+    parts = [imp.tensor(t) for t in tensors]
+    return imp.concat(parts, imp.dim(parts[0], dim))
+
+
+def _stack(imp: Importer, step: Step, tensors: Sequence[Any], dim: Any = 0) -> Tensor:
+    parts = [imp.tensor(t) for t in tensors]
+    d = imp.integer(dim)
+    d = d + parts[0].rank + 1 if d < 0 else d
+    return imp.concat([imp.unsqueeze(p, d) for p in parts], d)
+
+
+def _sort(imp: Importer, step: Step, x: Any, *args: Any) -> tuple[Tensor, Tensor]:
+    stable = step.op == "sort.stable"
+    rest = args[1:] if stable and args and isinstance(args[0], bool | None) else args
+    dim = step.attrs.get("dim", rest[0] if rest else -1)
+    descending = step.attrs.get("descending", rest[1] if len(rest) > 1 else False)
+    t = imp.tensor(x)
+    return imp.sort(t, imp.dim(t, dim), descending)
+
+
+def _argsort(imp: Importer, step: Step, x: Any, *args: Any) -> Tensor:
+    return _sort(imp, step, x, *args)[1]
+
+
+def _topk(imp: Importer, step: Step, x: Any, k: Any, dim: Any = -1, largest: bool = True, *rest: Any) -> tuple[Tensor, Tensor]:
+    t = imp.tensor(x)
+    d = imp.dim(t, dim)
+    values, order = imp.sort(t, d, largest)
+    first = [0] * imp.count
+    stop = [s[d] for s in step.shapes[0]]
+    return imp.slice(values, d, first, stop), imp.slice(order, d, first, stop)
+
+
+def _cumsum(imp: Importer, step: Step, x: Any, dim: Any, **_: Any) -> Tensor:
+    t = imp.tensor(x)
+    return imp.along("cumsum", t, imp.dim(t, dim)) if t.rank else t
+
+
+def _flip(imp: Importer, step: Step, x: Any, dims: Any) -> Tensor:
+    t = imp.tensor(x)
+    for d in imp.dims(t, dims):
+        t = imp.along("flip", t, d)
+    return t
+
+
+def _mm(spec: str) -> Rule:
+    return lambda imp, step, *args: imp.einsum(spec, *args)
+
+
+def _diagonal(imp: Importer, step: Step, x: Any, offset: Any = 0, a: Any = 0, b: Any = 1) -> Tensor:
+    t = imp.tensor(x)
+    i, j = sorted((imp.dim(t, a), imp.dim(t, b)))
+    if offset != 0 or imp.extents(t.dims[i]) != imp.extents(t.dims[j]):
+        raise Refused("a diagonal beside the main one")
+    rows = imp.arange(imp.extents(t.dims[i]))
+    index = Tensor(rows.node, tuple(rows.dims[0] if k == i else () for k in range(t.rank - 1)))
+    t = imp.single(t, j)
+    others = Tensor(t.node, (*t.dims[:j], *t.dims[j + 1 :]))
+    picked = imp.gather((others, t.dims[j]), index, i)
+    return imp.permute(picked, [*(k for k in range(t.rank - 1) if k != i), i])
+
+
+def _pow(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
+    return imp.cast(imp.elementwise("pow", x, y), _kind(step.dtypes[0]))
+
+
+def _huge(value: float) -> Rule:
+    return lambda imp, step, x: imp.elementwise("eq", imp.elementwise("abs", x), value)
+
+
+def _isnan(imp: Importer, step: Step, x: Any) -> Tensor:
+    return imp.elementwise("ne", imp.cast(x, Kind.FLOAT), imp.cast(x, Kind.FLOAT))
+
+
+def _leaky(imp: Importer, step: Step, x: Any, slope: Any = 0.01) -> Tensor:
+    return imp.elementwise("where", imp.elementwise("gt", x, 0.0), x, imp.elementwise("mul", x, slope))
+
+
+def _where_scalars(imp: Importer, step: Step, condition: Any, x: Any, y: Any) -> Tensor:
+    return imp.cast(imp.elementwise("where", condition, x, y), _kind(step.dtypes[0]))
+
+
+def _cdist(imp: Importer, step: Step, x: Any, y: Any, p: Any = 2.0, *rest: Any) -> Tensor:
+    a, b = imp.tensor(x), imp.tensor(y)
+    difference = imp.elementwise("sub", imp.unsqueeze(a, a.rank - 1), imp.unsqueeze(b, b.rank - 2))
+    return norm(imp, difference, p, [-1], False)
+
+
+def _softplus(imp: Importer, step: Step, x: Any, beta: Any = 1, threshold: Any = 20) -> Tensor:
+    if beta == 1:
+        return imp.elementwise("softplus", x)
+    return imp.elementwise("div", imp.elementwise("softplus", imp.elementwise("mul", x, beta)), beta)
+
+
+def _log_sigmoid(imp: Importer, step: Step, x: Any) -> Any:
+    return imp.elementwise("log_sigmoid", x), None
+
+
+def _same(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
+    return imp.tensor(x)
+
+
+_PLAIN = {
+    "abs": "abs", "neg": "neg", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt",
+    "sin": "sin", "cos": "cos", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan", "atan2": "atan2",
+    "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "erf": "erf",
+    "erfc": "erfc", "lgamma": "lgamma", "digamma": "digamma", "sigmoid": "sigmoid", "floor": "floor", "ceil": "ceil",
+    "round": "round", "sign": "sign", "logaddexp": "logaddexp", "xlogy": "xlogy",
+}  # fmt: skip
+
+RULES: Mapping[str, Rule] = {
+    **{f"{k}.default": rule_for(v) for k, v in _PLAIN.items()},
+    **{f"{op}.{form}": rule_for(op) for op in ("lt", "le", "gt", "ge", "eq", "ne") for form in ("Tensor", "Scalar")},
+    **{f"{k}.{form}": _logical(v) for k, v in {
+        "logical_and": "and", "logical_or": "or", "logical_not": "not", "logical_xor": "ne", "bitwise_and": "and",
+        "bitwise_or": "or", "bitwise_not": "not", "bitwise_xor": "ne"}.items() for form in ("default", "Tensor", "Scalar")},
+    **{f"{k}.{form}": v for k, v in {"add": _scaled("add"), "sub": _scaled("sub"), "mul": _arithmetic("mul"), "div": _div}.items()
+       for form in ("Tensor", "Scalar", "Tensor_mode", "Scalar_mode")},
+    **{f"pow.{form}": _pow for form in ("Tensor_Tensor", "Tensor_Scalar", "Scalar")},
+    **{f"{op}.default": rule for op, rule in {
+        "maximum": _arithmetic("maximum"), "minimum": _arithmetic("minimum"), "relu": _relu, "leaky_relu": _leaky,
+        "reciprocal": _formula(lambda x: 1.0 / x), "rsqrt": _formula(lambda x: 1.0 / _sqrt(x)),
+        "square": _formula(lambda x: x * x), "clamp": _clamp, "sgn": rule_for("sign"),
+        "isnan": _isnan, "isinf": _huge(float("inf")), "softplus": _softplus, "log_sigmoid_forward": _log_sigmoid,
+        "polygamma": _formula(lambda n, x: _polygamma(n, x)),
+        "amax": _reduce("max"), "amin": _reduce("min"), "prod": _reduce("prod"), "logsumexp": _reduce("logsumexp"),
+        "sum": _reduce("sum"), "mean": _reduce("mean"), "any": _reduce("any"), "all": _reduce("all"),
+        "max": _extreme("max"), "min": _extreme("min"), "argmax": _arg("argmax"), "argmin": _arg("argmin"),
+        "linalg_vector_norm": _norm, "_softmax": _softmax(False), "_log_softmax": _softmax(True),
+        "view": _shape, "reshape": _shape, "_unsafe_view": _shape, "expand": _expand, "permute": lambda imp, step, x, d: imp.permute(x, d),
+        "squeeze": _squeeze, "unsqueeze": _unsqueeze, "t": _transpose, "clone": _same, "alias": _same, "detach": _same,
+        "contiguous": _same, "lift_fresh_copy": _same, "lift_fresh": _same, "_to_copy": _cast, "scalar_tensor": _cast,
+        "full": _full, "full_like": _full, "zeros": _full, "ones": _full, "zeros_like": _full, "ones_like": _full,
+        "new_full": _full, "new_zeros": _full, "new_ones": _full, "arange": _arange,
+        "gather": _gather, "cat": _cat, "stack": _stack, "sort": _sort, "argsort": _argsort, "topk": _topk, "cumsum": _cumsum,
+        "flip": _flip, "mm": _mm("ik,kj->ij"), "bmm": _mm("bik,bkj->bij"), "mv": _mm("ik,k->i"), "dot": _mm("i,i->"),
+        "diagonal": _diagonal, "diagonal_copy": _diagonal, "_cdist_forward": _cdist, "_to_dense": _same,
+    }.items()},
+    "clamp_min.Tensor": _clamp, "clamp_max.Tensor": lambda imp, step, x, high: _clamp(imp, step, x, None, high),
+    "clamp_min_.Tensor": _clamp, "clamp_min_.default": _clamp, "empty_permuted.default": _full, "empty.memory_format": _full,
+    "empty_like.default": _full,
+    "detach.default": lambda imp, step, x: imp.elementwise("stop_gradient", x),
+    "squeeze.dim": _squeeze, "squeeze.dims": _squeeze, "transpose.int": _transpose, "arange.start_step": _arange,
+    "arange.start": _arange, "clamp.Tensor": _clamp, "clamp_min.default": _clamp,
+    "clamp_max.default": lambda imp, step, x, high: _clamp(imp, step, x, None, high),
+    "sum.dim_IntList": _reduce("sum"), "mean.dim": _reduce("mean"), "any.dim": _reduce("any"), "all.dim": _reduce("all"),
+    "any.dims": _reduce("any"), "all.dims": _reduce("all"), "prod.dim_int": _reduce("prod"),
+    "max.dim": _extreme("max"), "min.dim": _extreme("min"), "var.correction": _var, "var.dim": _var,
+    "where.self": _where_scalars, "where.ScalarSelf": _where_scalars, "where.ScalarOther": _where_scalars, "where.Scalar": _where_scalars,
+    "masked_fill.Scalar": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), _kind(step.dtypes[0])),
+    "masked_fill.Tensor": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), _kind(step.dtypes[0])),
+    "index.Tensor": _index, "index_select.default": lambda imp, step, x, d, i: imp.take(x, i, imp.dim(imp.tensor(x), d)),
+    "scatter.value": _scatter, "scatter.src": _scatter, "select.int": lambda imp, step, x, d, i: imp.select(x, imp.dim(imp.tensor(x), d), i),
+    "select_copy.int": lambda imp, step, x, d, i: imp.select(x, imp.dim(imp.tensor(x), d), i),
+    "slice.Tensor": _slice, "split.Tensor": _split, "split_with_sizes.default": _split, "split_with_sizes_copy.default": _split,
+    "unbind.int": _unbind, "sort.stable": _sort, "argsort.stable": _argsort,
+    "roll.default": lambda imp, step, x, shifts, dims: _roll(imp, x, shifts, dims),
+    "remainder.Tensor": _formula(lambda x, y: x - y * _floor(x / y)), "remainder.Scalar": _formula(lambda x, y: x - y * _floor(x / y)),
+}  # fmt: skip
+
+
+def _roll(imp: Importer, x: Any, shifts: Any, dims: Any) -> Tensor:
+    t = imp.tensor(x)
+    for s, d in zip(shifts, dims, strict=True):
+        t = imp.roll(t, imp.dim(t, d), imp.integer(s))
+    return t
+
+
+def _sqrt(x: Any) -> Any:
+    from lossforge import ir
+
+    return ir.elementwise("sqrt", x)
+
+
+def _floor(x: Any) -> Any:
+    from lossforge import ir
+
+    return ir.elementwise("floor", x)
+
+
+def _polygamma(n: Any, x: Any) -> Any:
+    from lossforge import ir
+
+    return ir.elementwise("polygamma", n, x)
