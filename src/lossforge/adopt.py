@@ -301,6 +301,7 @@ class _Study:
         self.kinds = [kinds[a.dtype.kind] for a in arrays]
         self.numbers: dict[str, float] = {}
         self.table = AxisTable()
+        self.recordings: dict[Any, Recording] = {}
         self.samplers = [_Sampler(a) for a in arrays]
         own = [tuple(a.shape) for a in arrays]
         first = overlay([self._record(own)], {})
@@ -312,9 +313,13 @@ class _Study:
     # ------------------------------------------------------------------ recording
 
     def _record(self, shapes: Sequence[tuple[int, ...]], **changed: float) -> Recording:
+        key = (tuple(shapes), tuple(sorted(changed.items())))
+        if key in self.recordings:
+            return self.recordings[key]
         arrays = [s.example(shape) for s, shape in zip(self.samplers, shapes, strict=True)]
         try:
-            return self.front.record(arrays, {**self.options, **self._given(changed)})
+            self.recordings[key] = self.front.record(arrays, {**self.options, **self._given(changed)})
+            return self.recordings[key]
         except LossforgeError:
             raise
         except Exception as error:
@@ -643,6 +648,7 @@ class _Study:
         front = type(self.front)(function)
         other = _Study.__new__(_Study)
         other.__dict__.update(self.__dict__)
+        other.recordings = {}
         other.front, other.name = front, f"{self.name}: the gradient"
         accepted = list(front.signature().parameters)
         if unknown := [a for a in accepted if a not in self.names and a not in self.all_numbers]:

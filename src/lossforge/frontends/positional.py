@@ -682,6 +682,7 @@ class Importer:
             nodes, dims = self.align([Tensor(others.node, others.dims), index])
             return Tensor(nodes[0], dims)
         (axis,) = along
+        index = Tensor(_counting(index.node), index.dims)
         self._usable(index.node)
         elsewhere = {a for d in others.dims for a in d}
         if index.node.op == "argsort" and index.node.attrs[0] == axis and axis not in elsewhere:
@@ -854,6 +855,15 @@ class Importer:
 
 def _plain(value: Any, kind: Kind) -> float | int | bool:
     return {Kind.FLOAT: float, Kind.INDEX: int, Kind.BOOL: bool}[kind](value)
+
+
+def _counting(index: Node) -> Node:
+    """A range without the guard against an ignored class that cross entropy puts before each index."""
+    if index.op == "where" and index.args[1].op == "iota" and index.args[0].op == "ne":
+        position, ignored = index.args[0].args
+        if position is index.args[1] and ignored.op == "constant" and ignored.attrs[0] < 0:
+            return position
+    return index
 
 
 def relabel(node: Node, mapping: Mapping[Axis, Axis]) -> Node:

@@ -181,6 +181,7 @@ def _read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recordi
             if getattr(node.target, "__name__", "") == "getitem":
                 numbers[node] = numbers[node.args[0]] + 1 + node.args[1]
                 continue
+            args = tuple(convert(a) for a in node.args)
             first = next(count)
             numbers[node] = first
             outputs = (first,) if not isinstance(made, list | tuple) else tuple(next(count) for _ in several)
@@ -188,7 +189,13 @@ def _read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recordi
             dtypes = tuple(str(v.dtype) for v in several if isinstance(v, torch.Tensor))
             attrs = {k: convert(v) for k, v in node.kwargs.items()}
             name = str(node.target).removeprefix("aten.")
-            steps.append(Step(name, tuple(convert(a) for a in node.args), attrs, outputs, shapes, where, dtypes))
+            base, _, form = name.partition(".")
+            if base.endswith("_"):  # in place, within a decomposition: later uses mean the new value
+                if node.args[0].op == "placeholder":
+                    raise AdoptionError(f"{where or 'the function'}: an argument is written to in place ({base}); use the result instead")
+                numbers[node.args[0]] = first
+                name = f"{base[:-1]}.{form}"
+            steps.append(Step(name, args, attrs, outputs, shapes, where, dtypes))
     inputs = tuple((tuple(a.shape),) for a in arrays)
     return Recording(inputs, tuple(steps), result)
 
@@ -611,6 +618,7 @@ RULES: Mapping[str, Rule] = {
     "clamp_min.Tensor": _clamp, "clamp_max.Tensor": lambda imp, step, x, high: _clamp(imp, step, x, None, high),
     "clamp_min_.Tensor": _clamp, "clamp_min_.default": _clamp, "empty_permuted.default": _full, "empty.memory_format": _full,
     "empty_like.default": _full,
+    "copy.default": lambda imp, step, x, source: imp.expand(imp.cast(source, _kind(step.dtypes[0])), step.shapes[0]),
     "detach.default": lambda imp, step, x: imp.elementwise("stop_gradient", x),
     "squeeze.dim": _squeeze, "squeeze.dims": _squeeze, "transpose.int": _transpose, "arange.start_step": _arange,
     "arange.start": _arange, "clamp.Tensor": _clamp, "clamp_min.default": _clamp,
