@@ -196,7 +196,11 @@ class KerasLoss(keras.losses.Loss):
         entries = ops.cast(math.prod(self._shape(arrays)), dtype)
         return entries if mask is None else entries * ops.mean(ops.cast(mask, dtype))
 
-    # ------------------------------------------------------------------ saving
+    # ------------------------------------------------------------------ as an object
+
+    def __repr__(self) -> str:
+        parameters = "".join(f", {k}={v!r}" for k, v in self.parameters.items())
+        return f"KerasLoss({self.loss.name}{parameters}, reduction={self.reduction!r})"
 
     def get_config(self) -> dict[str, Any]:
         """A reference to the loss, its parameters, and the options."""
