@@ -205,15 +205,15 @@ class Bound:
         for port, array, held in zip(program.inputs, arrays, formats, strict=True):
             if array is None or held is None:
                 continue
-            strides = []
+            strides: list[tuple[Axis, int]] = []
             for axis, part in _parts(port.order, array.ndim).items():
                 shape = array.shape[part]
                 self.sizes[axis] = math.prod(shape)
                 self.shapes[axis] = shape
-                step = _as_one(shape, array.strides[part])
-                if step is None or step % array.itemsize:
+                one = _as_one(shape, array.strides[part])
+                if one is None or one % array.itemsize:
                     raise AssertionError(f"{port.name}: strides {array.strides} do not fit {array.dtype}")
-                strides.append((axis, step // array.itemsize))
+                strides.append((axis, one // array.itemsize))
             lies[port.node] = Lie(tuple(strides), held)
         for n in ir.topological([o.node for o in program.outputs]):
             if n.op == "rename" and n.attrs[0] in self.sizes:
@@ -227,8 +227,8 @@ class Bound:
         self.kernels: list[Kernel] = []
         self.steps: list[Callable[[dict[Node, Any]], None]] = []
         self.pending: dict[Node, int] = {}
-        for i, o in enumerate(self.schedule.outputs):
-            self.pending.setdefault(o, i)
+        for place, output in enumerate(self.schedule.outputs):
+            self.pending.setdefault(output, place)
         for step in self.schedule.steps:
             if isinstance(step, Sweep):
                 self.steps.append(self._sweep(step))
@@ -603,8 +603,8 @@ def kernel_source(program: Program) -> str:
     Raises:
         UnsupportedError: the program holds an operation that kernels do not spell.
     """
-    kinds = {Kind.FLOAT: np.float32, Kind.INDEX: np.int64, Kind.BOOL: np.bool_}
-    arrays = [np.zeros((64,) * len(p.order), kinds[p.node.kind]) if p.order else None for p in program.inputs]
+    dtypes = {Kind.FLOAT: "float32", Kind.INDEX: "int64", Kind.BOOL: "bool"}
+    arrays = [np.zeros((64,) * len(p.order), dtypes[p.node.kind]) if p.order else None for p in program.inputs]
     bound = bind(program, arrays, "float32", ["float32" if n else None for n in program.like])
     return "\n\n".join(k.source for k in bound.kernels)
 
@@ -623,7 +623,7 @@ def _divide(x: float, y: float) -> float:
 
 
 def _call_elementwise(op: str, *args: float) -> Any:
-    return Float64().elementwise(op, *map(np.float64, args))[()]
+    return Float64().elementwise(op, *(np.asarray(a, np.float64) for a in args))[()]
 
 
 def _as(value: Any, held: str) -> np.ndarray:

@@ -67,9 +67,7 @@ class Pattern:
         for order in orders:
             result: Bindings | None = dict(bound)
             for pattern, arg in zip(self.args, order, strict=True):
-                result = pattern.match(arg, result)
-                if result is None:
-                    break
+                result = None if result is None else pattern.match(arg, result)
             if result is not None:
                 return result
         return None
@@ -120,6 +118,7 @@ class Rule:
     when: Condition | None = None
 
     def __call__(self, node: Node) -> Node | None:
+        """The replacement of `node`; None where the rule does not fit."""
         bound = self.left.match(node, {})
         if bound is None or (self.when is not None and not self.when(bound)):
             return None

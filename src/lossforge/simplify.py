@@ -8,7 +8,7 @@ lost where the result depends on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from lossforge.ir import (
@@ -101,6 +101,7 @@ IDENTITIES = rules("""
     where(c, 0, x) / y -> where(c, 0, x / y)
     -where(c, x, 0) -> where(c, -x, 0)
     -where(c, 0, x) -> where(c, 0, -x)
+    where(c, -1, 0) + x -> x - where(c, 1, 0)
     where(c, x, y) + where(c, a, b) -> where(c, x + a, y + b)
     where(c, x, y) - where(c, a, b) -> where(c, x - a, y - b)
     where(a < b, a, b) -> minimum(a, b)
@@ -121,7 +122,10 @@ IDENTITIES = rules("""
 
 def nonnegative(node: Node, assumed: frozenset[Node] = frozenset()) -> bool:
     """Whether `node` is known to be ≥ 0 wherever it is defined."""
-    known = lambda n: nonnegative(n, assumed)  # noqa: E731
+
+    def known(n: Node) -> bool:
+        return nonnegative(n, assumed)
+
     if node in assumed:
         return True
     if node.op == "constant":
@@ -138,7 +142,7 @@ def nonnegative(node: Node, assumed: frozenset[Node] = frozenset()) -> bool:
         return all(map(known, node.args[1:]))
     if node.op in ("sum", "prod", "max", "min", "take", "rename", "stop_gradient"):
         return known(node.args[0])
-    return node.op == "cast"
+    return bool(node.op == "cast")
 
 
 def _is_negative(bound: Mapping[str, Node]) -> bool:
@@ -177,23 +181,24 @@ def _fold(node: Node) -> Node | None:
     if not node.args or any(a.op != "constant" for a in node.args) or node.kind is not Kind.FLOAT:
         return None
     values = [float(a.attrs[0]) for a in node.args]
+    functions: Mapping[str, Callable[..., float]] = {
+        "neg": lambda x: -x,
+        "add": lambda x, y: x + y,
+        "sub": lambda x, y: x - y,
+        "mul": lambda x, y: x * y,
+        "div": lambda x, y: x / y,
+        "pow": lambda x, y: math.pow(x, y),
+        "abs": abs,
+        "sqrt": math.sqrt,
+        "exp": math.exp,
+        "log": math.log,
+        "cast": float,
+        "minimum": min,
+        "maximum": max,
+        "stop_gradient": float,
+    }
     try:
-        result = {
-            "neg": lambda x: -x,
-            "add": lambda x, y: x + y,
-            "sub": lambda x, y: x - y,
-            "mul": lambda x, y: x * y,
-            "div": lambda x, y: x / y,
-            "pow": lambda x, y: math.pow(x, y),
-            "abs": abs,
-            "sqrt": math.sqrt,
-            "exp": math.exp,
-            "log": math.log,
-            "cast": float,
-            "minimum": min,
-            "maximum": max,
-            "stop_gradient": float,
-        }[node.op](*values)
+        result = functions[node.op](*values)
     except (KeyError, ValueError, ZeroDivisionError, OverflowError):
         return None  # left to run time, where it gives the framework's own inf or NaN
     return constant(result) if math.isfinite(result) else None

@@ -8,28 +8,28 @@ import math
 import numpy as np
 
 
-def sigmoid(x):
+def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)), without overflow."""
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
-def log_sigmoid(x):
+def log_sigmoid(x: np.ndarray) -> np.ndarray:
     """log(sigmoid(x)), without cancellation."""
     return np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
 
 
-def softplus(x):
+def softplus(x: np.ndarray) -> np.ndarray:
     """log(1 + exp(x)), without overflow."""
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 
 
-def xlogy(x, y):
+def xlogy(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """x log(y), and 0 where x is 0."""
     return np.where(x == 0, np.where(np.isnan(y), y, 0), x * np.log(np.where(x == 0, 1, y)))
 
 
-def logsumexp(x, axis):
+def logsumexp(x: np.ndarray, axis: tuple[int, ...] | None) -> np.ndarray:
     """log(sum(exp(x))) over `axis`, kept as axes of size 1."""
     top = np.max(x, axis=axis, keepdims=True)
     top = np.where(np.isfinite(top), top, 0)
@@ -37,26 +37,28 @@ def logsumexp(x, axis):
         return top + np.log(np.sum(np.exp(x - top), axis=axis, keepdims=True))
 
 
-def erf(x):
+def erf(x: np.ndarray) -> np.ndarray:
     """The error function, entry by entry through `math.erf`."""
     return np.vectorize(math.erf, otypes=[float])(x).astype(np.asarray(x).dtype)
 
 
-def erfc(x):
+def erfc(x: np.ndarray) -> np.ndarray:
     """1 - erf(x) without cancellation, entry by entry through `math.erfc`."""
     return np.vectorize(math.erfc, otypes=[float])(x).astype(np.asarray(x).dtype)
 
 
-def lgamma(x):
+def lgamma(x: np.ndarray) -> np.ndarray:
     """log |Γ(x)|, entry by entry through `math.lgamma`; +inf at the poles."""
 
-    def one(v):
+    def one(v: float) -> float:
+        if abs(v) > 2.5e305:  # the result is too large for a float64
+            return math.inf
         return math.inf if v <= 0 and v == math.floor(v) else math.lgamma(v)
 
     return np.vectorize(one, otypes=[float])(x).astype(np.asarray(x).dtype)
 
 
-def digamma(x):
+def digamma(x: np.ndarray) -> np.ndarray:
     """Γ′(x)/Γ(x) for x > 0: upward recurrence, then the asymptotic series (Abramowitz & Stegun 6.3.5, 6.3.18)."""
     z = np.array(x, dtype=np.float64)
     result = np.zeros_like(z)
@@ -70,7 +72,7 @@ def digamma(x):
     return result.astype(np.asarray(x).dtype)
 
 
-def polygamma(n, x):
+def polygamma(n: float, x: np.ndarray) -> np.ndarray:
     """The n-th derivative of digamma at x > 0, n ≥ 1: recurrence and asymptotic series (A&S 6.4.6, 6.4.11)."""
     n = int(n)
     z = np.array(x, dtype=np.float64)

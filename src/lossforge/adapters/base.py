@@ -69,7 +69,7 @@ def adapter(name: str) -> Adapter:
 
 
 @cache
-def _root(kind: type) -> str | None:
+def _root(kind: Any) -> str | None:
     """The framework that a type of array belongs to, without importing any."""
     for base in kind.__mro__:
         root = base.__module__.partition(".")[0]
@@ -104,7 +104,8 @@ def framework_of(loss: str, values: Iterable[tuple[str, Any]]) -> Adapter:
     for name, value in values:
         if value is None or isinstance(value, bool | int | float | list | tuple):
             continue
-        root = _root(type(value))
+        kind: Any = type(value)
+        root = _root(kind)
         if root is None:
             raise FrameworkError(
                 f"{loss}: argument {name!r} is a {type(value).__module__}.{type(value).__qualname__}; expected an array "

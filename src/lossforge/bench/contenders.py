@@ -100,10 +100,11 @@ def _written_in_torch(name: str) -> Callable[..., Any]:
         similarity = anchor @ positive.T / temperature
         return (similarity.logsumexp(1) - similarity.diagonal()).mean()
 
-    return {
+    functions: Mapping[str, Callable[..., Any]] = {
         "huber": huber, "small": huber, "focal": focal, "focal-half": focal, "cross-entropy": cross_entropy,
         "dice": dice, "dice-last": dice, "info-nce": info_nce,
-    }[name]  # fmt: skip
+    }  # fmt: skip
+    return functions[name]
 
 
 def torch_eager(work: Workload, arrays: Arrays) -> Step:
@@ -154,7 +155,7 @@ def jax_jit(work: Workload, arrays: Arrays) -> Step:
     def cross_entropy(logits: Any, target: Any) -> Any:
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), target[:, None], 1))
 
-    functions = {
+    functions: Mapping[str, Callable[..., Any]] = {
         "huber": huber, "small": huber, "focal": focal, "focal-half": focal, "cross-entropy": cross_entropy,
     }  # fmt: skip
     compiled = jax.jit(jax.value_and_grad(functions[work.name]))
@@ -176,7 +177,7 @@ def _tensorflow_step(arrays: Arrays, function: Callable[..., Any], *, jit: bool)
 
     values = [tf.constant(a) for a in arrays.values()]
 
-    @tf.function(jit_compile=jit)
+    @tf.function(jit_compile=jit)  # type: ignore[untyped-decorator]
     def value_and_gradient(*tensors: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(tensors[0])
@@ -205,7 +206,8 @@ def tensorflow_xla(work: Workload, arrays: Arrays) -> Step:
         positive = alpha * true * tf.exp(gamma * miss) * hit
         return tf.reduce_mean(-positive - (1 - alpha) * (1 - true) * tf.exp(gamma * hit) * miss)
 
-    return _tensorflow_step(arrays, {"huber": huber, "small": huber, "focal": focal}[work.name], jit=True)
+    functions: Mapping[str, Callable[..., Any]] = {"huber": huber, "small": huber, "focal": focal}
+    return _tensorflow_step(arrays, functions[work.name], jit=True)
 
 
 def keras_loss(work: Workload, arrays: Arrays) -> Step:

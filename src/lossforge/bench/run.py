@@ -127,11 +127,17 @@ def _measure(
     stream = statistics.median(times["stream"]) * scale
     return [
         Result(
-            work.name, c, statistics.median(times[c]), stream, workers[c].memory,
-            *firsts.get(c, (None, None)), workers[c].value,
+            workload=work.name,
+            contender=c,
+            median=statistics.median(times[c]),
+            stream=stream,
+            memory=workers[c].memory,
+            cold=firsts[c][0] if c in firsts else None,
+            warm=firsts[c][1] if c in firsts else None,
+            value=workers[c].value,
         )
         for c in who
-    ]  # fmt: skip
+    ]
 
 
 def _bytes_beyond_stream(work: Workload) -> float:

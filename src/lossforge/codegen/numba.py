@@ -129,7 +129,7 @@ class _Scope:
     def __init__(self, parent: _Scope | None, indent: int, env: Mapping[Axis, str]) -> None:
         self.parent = parent
         self.indent = indent
-        self.env = dict(parent.env) if parent else {}
+        self.env: dict[Axis, str] = dict(parent.env) if parent else {}
         self.env.update(env)
         self.known: dict[tuple[Node, tuple[str, ...]], str] = {}
 
@@ -165,6 +165,7 @@ class _KernelEmitter:
         self.scalars: dict[Node, str] = {}
         self.counter = 0
         self.tiles: dict[Node, int] = {}
+        self.uses: Counter[Node] = Counter()
 
     def _inner_order(self) -> tuple[Axis, ...]:
         """Inner axes from the outermost loop to the innermost."""
@@ -181,9 +182,9 @@ class _KernelEmitter:
         self.store_names = {a.node: a for a in stores}
         self.array_of = {a.node: a for a in arrays}
         axes = dict.fromkeys([*self.rows, *([self.lane] if self.lane_is_outer and self.lane else []), *self.inner])
-        axes.update(dict.fromkeys(a for a in self._sizes_used() if a not in axes))
-        for a in axes:
-            self.sizes[a] = self._fresh(f"n_{python_name(a)}")
+        axes.update(dict.fromkeys(x for x in self._sizes_used() if x not in axes))
+        for axis in axes:
+            self.sizes[axis] = self._fresh(f"n_{python_name(axis)}")
         self.totals = [self._total(n) for n in self.sweep.totals]
         self._collect_scalars()
         self._body()
@@ -595,7 +596,7 @@ class _KernelEmitter:
 
     def _share(self, scope: _Scope, roots: Sequence[Node]) -> None:
         """Count uses, so that what a body needs more than once gets a name."""
-        self.uses: Counter[Node] = Counter(roots)
+        self.uses = Counter(roots)
         for n in ir.topological(roots):
             self.uses.update(n.args)
 
@@ -621,7 +622,7 @@ class _KernelEmitter:
 
     def uses_of(self, node: Node) -> int:
         """How often the current body uses a value."""
-        return getattr(self, "uses", Counter())[node]
+        return self.uses[node]
 
     def _local(self, node: Node) -> str:
         wanted = self.given.get(node)

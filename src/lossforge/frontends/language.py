@@ -219,7 +219,7 @@ class Traced:
     def _in_place(self, other: Any) -> NoReturn:
         raise TracingError("in-place arithmetic on a traced value; write x = x + y instead of x += y")
 
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = _in_place  # type: ignore[assignment]
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = _in_place
 
     def __getitem__(self, key: Any) -> NoReturn:
         raise TracingError(

@@ -112,7 +112,7 @@ def _dims(n: int) -> str:
     return f"{n} dimension" + ("" if n == 1 else "s")
 
 
-def _disagreement(loss: str, name: str, axis: Axis, here: tuple, other: str, there: tuple) -> str:
+def _disagreement(loss: str, name: str, axis: Axis, here: tuple[int | None, ...], other: str, there: tuple[int | None, ...]) -> str:
     if axis == ELEMENTWISE:
         hint = ""
         if math.prod(n or 1 for n in here) == math.prod(n or 1 for n in there):
