@@ -1,4 +1,4 @@
-"""Binding from memory: a call of a form that was seen before, and what must not be taken for the same form."""
+"""Binding from memory: calls of a form that was seen before, and what must not be taken for the same."""
 
 import numpy as np
 import pytest

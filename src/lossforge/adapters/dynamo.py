@@ -1,8 +1,10 @@
 """`torch.compile`: a call of a loss as one step of the captured graph.
 
-Dynamo would trace the binding of a call, which is plain Python that it need not see. It is told to leave the call
-alone; AOTAutograd then runs it on fake tensors and records the operations of its value and of its derivatives, so
-that the compiler fuses them with what is around them. Imported only while `torch.compile` is tracing.
+Dynamo would trace the binding of a call, which is plain Python that it need not see. It is told to leave the
+call alone; AOTAutograd then runs it on fake tensors and records the operations of its value and of its
+backward pass, so that the compiler fuses them with what is around them. As with every function that
+AOTAutograd compiles, that backward pass has none of its own: second derivatives are taken inside the compiled
+function, by `torch.func`. Imported only while `torch.compile` is tracing.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ def call(loss: Loss, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 @torch._dynamo.nonstrict_trace
 @torch.compiler.disable  # if the step fails, it runs as it is, and tells why
-def _step(key: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], absent: Sequence[str]) -> Any:
+def _step(
+    key: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], absent: Sequence[str]
+) -> Any:
     values = {name: _without_symbols(v) for name, v in kwargs.items()} | dict.fromkeys(absent)
     return getattr(Loss, method).__wrapped__(LOSSES[key], *args, **values)
 
@@ -31,5 +35,5 @@ def _step(key: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any],
 def _without_symbols(value: Any) -> Any:
     """A number that the compiler keeps symbolic, as a tensor."""
     if isinstance(value, torch.SymFloat | torch.SymInt):
-        return torch.full((), value, dtype=torch.float64)
+        return torch.scalar_tensor(value, dtype=torch.float64)  # type: ignore[arg-type]
     return value

@@ -82,7 +82,7 @@ def evaluate(
         dtype: the precision to compute in.
         narrow: whether an output takes the dtype of the input that it belongs to; otherwise it keeps `dtype`.
     """
-    if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+    if not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()):
         by_kernels = torch_kernels.run(program, arrays, dtype, narrow=narrow)
         if by_kernels is not None:
             return by_kernels

@@ -34,12 +34,15 @@ def run(
             return None
         if torch._C._functorch.is_legacy_batchedtensor(array):  # of autograd.grad(is_grads_batched=True)
             return None
+        if array._is_zerotensor() or array.is_neg():  # what it holds is not what its memory says
+            return None
         if not port.order:
             ready.append(array.item())
-            dtypes.append(None)
+            dtypes.append(array.dtype)
             continue
         plain = array.detach()
-        ready.append(plain.view(torch.int16).numpy().view(np.uint16) if array.dtype is torch.bfloat16 else plain.numpy())
+        bits = array.dtype is torch.bfloat16
+        ready.append(plain.view(torch.int16).numpy().view(np.uint16) if bits else plain.numpy())
         dtypes.append(array.dtype)
     results, formats = _formats(program, tuple(dtypes), narrow)
     found = kernels.attempt(program, ready, _NAMES[dtype], results, formats)
@@ -59,4 +62,5 @@ def _formats(
     by_name = {p.name: d for p, d in zip(program.inputs, dtypes, strict=True)}
     like = [by_name[n] if n is not None else None for n in program.like]
     results = tuple(_NAMES[d] if narrow and d is not None and d.is_floating_point else None for d in like)
-    return results, tuple(None if d is None else _NAMES[d] for d in dtypes)
+    held = ((p.order, d) for p, d in zip(program.inputs, dtypes, strict=True))
+    return results, tuple(_NAMES[d] if order and d is not None else None for order, d in held)
