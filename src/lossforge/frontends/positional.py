@@ -733,6 +733,8 @@ class Importer:
             if op == "flip":
                 return t
             raise Refused("a cumulative sum of a constant")
+        if op == "cumsum":
+            return Tensor(ir.cumsum(t.node, axis, *attrs), t.dims)
         return Tensor(ir.along(op, t.node, axis, *attrs), t.dims)
 
     def concat(self, tensors: Sequence[Any], dim: int) -> Tensor:

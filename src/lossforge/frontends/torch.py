@@ -587,7 +587,13 @@ _PLAIN = {
     "round": "round", "sign": "sign", "logaddexp": "logaddexp", "xlogy": "xlogy",
 }  # fmt: skip
 
+def _random(imp: Importer, step: Step, *args: Any) -> Tensor:
+    raise Refused("random numbers; a loss gives one value for its inputs. Make the random tensor an argument")
+
+
 RULES: Mapping[str, Rule] = {
+    **{f"{op}.default": _random for op in ("rand", "randn", "rand_like", "randn_like", "native_dropout", "bernoulli", "randperm")},
+    "bernoulli.p": _random, "normal_functional.default": _random,
     **{f"{k}.default": rule_for(v) for k, v in _PLAIN.items()},
     **{f"{op}.{form}": rule_for(op) for op in ("lt", "le", "gt", "ge", "eq", "ne") for form in ("Tensor", "Scalar")},
     **{f"{k}.{form}": _logical(v) for k, v in {
