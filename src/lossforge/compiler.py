@@ -268,9 +268,7 @@ class Plan:
 
     def vjp(self, wrt: tuple[str, ...]) -> Program:
         """inputs, cotangent of the loss → cotangent for each of `wrt`."""
-        return self._program(
-            ("vjp", wrt), lambda: vjp_program(self.value_raw(), wrt, self.usable_by_hand, self._assumed())
-        )
+        return self._program(("vjp", wrt), lambda: self._build_vjp(wrt))
 
     def jvp(self, wrt: tuple[str, ...]) -> Program:
         """inputs, tangent for each of `wrt` → tangent of the loss."""
@@ -343,6 +341,17 @@ class Plan:
         if with_value:
             return Program(self.inputs, (Port(simple[0], self.output.order), *ports), ("loss", *names), (None, *wrt))
         return Program(self.inputs, tuple(ports), tuple(names), wrt)
+
+    def _build_vjp(self, wrt: tuple[str, ...]) -> Program:
+        program = vjp_program(self.value_raw(), wrt, self.usable_by_hand, self._assumed())
+        local = tuple(w for w in wrt if is_local(self.output.node, self._input(w).node))
+        # Where entry i depends on entry i alone, this is the gradient times the cotangent. The gradient on its own
+        # simplifies further.
+        cotangent = program.inputs[-1].node
+        gradients = self._simple_gradient(local)
+        products = dict(zip(local, simplify([times(cotangent, g) for g in gradients], self._assumed()), strict=True))
+        outputs = tuple(Port(products.get(w, p.node), p.order) for w, p in zip(wrt, program.outputs, strict=True))
+        return replace(program, outputs=outputs)
 
     def _hand_for_jvp(self, wrt: tuple[str, ...]) -> tuple[HandWritten, ...]:
         return tuple(h for h in self.usable_by_hand if h.value.axes <= h.argument.axes and is_local(h.value, h.argument))
