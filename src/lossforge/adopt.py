@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
-import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -558,7 +557,7 @@ class _Study:
             for a, n in zip(port.order, self.arrays[i].shape, strict=True):
                 for b, m in zip(ports[main].order, self.arrays[main].shape, strict=True):
                     both = any(a in x.axes and b in x.axes for x in ir.topological([node]))
-                    if a != b and n == m and n > 1 and both and not _met(ports, a, b, main, i):
+                    if a != b and n == m and n > 1 and both:
                         warnings.warn(
                             f"{self.name}: a dimension of {port.name!r} and one of {ports[main].name!r} both have size {n} "
                             f"but never meet: shapes {self.arrays[i].shape} and {self.arrays[main].shape} are broadcast "
@@ -716,7 +715,7 @@ def _before_mean(node: Node, size: Callable[[Axis], Node]) -> tuple[Node, frozen
     """(x, axes) where `node` is the mean of x over the axes."""
     if node.op == "div" and node.args[0].op == "sum":
         over = node.args[0]
-        if _factors(node.args[1]) == sorted(map(repr, (size(a) for a in over.attrs[0]))):
+        if Counter(_factors(node.args[1])) == Counter(size(a) for a in over.attrs[0]):
             return over.args[0], frozenset(over.attrs[0])
     if node.op == "neg":
         found = _before_mean(node.args[0], size)
@@ -736,15 +735,8 @@ def _before_mean(node: Node, size: Callable[[Axis], Node]) -> tuple[Node, frozen
     return None
 
 
-def _factors(node: Node) -> list[str]:
-    if node.op == "mul":
-        return sorted(_factors(node.args[0]) + _factors(node.args[1]))
-    return [repr(node)]
-
-
-def _met(ports: Sequence[Port], a: Axis, b: Axis, main: int, other: int) -> bool:
-    """Whether two dimensions are of arrays that meet in another one of the same size, so that no mistake is likely."""
-    return bool(set(ports[main].order) & set(ports[other].order)) and a not in ports[main].order and False
+def _factors(node: Node) -> list[Node]:
+    return [*_factors(node.args[0]), *_factors(node.args[1])] if node.op == "mul" else [node]
 
 
 def _bounds(ports: Sequence[Port], node: Node) -> dict[str, set[Axis]]:
@@ -844,4 +836,3 @@ class _Sampler:
 
 
 __all__ = ["AdoptedLoss", "adopt"]
-del math, sys

@@ -455,6 +455,8 @@ class _Emitter:
             return b.iota(self._size_of(axis), f"({', '.join(shape)},)", self.like), _ATOM, False
         if node.op == "cast":
             inner, level, number = self.expr[node.args[0]]
+            if node.kind is Kind.INDEX and number:  # whole already; `_operand` gives it its type
+                return inner, level, True
             if node.kind is Kind.INDEX:
                 return b.to_index(self._paren(inner, level)), _ATOM, False
             return (f"float({inner})" if number else b.cast(self._paren(inner, level), self.like)), _ATOM, number

@@ -696,6 +696,7 @@ class Importer:
             self.sizes.setdefault(apart, self.sizes_of(axis))
             self.origin.setdefault(apart, self.origin[_base(axis)])
             self.size_nodes.setdefault(apart, self.size(axis))
+            apart = self._unused(apart, {*others.node.axes, *index.node.axes})
         source_node = relabel(others.node, {axis: apart}) if apart != axis else others.node
         nodes, dims = self.align([Tensor(source_node, others.dims), index])
         moved, node = nodes
@@ -879,6 +880,8 @@ def relabel(node: Node, mapping: Mapping[Axis, Axis]) -> Node:
             node = ir.iota(new, *node.attrs[1:]) if node.op == "iota" else ir.rename(node, old, new)
         else:
             old = next(iter(pending))
+            if pending[old] not in pending:
+                raise Refused(f"the axis {pending[old]!r} would occur twice")
             aside = old + "_aside"
             node = ir.rename(node, old, aside)
             pending[aside] = pending.pop(old)

@@ -1,0 +1,243 @@
+"""Losses written for PyTorch, adopted: value and gradient against autograd, at two shapes, and in other frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lossforge as lf
+from adoption import (
+    agree, binary, check, classes, drawn, log_simplex, one_hot, positive, real, signs, simplex, unit,
+)  # fmt: skip
+
+torch = pytest.importorskip("torch")
+F, nn = torch.nn.functional, torch.nn
+
+
+def original(fn: Callable[..., Any]) -> Callable[[Sequence[np.ndarray], int], tuple[np.ndarray, np.ndarray]]:
+    def run(arrays: Sequence[np.ndarray], at: int) -> tuple[np.ndarray, np.ndarray]:
+        tensors = [torch.from_numpy(np.array(a)) for a in arrays]
+        tensors[at].requires_grad_(True)
+        value = fn(*tensors)
+        (gradient,) = torch.autograd.grad(value.sum(), tensors[at])
+        return value.detach().numpy(), gradient.numpy()
+
+    return run
+
+
+class DiceLoss(nn.Module):
+    def __init__(self, smooth=1e-6):
+        super(DiceLoss, self).__init__()
+        self.smooth = smooth
+
+    def forward(self, y_pred, y_true):
+        intersection = torch.sum(y_pred * y_true)
+        union = torch.sum(y_pred) + torch.sum(y_true)
+        loss = 1 - ((2. * intersection + self.smooth) / (union + self.smooth))
+        return loss
+
+
+class FocalLoss(nn.Module):
+    def __init__(self, alpha=0.25, gamma=2.0, reduction="mean"):
+        super().__init__()
+        self.alpha, self.gamma, self.reduction = alpha, gamma, reduction
+
+    def forward(self, inputs, targets):
+        ce = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
+        p_t = torch.exp(-ce)
+        a_t = self.alpha * targets + (1 - self.alpha) * (1 - targets)
+        loss = a_t * (1 - p_t) ** self.gamma * ce
+        return loss.mean() if self.reduction == "mean" else loss.sum()
+
+
+class TverskyLoss(nn.Module):
+    def __init__(self, alpha=0.3, beta=0.7, smooth=1.0):
+        super().__init__()
+        self.alpha, self.beta, self.smooth = alpha, beta, smooth
+
+    def forward(self, pred, true):
+        p, t = torch.sigmoid(pred).view(-1), true.view(-1)
+        tp, fp, fn = (p * t).sum(), (p * (1 - t)).sum(), ((1 - p) * t).sum()
+        return 1 - (tp + self.smooth) / (tp + self.alpha * fp + self.beta * fn + self.smooth)
+
+
+class DiceCE(nn.Module):
+    def forward(self, logits, target):
+        probs = logits.softmax(1)
+        onehot = F.one_hot(target, logits.shape[1]).permute(0, 3, 1, 2).float()
+        dims = (0, 2, 3)
+        inter = (probs * onehot).sum(dims)
+        dice = (2 * inter + 1e-5) / (probs.sum(dims) + onehot.sum(dims) + 1e-5)
+        return F.cross_entropy(logits, target) + 1 - dice.mean()
+
+
+def total_variation(x):
+    return (x[:, :, 1:] - x[:, :, :-1]).abs().mean() + (x[..., 1:] - x[..., :-1]).abs().mean()
+
+
+def lovasz_hinge_flat(logits, labels):
+    logits, labels = logits.view(-1), labels.view(-1)
+    signs_ = 2.0 * labels - 1.0
+    errors = 1.0 - logits * signs_
+    errors_sorted, perm = torch.sort(errors, dim=0, descending=True)
+    gt_sorted = labels[perm]
+    gts = gt_sorted.sum()
+    intersection = gts - gt_sorted.cumsum(0)
+    union = gts + (1 - gt_sorted).cumsum(0)
+    jaccard = 1.0 - intersection / union
+    jaccard = torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+    return torch.dot(F.relu(errors_sorted), jaccard)
+
+
+def info_nce(query, keys):
+    logits = F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).t() / 0.07
+    return F.cross_entropy(logits, torch.arange(len(query)))
+
+
+def supcon(features, labels):
+    f = F.normalize(features, dim=1)
+    sim = f @ f.T / 0.1
+    sim = sim - sim.max(dim=1, keepdim=True)[0].detach()
+    same = (labels[:, None] == labels[None, :]).float()
+    off = 1 - torch.eye(len(labels))
+    log_prob = sim - torch.log((torch.exp(sim) * off).sum(1, keepdim=True))
+    positives = same * off
+    return -((positives * log_prob).sum(1) / positives.sum(1).clamp(min=1)).mean()
+
+
+def barlow(z1, z2):
+    a = (z1 - z1.mean(0)) / z1.std(0)
+    b = (z2 - z2.mean(0)) / z2.std(0)
+    c = a.T @ b / z1.shape[0]
+    on = (torch.diagonal(c) - 1).pow(2).sum()
+    off = c.pow(2).sum() - torch.diagonal(c).pow(2).sum()
+    return on + 0.005 * off
+
+
+def triplet_pairwise(anchor, positive_, negative):
+    return F.triplet_margin_loss(anchor, positive_, negative, margin=0.7)
+
+
+def center_loss(x, centers, labels):
+    return (x - centers[labels]).pow(2).sum(1).mean()
+
+
+def ohem(pred, true):
+    loss = F.binary_cross_entropy_with_logits(pred, true, reduction="none").view(-1)
+    return loss.topk(3)[0].mean()
+
+
+def rmse(pred, true):
+    return torch.sqrt(F.mse_loss(pred, true) + 1e-8)
+
+
+def quantile(pred, true, q=0.3):
+    e = true - pred
+    return torch.max(q * e, (q - 1) * e).mean()
+
+
+def wing(pred, true, w=1.0, eps=0.5):
+    x = (pred - true).abs()
+    c = w * (1.0 - np.log(1.0 + w / eps))
+    return torch.where(x < w, w * torch.log(1 + x / eps), x - c).mean()
+
+
+def mmd(x, y):
+    def kernel(a, b):
+        return torch.exp(-((a[:, None] - b[None]) ** 2).sum(-1))
+
+    return kernel(x, x).mean() + kernel(y, y).mean() - 2 * kernel(x, y).mean()
+
+
+def giou(pred, target):
+    x1, y1, x2, y2 = pred.unbind(-1)
+    a1, b1, a2, b2 = target.unbind(-1)
+    inter = (torch.min(x2, a2) - torch.max(x1, a1)).clamp(min=0) * (torch.min(y2, b2) - torch.max(y1, b1)).clamp(min=0)
+    union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - inter
+    hull = (torch.max(x2, a2) - torch.min(x1, a1)) * (torch.max(y2, b2) - torch.min(y1, b1))
+    return (1 - inter / union + (hull - union) / hull).mean()
+
+
+def boxes(rng, shape):
+    low = rng.uniform(0, 1, (*shape[:-1], 2))
+    return np.concatenate([low, low + rng.uniform(0.5, 2, (*shape[:-1], 2))], -1).astype(np.float32)
+
+
+NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
+IMG, MAP = [(2, 3, 4, 5), (3, 2, 6, 4)], [(2, 4, 5), (3, 6, 4)]
+
+CASES = {
+    "mse": (F.mse_loss, [real, real], [NC, NC]),
+    "mse sum": (nn.MSELoss(reduction="sum"), [real, real], [NC, NC]),
+    "mse none": (nn.MSELoss(reduction="none"), [real, real], [NC, NC]),
+    "l1": (nn.L1Loss(), [real, real], [NC, NC]),
+    "huber": (nn.HuberLoss(delta=0.7), [real, real], [NC, NC]),
+    "smooth l1": (nn.SmoothL1Loss(beta=0.5), [real, real], [NC, NC]),
+    "bce": (nn.BCELoss(), [unit, binary], [NC, NC]),
+    "bce logits": (nn.BCEWithLogitsLoss(), [real, unit], [NC, NC]),
+    "bce pos_weight": (nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0, 0.5])), [real, binary], [[(6, 4), (9, 4)]] * 2),
+    "cross entropy": (nn.CrossEntropyLoss(), [real, classes(4)], [NC, N]),
+    "cross entropy smoothing": (nn.CrossEntropyLoss(label_smoothing=0.1), [real, classes(4)], [NC, N]),
+    "cross entropy weight": (
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5, 3.0])), [real, classes(4)], [[(6, 4), (9, 4)], N]),
+    "cross entropy 2d": (F.cross_entropy, [real, classes(2)], [IMG, MAP]),
+    "cross entropy soft": (F.cross_entropy, [real, simplex], [NC, NC]),
+    "nll": (nn.NLLLoss(), [log_simplex, classes(4)], [NC, N]),
+    "kl div": (nn.KLDivLoss(reduction="batchmean"), [log_simplex, simplex], [NC, NC]),
+    "kl log target": (nn.KLDivLoss(reduction="sum", log_target=True), [log_simplex, log_simplex], [NC, NC]),
+    "poisson nll": (nn.PoissonNLLLoss(), [real, positive], [NC, NC]),
+    "poisson nll full": (nn.PoissonNLLLoss(log_input=False, full=True), [positive, positive], [NC, NC]),
+    "hinge embedding": (nn.HingeEmbeddingLoss(margin=0.8), [real, signs], [NC, NC]),
+    "margin ranking": (nn.MarginRankingLoss(margin=0.2), [real, real, signs], [N, N, N]),
+    "soft margin": (nn.SoftMarginLoss(), [real, signs], [NC, NC]),
+    "cosine embedding": (nn.CosineEmbeddingLoss(margin=0.1), [real, real, signs], [NC, NC, N]),
+    "triplet": (triplet_pairwise, [real, real, real], [NC, NC, NC]),
+    "triplet distance": (
+        nn.TripletMarginWithDistanceLoss(margin=0.4), [real, real, real], [NC, NC, NC]),
+    "multi margin": (nn.MultiMarginLoss(margin=0.6), [real, classes(4)], [NC, N]),
+    "multilabel soft margin": (nn.MultiLabelSoftMarginLoss(), [real, binary], [NC, NC]),
+    "dice": (DiceLoss(), [unit, binary], [NC, NC]),
+    "focal": (FocalLoss(), [real, binary], [NC, NC]),
+    "tversky": (TverskyLoss(), [real, binary], [IMG, IMG]),
+    "dice and cross entropy": (DiceCE(), [real, classes(2)], [IMG, MAP]),
+    "total variation": (total_variation, [real], [IMG]),
+    "lovasz hinge": (lovasz_hinge_flat, [real, binary], [MAP, MAP]),
+    "info nce": (info_nce, [real, real], [NC, NC]),
+    "supervised contrastive": (supcon, [real, classes(3)], [NC, N]),
+    "barlow twins": (barlow, [real, real], [NC, NC]),
+    "center": (center_loss, [real, real, classes(3)], [NC, [(3, 4), (7, 5)], N]),
+    "ohem": (ohem, [real, binary], [NC, NC]),
+    "rmse": (rmse, [real, real], [NC, NC]),
+    "quantile": (quantile, [real, real], [NC, NC]),
+    "wing": (wing, [real, real], [NC, NC]),
+    "mmd": (mmd, [real, real], [NC, [(5, 4), (7, 5)]]),
+    "giou": (giou, [boxes, boxes], [[(6, 4), (9, 4)]] * 2),
+    "log cosh": (lambda p, t: torch.log(torch.cosh(p - t)).mean(), [real, real], [NC, NC]),
+    "cosine": (lambda p, t: 1 - F.cosine_similarity(p, t, dim=-1).mean(), [real, real], [NC, NC]),
+    "pairwise hinge": (
+        lambda s, y: F.relu(1 - (s[:, None] - s[None, :]) * torch.sign(y[:, None] - y[None, :])).mean(), [real, real], [N, N]),
+    "generalised dice": (
+        lambda p, t: 1 - 2 * ((p * t).sum((0, 2, 3)) / t.sum((0, 2, 3)).clamp(min=1e-6) ** 2).sum()
+        / ((p + t).sum((0, 2, 3)) / t.sum((0, 2, 3)).clamp(min=1e-6) ** 2).sum(), [unit, unit], [IMG, IMG]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_published_loss(name: str) -> None:
+    fn, kinds, shapes = CASES[name]
+    first, second = ([s[i] for s in shapes] for i in (0, 1))
+    loss = lf.adopt(fn, *(torch.from_numpy(np.asarray(a)) for a in drawn(name, kinds, first)))
+    for where in (first, second):
+        arrays = drawn(name + " again", kinds, where)
+        check(loss, original(fn), arrays)
+        tensors = [torch.from_numpy(a) for a in arrays]
+        at = loss.arguments.index(loss.predictions[0])
+        value, gradient = original(fn)(arrays, at)
+        tensors[at].requires_grad_(True)
+        mine = loss(*tensors)
+        mine.sum().backward()
+        agree("value in PyTorch", mine.detach(), value)
+        agree("gradient in PyTorch", tensors[at].grad, gradient)
