@@ -92,11 +92,6 @@ def lovasz_hinge_flat(logits, labels):
     return torch.dot(F.relu(errors_sorted), jaccard)
 
 
-def info_nce(query, keys):
-    logits = F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).t() / 0.07
-    return F.cross_entropy(logits, torch.arange(len(query)))
-
-
 def supcon(features, labels):
     f = F.normalize(features, dim=1)
     sim = f @ f.T / 0.1
@@ -106,15 +101,6 @@ def supcon(features, labels):
     log_prob = sim - torch.log((torch.exp(sim) * off).sum(1, keepdim=True))
     positives = same * off
     return -((positives * log_prob).sum(1) / positives.sum(1).clamp(min=1)).mean()
-
-
-def barlow(z1, z2):
-    a = (z1 - z1.mean(0)) / z1.std(0)
-    b = (z2 - z2.mean(0)) / z2.std(0)
-    c = a.T @ b / z1.shape[0]
-    on = (torch.diagonal(c) - 1).pow(2).sum()
-    off = c.pow(2).sum() - torch.diagonal(c).pow(2).sum()
-    return on + 0.005 * off
 
 
 def triplet_pairwise(anchor, positive_, negative):
@@ -205,9 +191,7 @@ CASES = {
     "dice and cross entropy": (DiceCE(), [real, classes(2)], [IMG, MAP]),
     "total variation": (total_variation, [real], [IMG]),
     "lovasz hinge": (lovasz_hinge_flat, [real, binary], [MAP, MAP]),
-    "info nce": (info_nce, [real, real], [NC, NC]),
     "supervised contrastive": (supcon, [real, classes(3)], [NC, N]),
-    "barlow twins": (barlow, [real, real], [NC, NC]),
     "center": (center_loss, [real, real, classes(3)], [NC, [(3, 4), (7, 5)], N]),
     "ohem": (ohem, [real, binary], [NC, NC]),
     "rmse": (rmse, [real, real], [NC, NC]),
