@@ -1,0 +1,187 @@
+"""The command line: ``lossforge explain | export | list | demo | bench``."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import lossforge
+from lossforge.errors import LossforgeError
+from lossforge.loss import Loss
+
+FRAMEWORKS = ("numpy", "torch", "tensorflow", "jax")
+
+
+class _Commands(click.Group):
+    """Errors of lossforge end a command with one message and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LossforgeError as error:
+            if ctx.params.get("traceback"):
+                raise
+            Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(lossforge.__version__, prog_name="lossforge")
+@click.option("--traceback", is_flag=True, help="Show where an error was raised.")
+def main(traceback: bool) -> None:
+    """Write a loss once; its gradient is derived, verified, stable and fast, in the framework you already use.
+
+    LOSS is a name of the catalogue (see `lossforge list`) or FILE.py:NAME, a loss in a file of yours.
+    """
+
+
+def resolve(target: str) -> Loss:
+    """The loss that a command's argument names.
+
+    Raises:
+        LossforgeError: there is no such loss.
+    """
+    from lossforge.catalogue import LOSSES
+
+    if target in LOSSES:
+        return LOSSES[target]
+    if ":" not in target:
+        import difflib
+
+        near = difflib.get_close_matches(target, LOSSES, n=3)
+        hint = f"; did you mean {' or '.join(near)}" if near else ""
+        raise LossforgeError(f"no loss {target!r} in the catalogue{hint}. A loss of your own is FILE.py:NAME")
+    from lossforge.frontends.files import load_module, load_object
+
+    found = load_object(target)
+    if not isinstance(found, Loss):
+        own = [n for n, v in vars(load_module(Path(target.rpartition(":")[0]))).items() if isinstance(v, Loss)]
+        raise LossforgeError(
+            f"{target} is a {type(found).__name__}, not a loss; the file has {', '.join(own) or 'no losses'}. "
+            f"Decorate a definition with @lossforge.loss, or adopt a function with lossforge.adopt"
+        )
+    return found
+
+
+def _parameters(given: tuple[str, ...]) -> dict[str, Any]:
+    """``name=value`` as parameters; a value is a Python literal, or else a name."""
+    result: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not of the form NAME=VALUE", param_hint="-p")
+        try:
+            result[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            result[name] = value
+    return result
+
+
+_PARAMETER = click.option("-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="A parameter of the loss.")
+
+
+@main.command()
+@click.argument("loss")
+@click.option("--latex", is_flag=True, help="LaTeX instead of text.")
+@click.option("--schedule", is_flag=True, help="Also the sweeps over memory that value and gradient take.")
+@_PARAMETER
+def explain(loss: str, latex: bool, schedule: bool, parameter: tuple[str, ...]) -> None:
+    """Show how the gradient of LOSS is derived: chain rule, result, kinks and domain."""
+    click.echo(resolve(loss).explain(latex=latex, schedule=schedule, **_parameters(parameter)))
+
+
+@main.command()
+@click.argument("loss")
+@click.option("--to", "framework", type=click.Choice([*FRAMEWORKS, "numba"]), default="numpy", show_default=True)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file; else the terminal.")
+@_PARAMETER
+def export(loss: str, framework: str, output: Path | None, parameter: tuple[str, ...]) -> None:
+    """Write LOSS with its gradient as a file that stands alone, needing only one framework."""
+    text = resolve(loss).source(framework, **_parameters(parameter))
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+        click.echo(f"wrote {output}")
+
+
+@main.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def list_(as_json: bool) -> None:
+    """List the losses of the catalogue."""
+    from lossforge.catalogue import LOSSES
+
+    rows = [
+        {
+            "name": name,
+            "arguments": list(loss.arguments),
+            "parameters": {k: repr(v) for k, v in loss.parameters.items()},
+            "signature": str(loss.signature),
+            "summary": (loss.__doc__ or "").strip().split("\n")[0],
+        }
+        for name, loss in LOSSES.items()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("loss", "arguments", "parameters", "what it is")
+    for row in rows:
+        parameters = ", ".join(f"{k}={v}" for k, v in row["parameters"].items())
+        table.add_row(*(escape(t) for t in (row["name"], ", ".join(row["arguments"]), parameters, row["summary"])))
+    Console().print(table)
+
+
+@main.command()
+@click.option("--framework", type=click.Choice(FRAMEWORKS), default="numpy", show_default=True)
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("lossforge-demo"),
+              show_default=True, help="The folder for derivations and pictures.")  # fmt: skip
+def demo(framework: str, output: Path) -> None:
+    """Derive, explain and verify three losses, and train with them on real data."""
+    from lossforge.demo import main as run
+
+    run(framework=framework, output=output)
+
+
+@main.command()
+@click.argument("workloads", nargs=-1)
+@click.option("--rounds", default=15, show_default=True, help="How often each contender runs.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("lossforge-bench"),
+              show_default=True, help="The folder for the JSON file and the chart.")  # fmt: skip
+@click.option("--first-calls/--no-first-calls", default=True, help="Measure first calls, cold and from the cache.")
+@click.option("--only", multiple=True, metavar="CONTENDER", help="Restrict the run to some contenders.")
+def bench(workloads: tuple[str, ...], rounds: int, output: Path, first_calls: bool, only: tuple[str, ...]) -> None:
+    """Measure lossforge against what is installed, in turns, as multiples of a streaming pass.
+
+    WORKLOADS: huber, weighted, focal, cross-entropy, dice, dice-last, info-nce, small, focal-half; all by default.
+    """
+    from lossforge.bench import bench as run
+    from lossforge.bench.report import chart, table
+    from lossforge.bench.run import as_json, machine
+
+    console = Console()
+    known = machine()
+    console.print(f"{known['processor']}, {known['cores']} cores, {known['system']}, Python {known['python']}")
+    console.print(", ".join(f"{n} {v}" for n, v in known["versions"].items()))
+    with console.status("starting") as status:
+        results = run(
+            workloads or None, rounds=rounds, only=only or None, first_calls=first_calls,
+            tell=lambda text: status.update(escape(text)),
+        )  # fmt: skip
+    console.print(table(results))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "bench.json").write_text(as_json(results), encoding="utf-8")
+    console.print(f"wrote {output / 'bench.json'}")
+    try:
+        chart(results, output / "bench.png")
+    except ImportError:
+        console.print("no chart: it is drawn by matplotlib, which `pip install lossforge\\[demo]` brings")
+    else:
+        console.print(f"wrote {output / 'bench.png'}")
