@@ -137,6 +137,7 @@ def _call(
         if event == "return" and frame.f_code is code:
             found.update(frame.f_locals)
 
+    given = {p.name for p in (*ports, *scalars)}
     args = [Traced(p.node) for p in ports]
     kwargs = {p.name: Traced(p.node) for p in scalars} | dict(options)
     before = sys.getprofile()
@@ -153,7 +154,10 @@ def _call(
             f"value computed from its arguments" + (" (is a `return` missing?)" if result is None else "")
         )
     names = tuple(
-        (v.node, n) for n, v in found.items() if isinstance(v, Traced) and v.node.op not in ("input", "constant")
+        (v.node, n)
+        for n, v in found.items()
+        # A local variable may carry the name of an argument: `x = x / lf.max(x)`. On paper that would be a circle.
+        if isinstance(v, Traced) and v.node.op not in ("input", "constant") and n not in given
     )
     return ir.as_kind(result.node, Kind.FLOAT), names
 
