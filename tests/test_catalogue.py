@@ -268,9 +268,7 @@ def close(found: Any, expected: Any, tolerance: float) -> None:
 
 
 def test_every_loss_is_tested_and_listed():
-    modules = [
-        m for name, m in vars(catalogue).items() if getattr(m, "__package__", "") == "lossforge.catalogue"
-    ]
+    modules = [m for name, m in vars(catalogue).items() if getattr(m, "__package__", "") == "lossforge.catalogue"]
     defined = {n for m in modules for n, v in vars(m).items() if isinstance(v, lf.Loss)}
     assert set(LOSSES) == defined == set(CASES)
     assert set(catalogue.__all__) == {"LOSSES", *LOSSES}
@@ -293,6 +291,12 @@ def test_the_docstring_states_formula_shapes_domain_and_source(name):
     assert re.search(r"Source: .*\(\d{4}\)", doc, re.DOTALL), "no year"
     domain = doc[doc.index("Domain:") : doc.index("Source:")]
     assert [p for p in LOSSES[name].parameters if not re.search(rf"\b{p}\b", domain)] == []
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_explains_itself(name):
+    text = str(LOSSES[name].explain())
+    assert [part for part in ("LOSS", "BACKWARD", "GRADIENT", "DOMAIN") if part not in text] == []
 
 
 def test_importing_the_catalogue_imports_no_framework():
@@ -392,9 +396,7 @@ def test_extreme_predictions(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize(
-    "name", ["cross_entropy", "smoothed_cross_entropy", "soft_cross_entropy", "kl_divergence"]
-)
+@pytest.mark.parametrize("name", ["cross_entropy", "smoothed_cross_entropy", "soft_cross_entropy", "kl_divergence"])
 def test_extreme_logits(name, dtype, rng):
     loss = LOSSES[name]
     logits, true = CASES[name].draw(rng, 2, FULL)
@@ -402,9 +404,7 @@ def test_extreme_logits(name, dtype, rng):
     true = true.astype(dtype) if true.dtype.kind == "f" else true
     value, gradient = loss.value_and_grad(logits, true)
     oracle = Oracle(loss, (logits, true), {})
-    rounding = (
-        2 * np.finfo(dtype).eps * 1e4
-    )  # of logits − logsumexp(logits), which the exponential takes over
+    rounding = 2 * np.finfo(dtype).eps * 1e4  # of logits − logsumexp(logits), which the exponential takes over
     close(value, oracle.mean(), TOLERANCE[dtype])
     close(gradient, oracle.gradient("logits") / oracle.count, rounding)
 
@@ -577,9 +577,7 @@ def test_tversky_generalises_dice_and_jaccard(rng):
         ("jaccard", {"smooth": s}, "tversky", {"alpha": 1.0, "beta": 1.0, "smooth": s}),
     )
     for name, parameters, general, values in pairs:
-        bound = [
-            LOSSES[n].bind(args, p, reduction="none") for n, p in ((name, parameters), (general, values))
-        ]
+        bound = [LOSSES[n].bind(args, p, reduction="none") for n, p in ((name, parameters), (general, values))]
         same(*(interpreted(b.plan.value(), b.arrays) for b in bound))
 
 

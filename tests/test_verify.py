@@ -9,14 +9,17 @@ import pytest
 
 import lossforge as lf
 from lossforge import points
+from lossforge.catalogue import LOSSES
 from lossforge.comparison import Case
 from lossforge.diagnosis import diagnose
 from lossforge.errors import DefinitionError, DomainWarning, GradientMismatchError, StabilityWarning
-from lossforge.gradient import HandWritten
+from lossforge.gradient import HandWritten, vjp
 from lossforge.ir import constant, topological
 from lossforge.verify import Verdict, compare
 
 pytest.importorskip("mpmath")
+
+KERNELS = False  # what runs is read off the graphs
 
 Gradient = Callable[..., Any]
 
@@ -103,6 +106,14 @@ def gaussian() -> lf.Loss:
     return gaussian
 
 
+def rounded() -> lf.Loss:
+    @lf.loss
+    def rounded(pred, true):
+        return lf.sqrt((pred - true) ** 2 + 1e-12)
+
+    return rounded
+
+
 def info_nce() -> lf.Loss:
     @lf.loss("batch d, batch d -> batch", wrt=("anchor", "positive"))
     def info_nce(anchor, positive, *, temperature=0.1):
@@ -135,9 +146,7 @@ def info_nce_by_hand(anchor, positive, temperature):
 def info_nce_positive_by_hand(anchor, positive, temperature):
     others = lf.rename(anchor, "batch", "other")
     similarity = lf.sum(others * positive, "d") / temperature
-    by_anchor = lf.logsumexp(
-        lf.sum(anchor * lf.rename(positive, "batch", "other"), "d") / temperature, "other"
-    )
+    by_anchor = lf.logsumexp(lf.sum(anchor * lf.rename(positive, "batch", "other"), "d") / temperature, "other")
     chosen = lf.exp(similarity - lf.rename(by_anchor, "batch", "other"))
     return (lf.sum(chosen * others, "other") - anchor) / temperature
 
@@ -153,9 +162,7 @@ RIGHT: list[tuple[str, Callable[[], lf.Loss], str | None, Gradient]] = [
         "huber where",
         huber,
         None,
-        lambda pred, true, delta: lf.where(
-            lf.abs(pred - true) <= delta, pred - true, delta * lf.sign(pred - true)
-        ),
+        lambda pred, true, delta: lf.where(lf.abs(pred - true) <= delta, pred - true, delta * lf.sign(pred - true)),
     ),
     ("huber delta", huber, "delta", lambda pred, true, delta: lf.sum(lf.relu(lf.abs(pred - true) - delta))),
     ("numpy", huber, None, lambda pred, true, delta: np.clip(pred - true, -delta, delta)),
@@ -318,7 +325,21 @@ WRONG: list[tuple[str, Callable[[], lf.Loss], str | None, Gradient, str]] = [
     ("none at all", absolute, None, lambda pred, true: 0.0, "it is 0 at"),
     # one region only
     ("one branch", huber, None, lambda pred, true: lf.clip(pred - true, -1, 1), "by no common factor"),
+    (
+        "slope of the line",
+        huber,
+        None,
+        lambda pred, true, delta: lf.where(lf.abs(pred - true) <= delta, pred - true, lf.sign(pred - true)),
+        "all of them where |pred − true| > δ",
+    ),
     ("no target", cross_entropy, None, lambda logits: lf.softmax(logits, "class"), "by no common factor"),
+    (
+        "tiny term",
+        rounded,
+        None,
+        lambda pred, true: lf.sign(pred - true),
+        "by no common factor",
+    ),
     ("no smooth", dice, None, without_smooth, "by no common factor"),
     (
         "labels only",
@@ -387,9 +408,26 @@ WRONG: list[tuple[str, Callable[[], lf.Loss], str | None, Gradient, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("make", "wrt", "gradient", "says"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG]
-)
+EVERY = [(name, wrt) for name, loss in LOSSES.items() for wrt in loss.predictions]
+
+
+@pytest.mark.parametrize(("name", "wrt"), EVERY)
+def test_the_chain_rule_passes_and_its_negative_does_not(name, wrt):
+    """The derivation before any simplification is one more formula for the gradient."""
+    loss = LOSSES[name]
+    definition = loss.definition()
+    argument = definition.port(wrt).node
+    (raw,) = vjp([(definition.value, constant(1.0))], [argument])
+    right = compare(definition, HandWritten(definition.value, argument, raw), loss.defaults)
+    assert right.agreed, right
+    assert right.compared >= 100
+    assert not right.unstable
+    wrong = compare(definition, HandWritten(definition.value, argument, -raw), loss.defaults)
+    assert not wrong.agreed
+    assert wrong.diagnosis == "wrong sign"
+
+
+@pytest.mark.parametrize(("make", "wrt", "gradient", "says"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
 def test_a_wrong_gradient_is_refused(make, wrt, gradient, says):
     loss = make()
     with pytest.raises(GradientMismatchError) as refusal:
@@ -416,6 +454,7 @@ def test_the_refusal_shows_a_point_both_values_and_their_ratio():
         f"by hand  {right / 2:.12g}",
         f"derived  {right:.12g}",
         "ratio    0.5",
+        "right is 2·w·(y_pred − y_true)",
     ):
         assert part in str(refusal.value)
 
@@ -473,7 +512,7 @@ def test_points_are_legal_and_the_same_for_the_same_seed(make):
     loss = make()
     definition = loss.definition()
     hand = HandWritten(definition.value, definition.port(loss.predictions[0]).node, constant(0.0))
-    case = Case.of(definition, hand)
+    case = Case.of(definition, hand, loss.defaults)
     for lengths in points.sizes(definition):
         first, again = (case.drawn(lengths, loss.defaults, np.random.default_rng(3)) for _ in range(2))
         for part, same in zip(first, again, strict=True):
@@ -485,7 +524,7 @@ def test_points_are_legal_and_the_same_for_the_same_seed(make):
 def test_kinks_are_hit_exactly():
     loss = huber()
     definition = loss.definition()
-    case = Case.of(definition, HandWritten(definition.value, definition.arguments[0].node, constant(0.0)))
+    case = Case.of(definition, HandWritten(definition.value, definition.arguments[0].node, constant(0.0)), {})
     _, kinky = case.drawn({"*shape": 2}, loss.defaults, np.random.default_rng(0))
     error = np.abs(kinky["pred"] - kinky["true"])
     assert np.count_nonzero(error == 0) > 20
@@ -498,7 +537,7 @@ def test_kinks_off_the_grid_are_found_by_bisection():
         return lf.abs(lf.log(pred) - lf.exp(true))
 
     definition = log_error.definition()
-    case = Case.of(definition, HandWritten(definition.value, definition.arguments[0].node, constant(0.0)))
+    case = Case.of(definition, HandWritten(definition.value, definition.arguments[0].node, constant(0.0)), {})
     _, kinky = case.drawn({"*shape": 2}, {}, np.random.default_rng(0))
     distance = np.log(kinky["pred"]) - np.exp(kinky["true"])
     close = (np.abs(distance) < 1e-12).any(axis=1)
@@ -506,10 +545,7 @@ def test_kinks_off_the_grid_are_found_by_bisection():
     with pytest.raises(GradientMismatchError, match="at a kink"):
         log_error.gradient(
             lambda pred, true: (
-                lf.where(
-                    lf.abs(lf.log(pred) - lf.exp(true)) < 1e-11, 3.0, lf.sign(lf.log(pred) - lf.exp(true))
-                )
-                / pred
+                lf.where(lf.abs(lf.log(pred) - lf.exp(true)) < 1e-11, 3.0, lf.sign(lf.log(pred) - lf.exp(true))) / pred
             )
         )
 
@@ -696,9 +732,7 @@ def test_a_gradient_is_compared_again_for_each_option():
         difference = pred - true
         return 2 * difference if squared else 2 * difference / (1 + difference**2)
 
-    np.testing.assert_allclose(
-        error.grad(x, 0 * x, squared=False, reduction="sum"), 2 * x / (1 + x * x), rtol=1e-15
-    )
+    np.testing.assert_allclose(error.grad(x, 0 * x, squared=False, reduction="sum"), 2 * x / (1 + x * x), rtol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -719,6 +753,4 @@ def test_second_derivatives_are_those_of_the_registered_gradient():
     loss = log_cosh()
     loss.gradient(lambda pred, true: lf.tanh(pred - true))
     x = np.linspace(-3, 3, 7)
-    np.testing.assert_allclose(
-        loss.hessian_diagonal(x, 0 * x, reduction="sum"), 1 - np.tanh(x) ** 2, rtol=1e-12
-    )
+    np.testing.assert_allclose(loss.hessian_diagonal(x, 0 * x, reduction="sum"), 1 - np.tanh(x) ** 2, rtol=1e-12)

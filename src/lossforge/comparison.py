@@ -87,21 +87,19 @@ class Case:
     kinks: Kinks
 
     @classmethod
-    def of(cls, definition: Definition, hand: HandWritten) -> Case:
+    def of(cls, definition: Definition, hand: HandWritten, defaults: Mapping[str, Any]) -> Case:
         """The case of a derivative of the sum of the unreduced loss."""
         inputs = (*definition.arguments, *definition.parameters)
         argument = next(p for p in inputs if p.node is hand.argument)
         (found,) = vjp([(definition.value, constant(1.0))], [argument.node])
-        (derived,) = simplify([found if found is not None else constant(0.0)])
+        values = ((p, defaults.get(p.name)) for p in definition.parameters)
+        positive = [p.node for p, v in values if isinstance(v, int | float) and v >= 0]  # and so are those drawn
+        (derived,) = simplify([found if found is not None else constant(0.0)], positive)
         both = Sampled.of(definition, [hand.derivative, derived])
         slope = Sampled.of(definition, [derived])
-        return cls(
-            definition, argument, hand.derivative, derived, both, slope, Kinks.of(definition, argument)
-        )
+        return cls(definition, argument, hand.derivative, derived, both, slope, Kinks.of(definition, argument))
 
-    def values(
-        self, arrays: Drawn, arithmetic: Float64 | HighPrecision | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def values(self, arrays: Drawn, arithmetic: Float64 | HighPrecision | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Both gradients, as (samples, … the argument's dimensions)."""
         by_hand, derived = self.both(arrays, arithmetic, [self.argument.order] * 2)
         return by_hand, derived
@@ -212,16 +210,15 @@ class Case:
     ) -> Iterator[AtKink]:
         """Entries that lie outside of what the derived gradient is nearby."""
         name, x = self.argument.name, arrays[self.argument.name]
-        value = _floats(self.values(arrays, arithmetic)[0])
-        low, high = np.full(x.shape, np.inf), np.full(x.shape, -np.inf)
+        value, derived = map(_floats, self.values(arrays, arithmetic))
+        low, high = derived, derived  # next to a kink with an infinite slope the point itself is all that tells
         for _ in range(8):
             # Random directions break every tie; both senses of each put any two entries in either order.
             direction = rng.normal(size=x.shape) * STEP * np.maximum(1.0, np.abs(x))
             for moved in (x + direction, x - direction):
                 (nearby,) = self.slope({**arrays, name: moved}, arithmetic, [self.argument.order])
-                found = _floats(nearby)
-                low = np.where(np.isfinite(found), np.minimum(low, found), low)
-                high = np.where(np.isfinite(found), np.maximum(high, found), high)
+                found = np.where(np.isfinite(_floats(nearby)), _floats(nearby), np.nan)
+                low, high = np.fmin(low, found), np.fmax(high, found)
         slack = SLACK * (np.maximum(np.abs(low), np.abs(high)) + typical)
         with np.errstate(invalid="ignore"):
             inside = (value >= low - slack) & (value <= high + slack)
@@ -255,9 +252,7 @@ class Case:
         alone = len(order) == 1 and not order[0].startswith("*")
         return f"the size of {order[0]!r}" if alone else "the number of entries"
 
-    def point(
-        self, arrays: Drawn, sample: int, entry: tuple[int, ...]
-    ) -> tuple[dict[str, Any], tuple[int, ...]]:
+    def point(self, arrays: Drawn, sample: int, entry: tuple[int, ...]) -> tuple[dict[str, Any], tuple[int, ...]]:
         """The inputs of a sample: numbers if the loss is elementwise, else arrays and a position."""
         order, value = self.argument.order, self.definition.value
         scalar = is_local(value, self.argument.node) and value.axes == frozenset(order)

@@ -30,12 +30,16 @@ from lossforge.comparison import ABSOLUTE, SLACK, AtKink, Case, Trial, relative
 from lossforge.compiler import Definition
 from lossforge.diagnosis import diagnose, share
 from lossforge.errors import DefinitionError, DomainWarning, GradientMismatchError, StabilityWarning
+from lossforge.explain.formula import formula
 from lossforge.gradient import HandWritten
-from lossforge.ir import Kind
-from lossforge.points import Style
+from lossforge.ir import Kind, Node, constant, elementwise
+from lossforge.points import Sampled, Style
 
 INACCURATE = 1e-9
 """A relative error in float64 that draws a warning, if the derived gradient has a hundredth of it."""
+
+_ENOUGH = 8
+"""Points on either side of a condition from which on it is no accident that all the wrong ones are on one side."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Verdict:
     """The position in the gradient, where `point` holds arrays."""
     by_hand: float = np.nan
     derived: float = np.nan
+    derivative: str = ""
+    """The right gradient as a formula, if this one is wrong."""
     condition: str = ""
     """The only inputs for which it agrees, if these are not all."""
     unstable: str = ""
@@ -74,7 +80,8 @@ class Verdict:
             f"  at {_show(self.point, self.entry)}\n"
             f"  by hand  {self.by_hand:.12g}\n"
             f"  derived  {self.derived:.12g}\n"
-            f"  ratio    {self.ratio:.12g}"
+            f"  ratio    {self.ratio:.12g}\n"
+            f"  right is {self.derivative}"
         )
 
 
@@ -119,7 +126,7 @@ def compare(
         DefinitionError: no points of the loss's domain were found.
     """
     known = defaults or {}
-    case = Case.of(definition, hand)
+    case = Case.of(definition, hand, known)
     rng = np.random.default_rng(seed)
     trials = [case.trial(lengths, known, rng, only) for lengths in points.sizes(definition)]
     verdict = Verdict(definition.name, case.argument.name, True, sum(t.by_hand.size for t in trials))
@@ -142,6 +149,7 @@ def compare(
                 entry=entry,
                 by_hand=found.value,
                 derived=found.nearest,
+                derivative=_written(case, case.derived),
             )
     return replace(verdict, unstable=next(filter(None, (_instability(case, t) for t in trials)), ""))
 
@@ -154,8 +162,7 @@ def _mistake(case: Case, trials: Sequence[Trial], verdict: Verdict) -> tuple[Ver
     columns = [case.factors(t) for t in trials]
     factors = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
     by_hand, derived, wrong = (
-        np.concatenate([np.ravel(getattr(t, part)) for t in trials])
-        for part in ("by_hand", "derived", "wrong")
+        np.concatenate([np.ravel(getattr(t, part)) for t in trials]) for part in ("by_hand", "derived", "wrong")
     )
     floor = np.concatenate([np.full(t.by_hand.size, ABSOLUTE * t.typical) for t in trials])
     trial, sample, entry = _clearest(case, trials)
@@ -164,13 +171,37 @@ def _mistake(case: Case, trials: Sequence[Trial], verdict: Verdict) -> tuple[Ver
     found = replace(
         verdict,
         agreed=False,
-        diagnosis=known or f"it differs at {share(wrong)}, by no common factor",
+        diagnosis=known or f"it differs by no common factor, at {share(wrong)}{_region(case, trials)}",
         point=point,
         entry=position,
         by_hand=float(trial.by_hand[sample][entry]),
         derived=float(trial.derived[sample][entry]),
+        derivative=_written(case, case.derived),
     )
     return found, known is not None
+
+
+def _region(case: Case, trials: Sequence[Trial]) -> str:
+    """The side of a kink or condition outside of which all is right, in words."""
+    for expression in case.kinks.expressions:
+        if not expression.axes <= case.argument.node.axes:
+            continue
+        at = Sampled.of(case.definition, [expression])
+        sides = [at(t.chosen, orders=[case.argument.order])[0] for t in trials]
+        telling = [t.wrong | (np.abs(t.derived) > ABSOLUTE * t.typical) for t in trials]
+        wrong = np.concatenate([t.wrong[of] for t, of in zip(trials, telling, strict=True)])
+        side = np.concatenate([s[of] for s, of in zip(sides, telling, strict=True)]).astype(float)
+        for op, there in (("gt", side > 0), ("lt", side < 0)):
+            if not wrong[~there].any() and min(wrong.sum(), (~there).sum()) >= _ENOUGH:
+                x, y = expression.args if expression.op == "sub" else (expression, constant(0.0))
+                return f", all of them where {_written(case, elementwise(op, x, y))}"
+    return ""
+
+
+def _written(case: Case, node: Node) -> str:
+    inputs = [p.name for p in (*case.definition.arguments, *case.definition.parameters)]
+    found = formula(node, dict(case.definition.names), inputs, neat=True)
+    return ", ".join([found.text, *(f"{name} = {text}" for name, text in found.where)])
 
 
 def _clearest(case: Case, trials: Sequence[Trial]) -> tuple[Trial, int, tuple[int, ...]]:
@@ -207,19 +238,21 @@ def _excuse(
     such a gradient is accepted, with the condition. Agreement for labels alone may well be a mistake (t² in
     place of t): it is only said.
     """
-    rng = np.random.default_rng(seed)
     others = [p for p in definition.arguments if p.node is not hand.argument and p.node.kind is Kind.FLOAT]
+    known: list[tuple[str, str, Style]] = []
     for port in others:
-        for i, axis in enumerate(port.order):
-            style = {port.name: points.distribution(i + 1)}
-            if not axis.startswith("*") and case.holds(style, defaults, rng):
-                verdict = compare(definition, hand, defaults, seed=seed, only=style)
-                if verdict.agreed:
-                    return replace(verdict, condition=f"{port.name!r} sums to 1 along {axis!r}")
-    for port in others:
-        for label in ("0 or 1", "1 or -1", "between 0 and 1"):
-            if case.holds({port.name: points.STYLES[label]}, defaults, rng):
-                return replace(mistake, diagnosis=f"it is right only where {port.name!r} is {label}")
+        named = [(i, axis) for i, axis in enumerate(port.order) if not axis.startswith("*")]
+        known += [(port.name, f"sums to 1 along {a!r}", points.distribution(i + 1)) for i, a in named]
+    accepted = len(known)
+    known += [(p.name, f"is {x}", points.STYLES[x]) for p in others for x in ("0 or 1", "1 or -1", "between 0 and 1")]
+    rng = np.random.default_rng(seed)
+    for i, (name, what, style) in enumerate(known):
+        if case.holds({name: style}, defaults, rng):
+            verdict = compare(definition, hand, defaults, seed=seed, only={name: style})
+            if verdict.agreed and i < accepted:
+                return replace(verdict, condition=f"{name!r} {what}")
+            if verdict.agreed:
+                return replace(mistake, diagnosis=f"it is right only where {name!r} {what}")
     return mistake
 
 
