@@ -7,8 +7,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from lossforge.demo import MissingPackageError, main
-from lossforge.errors import FrameworkError
+from lossforge.demo import main
+from lossforge.errors import FrameworkError, MissingPackageError
 
 pytest.importorskip("sklearn")
 pytest.importorskip("skimage")

@@ -8,6 +8,8 @@ that code which knows nothing of lossforge still catches it.
 class LossforgeError(Exception):
     """The root of all errors raised on purpose by lossforge."""
 
+    ag_pass_through = True  # out of a tf.function too, where AutoGraph would raise an error of its own instead
+
 
 class DefinitionError(LossforgeError, ValueError):
     """A loss definition breaks a rule of the language."""
@@ -61,9 +63,17 @@ class AdoptionError(LossforgeError, ValueError):
     """A loss written for another library holds an operation that cannot be imported."""
 
 
+class MissingPackageError(LossforgeError, ImportError):
+    """A package that is not among lossforge's own dependencies is needed, and not installed."""
+
+
 class StabilityWarning(UserWarning):
     """A formula that is right in exact arithmetic loses accuracy in floating point."""
 
 
 class DomainWarning(UserWarning):
     """A gradient written by hand holds only for a part of what its loss accepts."""
+
+
+class BroadcastWarning(UserWarning):
+    """Two arrays of a loss are broadcast against each other along dimensions of the same size, perhaps by mistake."""

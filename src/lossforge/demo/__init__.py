@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lossforge.demo.packages import MissingPackageError, require
+from lossforge.demo.packages import require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,4 +38,4 @@ def main(
     return run(framework, Path(output), console, effort)
 
 
-__all__ = ["MissingPackageError", "main"]
+__all__ = ["main"]

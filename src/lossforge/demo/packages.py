@@ -5,11 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 
-from lossforge.errors import LossforgeError
-
-
-class MissingPackageError(LossforgeError, ImportError):
-    """A package that is not among lossforge's own dependencies is not installed."""
+from lossforge.errors import MissingPackageError
 
 
 def require(packages: Mapping[str, str], *, extra: str) -> None:
