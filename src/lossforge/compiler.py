@@ -17,7 +17,7 @@ from lossforge import ir
 from lossforge.errors import AxisError, DefinitionError, ShapeError, SignatureError, UnsupportedError
 from lossforge.frontends.language import NeedsIndex, Traced
 from lossforge.frontends.signature import Signature
-from lossforge.gradient import HandWritten, diagonal_of_hessian, gated_total, jvp, require_gradient, times, vjp
+from lossforge.gradient import HandWritten, diagonal_of_hessian, gated_total, jvp, plus, require_gradient, times, vjp
 from lossforge.ir import Axis, Kind, Node, Port, Program, constant, input_, where
 from lossforge.simplify import simplify
 from lossforge.stabilize import Applied, stabilize
@@ -276,9 +276,7 @@ class Plan:
 
     def jvp(self, wrt: tuple[str, ...]) -> Program:
         """inputs, tangent for each of `wrt` → tangent of the loss."""
-        return self._program(
-            ("jvp", wrt), lambda: jvp_program(self.value_raw(), wrt, self._hand_for_jvp(wrt), self._assumed())
-        )
+        return self._program(("jvp", wrt), lambda: self._build_jvp(wrt))
 
     def hessian_diagonal(self, wrt: str) -> Program:
         """inputs → ∂²loss/∂x² for each entry x of `wrt`, for an upstream gradient of 1."""
@@ -346,16 +344,35 @@ class Plan:
             return Program(self.inputs, (Port(simple[0], self.output.order), *ports), ("loss", *names), (None, *wrt))
         return Program(self.inputs, tuple(ports), tuple(names), wrt)
 
+    # Where entry i of the loss depends on entry i alone, the products with its Jacobian are products with the
+    # gradient, which on its own simplifies further.
+
     def _build_vjp(self, wrt: tuple[str, ...]) -> Program:
         program = vjp_program(self.value_raw(), wrt, self.usable_by_hand, self._assumed())
-        local = tuple(w for w in wrt if is_local(self.output.node, self._input(w).node))
-        # Where entry i depends on entry i alone, this is the gradient times the cotangent. The gradient on its own
-        # simplifies further.
+        local = self._local(wrt)
         cotangent = program.inputs[-1].node
         gradients = self._simple_gradient(local)
         products = dict(zip(local, simplify([times(cotangent, g) for g in gradients], self._assumed()), strict=True))
         outputs = tuple(Port(products.get(w, p.node), p.order) for w, p in zip(wrt, program.outputs, strict=True))
         return replace(program, outputs=outputs)
+
+    def _build_jvp(self, wrt: tuple[str, ...]) -> Program:
+        program = jvp_program(self.value_raw(), wrt, self._hand_for_jvp(wrt), self._assumed())
+        local = self._local(wrt)
+        if not local:
+            return program
+        tangents = {w: t.node for w, t in zip(wrt, program.inputs[-len(wrt) :], strict=True)}
+        rest = {self._input(w).node: {frozenset(): tangents[w]} for w in wrt if w not in local}
+        (found,) = jvp([self.output.node], rest, self._hand_for_jvp(wrt))
+        total = found.get(frozenset())
+        for w, gradient in zip(local, self._simple_gradient(local), strict=True):
+            surplus = self._input(w).node.axes - self.output.node.axes
+            total = plus(total, gated_total(times(tangents[w], gradient), surplus))
+        (tangent,) = simplify([total or constant(0.0)], self._assumed())
+        return replace(program, outputs=(Port(tangent, self.output.order),))
+
+    def _local(self, wrt: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(w for w in wrt if is_local(self.output.node, self._input(w).node))
 
     def _hand_for_jvp(self, wrt: tuple[str, ...]) -> tuple[HandWritten, ...]:
         return tuple(h for h in self.usable_by_hand if h.value.axes <= h.argument.axes and is_local(h.value, h.argument))
