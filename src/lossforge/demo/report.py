@@ -30,18 +30,19 @@ class Report:
     def __init__(self, console: Console, framework: str) -> None:
         self.console = console
         self.framework = NAMES[framework]
+        self.width = min(WIDTH, console.width)
 
     def begin(self, number: int, story: Story) -> None:
         """The problem, and the definition as it stands in the source."""
         self.console.print()
         self.console.print(Rule(f"[bold]{number}  {story.title}", align="left"))
-        self.console.print(story.about, width=WIDTH)
+        self.console.print(story.about, width=self.width)
         functions: list[Callable[..., object]] = [story.ours.loss.function]
         if story.written_by_hand is not None:
             functions.append(story.written_by_hand)
         source = "\n".join(inspect.getsource(f) for f in functions).rstrip()
         code = Syntax(source, "python", theme="ansi_dark", background_color="default")
-        self.console.print(Panel(code, title="Defined", title_align="left", width=WIDTH))
+        self.console.print(Panel(code, title="Defined", title_align="left", width=self.width))
 
     def derived(self, explanation: Explanation, path: Path) -> None:
         """The gradient and the kinks; the chain rule is in a file."""
@@ -52,7 +53,7 @@ class Report:
             title="Derived and explained",
             subtitle=f"step by step in {path}",
             title_align="left",
-            width=WIDTH,
+            width=self.width,
         )
         panel.subtitle_align = "right"
         self.console.print(panel)
@@ -78,7 +79,7 @@ class Report:
         """Progress bars, one for each contender; call the result with a name, steps taken and the loss."""
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=40),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.4f}"),
             TimeElapsedColumn(),
@@ -115,7 +116,7 @@ class Report:
             title=f"Trained in {self.framework}, {seconds:.0f} s in all",
             title_justify="left",
             title_style="bold",
-            width=WIDTH,
+            width=self.width,
         )
         table.add_column("loss", style="bold")
         table.add_column("before → after", justify="right")
@@ -137,6 +138,6 @@ class Report:
     def _line(self, head: str, text: str | Text) -> None:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(width=8, style="bold")
-        grid.add_column(width=WIDTH - 10)
+        grid.add_column(width=self.width - 10)
         grid.add_row(head, text)
         self.console.print(grid)
