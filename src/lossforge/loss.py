@@ -6,12 +6,12 @@ import functools
 import inspect
 import itertools
 import sys
-import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from lossforge.adapters.base import Adapter, adapter, framework_of
+from lossforge.adapters.registry import LOSSES
 from lossforge.compiler import REDUCTIONS, Definition, Plan, Reduction, indexed, require_sizes, split_names, trace
 from lossforge.dtypes import BOOLEANS, FLOATS, INTEGERS
 from lossforge.errors import (
@@ -59,8 +59,6 @@ class IndexCheck:
     masked: bool
 
 
-LOSSES: weakref.WeakValueDictionary[str, Loss] = weakref.WeakValueDictionary()
-"""Every loss by its `key`, for tracers that pass nothing but strings."""
 _numbers = itertools.count()
 
 
@@ -559,7 +557,7 @@ class Loss:
             GradientMismatchError: it is wrong; with the point, both values and their ratio.
         """
         if function is None:
-            return lambda f: self.gradient(f, wrt=wrt) if wrt is None else self._register(f, wrt)
+            return lambda f: self._register(f, self.predictions[0] if wrt is None else wrt)
         return self._register(function, self.predictions[0])
 
     def _register(self, function: Callable[..., Any], wrt: str) -> Callable[..., Any]:

@@ -10,11 +10,14 @@ function, by `torch.func`. Imported only while `torch.compile` is tracing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lossforge.loss import LOSSES, Loss
+from lossforge.adapters.registry import LOSSES
+
+if TYPE_CHECKING:
+    from lossforge.loss import Loss
 
 
 def call(loss: Loss, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -29,7 +32,8 @@ def _step(
     key: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], absent: Sequence[str]
 ) -> Any:
     values = {name: _without_symbols(v) for name, v in kwargs.items()} | dict.fromkeys(absent)
-    return getattr(Loss, method).__wrapped__(LOSSES[key], *args, **values)
+    loss = LOSSES[key]
+    return getattr(type(loss), method).__wrapped__(loss, *args, **values)
 
 
 def _without_symbols(value: Any) -> Any:

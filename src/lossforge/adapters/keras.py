@@ -19,6 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from lossforge.adapters.registry import is_loss
 from lossforge.compiler import Reduction
 from lossforge.dtypes import FLOATS, INTEGERS, computing
 from lossforge.errors import DefinitionError, ParameterError, ShapeError
@@ -226,8 +227,6 @@ class KerasLoss(keras.losses.Loss):
 
 
 def _find(reference: str) -> Loss:
-    from lossforge.loss import Loss
-
     module, _, name = reference.partition(":")
     found = keras.saving.get_registered_object(name)
     reason = "it is not a Loss"
@@ -236,7 +235,7 @@ def _find(reference: str) -> Loss:
             found = reduce(getattr, name.split("."), importlib.import_module(module))
         except (ImportError, AttributeError) as error:
             reason = str(error)
-    if isinstance(found, Loss):
+    if is_loss(found):
         return found
     raise DefinitionError(
         f"the saved loss {reference!r} cannot be imported here ({reason}); make its module importable, or "
