@@ -176,12 +176,7 @@ def _collide(
     for name in definition.predictions:
         order = definition.port(name).order
         for other in definition.arguments:
-            if (
-                other.name != name
-                and other.order == order
-                and other.node.kind is Kind.FLOAT
-                and name not in spared
-            ):
+            if other.name != name and other.order == order and other.node.kind is Kind.FLOAT and name not in spared:
                 shape = arrays[name].shape
                 here = (rng.random((shape[0],) + (1,) * len(order)) < 0.1) & (rng.random(shape) < 0.5)
                 arrays[name] = np.where(here, arrays[other.name], arrays[name])

@@ -33,9 +33,7 @@ def _one_way(view, partner, temperature):
     across = lf.sum(view * lf.rename(partner, "batch", "other"), "feature") / temperature
     itself = lf.iota("batch") == lf.iota("other")
     apart = lf.logsumexp(lf.where(itself, float("-inf"), alike), "other")
-    return (
-        lf.logaddexp(apart, lf.logsumexp(across, "other")) - lf.sum(view * partner, "feature") / temperature
-    )
+    return lf.logaddexp(apart, lf.logsumexp(across, "other")) - lf.sum(view * partner, "feature") / temperature
 
 
 @lf.loss("batch feature, batch feature -> batch", wrt=("first", "second"))
