@@ -48,13 +48,12 @@ def reference(program, arrays):
     """What the interpreter makes of a program, each output in the order of its port."""
     values = dict(zip(program.inputs, arrays, strict=True))
     sizes = {a: n for p, x in values.items() for a, n in zip(p.order, x.shape, strict=True)}
-    nodes = [p.node for p in program.outputs]
-    sizes.setdefault("d", sizes.get("c", 0))  # the copy of an axis
-    results = evaluate(nodes, values)
+    results = evaluate([p.node for p in program.outputs], values)
     for port, found in zip(program.outputs, results, strict=True):
         order = sorted(port.order)
-        varying = found.reshape([sizes[a] if a in port.node.axes else 1 for a in order])
-        full = np.broadcast_to(varying, [sizes[a] for a in order])
+        own = dict(zip(sorted(port.node.axes), found.shape, strict=True))
+        varying = found.reshape([own.get(a, 1) for a in order])
+        full = np.broadcast_to(varying, [own.get(a, sizes.get(a)) for a in order])
         yield full.transpose([order.index(a) for a in port.order])
 
 
@@ -165,6 +164,17 @@ STRUCTURE = {
     "positions as numbers": X * ir.as_kind(ir.iota("c"), Kind.FLOAT) / ir.size("b"),
     "function of sizes": ir.elementwise("log", ir.size("a") * ir.size("c")) * V,
     "condition on sizes": ir.where(ir.elementwise("gt", ir.size("b"), 3.0), X, 0.0),
+    "cut": ir.window(X, "b", "d", ir.extent(1), ir.extent(0, {"a": 1})),
+    "cut and pad": ir.window(X, "b", "b", ir.extent(2), ir.extent(-2)),
+    "pad": ir.window(Y, "c", "d", ir.extent(-1), ir.extent(-2)),
+    "join": ir.join(X, ("c", "a"), "d"),
+    "split": ir.split(ir.elementwise("exp", ir.join(X, ("c", "a"), "d")), "d", ("c", "a")) * Y,
+    "flip": ir.flip(X, "b") * Y,
+    "cumsum": ir.cumsum(X, "b") * Y,
+    "cumsum from the end": ir.cumsum(X, "a", True) * Y,
+    "sort": ir.take(X, ir.argsort(X, "b"), "b"),
+    "numbers in an array": X * ir.table([1, 2, 3, 4, 5, 6], ("c", "a"), (3, 2), Kind.FLOAT),
+    "a length of its own": ir.reduction("sum", ir.take(X, ir.iota("d", 2), "b") * Y, "c"),
 }
 
 

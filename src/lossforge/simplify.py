@@ -493,6 +493,8 @@ def _select_by_position(node: Node) -> Node | None:
         return None
     for position, index in (condition.args, condition.args[::-1]):
         if position.op == "iota" and position.attrs[0] in axes and position.attrs[0] not in index.axes:
+            if len(position.attrs) > 1:  # of a length of its own, which the index may exceed
+                continue
             axis = position.attrs[0]
             picked = take(chosen, index, axis) if axis in chosen.axes else chosen
             rest = axes - {axis}
@@ -519,7 +521,7 @@ def _take_along_copy(node: Node) -> Node | None:
     """A take at the position along another axis is a substitution; it moves towards the leaves."""
     x, index = node.args
     axis = node.attrs[0]
-    if index.op != "iota":
+    if index.op != "iota" or len(index.attrs) > 1:  # with a length of its own it is no copy
         return None
     other = index.attrs[0]
     if x.op == "iota":
