@@ -1,0 +1,68 @@
+"""Losses as objectives of SciPy's optimisers."""
+
+import numpy as np
+import pytest
+
+import lossforge as lf
+from lossforge.errors import LossforgeError, UnsupportedError
+
+optimize = pytest.importorskip("scipy.optimize")
+
+
+@lf.loss
+def huber(pred, true, *, delta=1.0):
+    error = lf.abs(pred - true)
+    quadratic = lf.minimum(error, delta)
+    return 0.5 * quadratic**2 + delta * (error - quadratic)
+
+
+@lf.loss("batch class, batch -> batch")
+def cross_entropy(logits, target):
+    return -lf.take(lf.log_softmax(logits, "class"), target, "class")
+
+
+def test_value_and_gradient_are_a_number_and_a_vector(rng) -> None:
+    true = rng.normal(size=(4, 3))
+    fun = huber.scipy(true, delta=0.5, reduction="sum")
+    x = rng.normal(size=12)
+    value, gradient = fun(x)
+    assert isinstance(value, float)
+    assert gradient.dtype == np.float64
+    want = huber.value_and_grad(x.reshape(4, 3), true, delta=0.5, reduction="sum")
+    assert value == want[0]
+    np.testing.assert_array_equal(gradient, want[1].ravel())
+    # Central differences in float64 have an error of about 1e-10 here.
+    assert optimize.check_grad(lambda v: fun(v)[0], lambda v: fun(v)[1], x) < 1e-6
+
+
+def test_a_robust_line_through_outliers(rng) -> None:
+    design = np.column_stack([np.linspace(-1, 1, 60), np.ones(60)])
+    true = design @ [2.0, -1.0] + 0.01 * rng.normal(size=60)
+    true[::10] += 50
+    found = optimize.minimize(huber.scipy(true, design=design, delta=0.1), np.zeros(2), jac=True, method="L-BFGS-B")
+    np.testing.assert_allclose(found.x, [2.0, -1.0], atol=0.05)
+
+
+def test_newton_with_hessian_products(rng) -> None:
+    design, target = rng.normal(size=(80, 4)), rng.integers(0, 3, 80)
+    fun = cross_entropy.scipy(target, design=design)
+    found = optimize.minimize(fun, np.zeros(12), jac=True, hessp=fun.hessp, method="trust-krylov")
+    assert np.abs(fun(found.x)[1]).max() < 1e-4
+    x, p, h = rng.normal(size=12), rng.normal(size=12), 1e-6
+    numerical = (fun(x + h * p)[1] - fun(x - h * p)[1]) / (2 * h)
+    np.testing.assert_allclose(fun.hessp(x, p), numerical, rtol=1e-6, atol=1e-8)
+
+
+def test_weights_and_a_model_of_ones_own(rng) -> None:
+    true, weight = rng.normal(size=10), rng.random(10)
+    fun = huber.scipy(true, weight=weight, model=np.sinh, vjp=lambda x, g: g * np.cosh(x))
+    x = rng.normal(size=10)
+    assert fun(x)[0] == huber(np.sinh(x), true, weight=weight)
+    assert optimize.check_grad(lambda v: fun(v)[0], lambda v: fun(v)[1], x) < 1e-6
+    with pytest.raises(UnsupportedError, match="second derivative"):
+        fun.hessp(x, x)
+
+
+def test_a_vector_of_the_wrong_length_is_refused(rng) -> None:
+    with pytest.raises(LossforgeError, match="12|11"):
+        huber.scipy(rng.normal(size=(4, 3)))(np.zeros(11))
