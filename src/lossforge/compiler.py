@@ -108,7 +108,9 @@ def trace(
         except NeedsIndex as need:
             indices |= {need.name}
     if indices & set(predictions):
-        raise DefinitionError(f"{name}: {sorted(indices & set(predictions))[0]!r} is used as an index; it cannot be the prediction")
+        raise DefinitionError(
+            f"{name}: {sorted(indices & set(predictions))[0]!r} is used as an index; it cannot be the prediction"
+        )
     _check_axes(name, value, ports)
     order = signature.output
     if order is None:
@@ -177,8 +179,12 @@ def _wrong_axes(name: str, order: Sequence[Axis], value: Node) -> str:
     extra, lacking = sorted(value.axes - set(order)), sorted(set(order) - value.axes)
     says = f"{name}: the signature promises a result with the axes ({', '.join(order)}), but the definition "
     if extra:
-        return says + f"leaves {extra[0]!r} as well; reduce it, as in lf.sum(x, {extra[0]!r}), or add it to the signature"
-    return says + f"has reduced {lacking[0]!r} already; reduce over the other axes only, or take it out of the signature"
+        return (
+            says + f"leaves {extra[0]!r} as well; reduce it, as in lf.sum(x, {extra[0]!r}), or add it to the signature"
+        )
+    return (
+        says + f"has reduced {lacking[0]!r} already; reduce over the other axes only, or take it out of the signature"
+    )
 
 
 def indexed(definition: Definition) -> list[tuple[int, str]]:
@@ -349,7 +355,7 @@ class Plan:
 
     def _build_vjp(self, wrt: tuple[str, ...]) -> Program:
         program = vjp_program(self.value_raw(), wrt, self.usable_by_hand, self._assumed())
-        local = self._local(wrt)
+        local = self._local(wrt, self.output.node)
         cotangent = program.inputs[-1].node
         gradients = self._simple_gradient(local)
         products = dict(zip(local, simplify([times(cotangent, g) for g in gradients], self._assumed()), strict=True))
@@ -358,7 +364,8 @@ class Plan:
 
     def _build_jvp(self, wrt: tuple[str, ...]) -> Program:
         program = jvp_program(self.value_raw(), wrt, self._hand_for_jvp(wrt), self._assumed())
-        local = self._local(wrt)
+        entries = self.definition.value  # along all axes, or the gradient would be more work than the product
+        local = tuple(w for w in self._local(wrt, entries) if self._input(w).node.axes <= entries.axes)
         if not local:
             return program
         tangents = {w: t.node for w, t in zip(wrt, program.inputs[-len(wrt) :], strict=True)}
@@ -371,11 +378,13 @@ class Plan:
         (tangent,) = simplify([total or constant(0.0)], self._assumed())
         return replace(program, outputs=(Port(tangent, self.output.order),))
 
-    def _local(self, wrt: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(w for w in wrt if is_local(self.output.node, self._input(w).node))
+    def _local(self, wrt: tuple[str, ...], value: Node) -> tuple[str, ...]:
+        return tuple(w for w in wrt if is_local(value, self._input(w).node))
 
     def _hand_for_jvp(self, wrt: tuple[str, ...]) -> tuple[HandWritten, ...]:
-        return tuple(h for h in self.usable_by_hand if h.value.axes <= h.argument.axes and is_local(h.value, h.argument))
+        return tuple(
+            h for h in self.usable_by_hand if h.value.axes <= h.argument.axes and is_local(h.value, h.argument)
+        )
 
 
 def is_local(value: Node, argument: Node) -> bool:
