@@ -238,8 +238,7 @@ class _Emitter:
             self._define(node)
         results = [self._leave(n, p) for n, p in zip(self.outputs, self.program.outputs, strict=True)]
         body = [f'"""{docstring}"""'] if docstring else []
-        body += self.lines
-        body.append("return " + ", ".join(results))
+        body += _used([*self.lines, "return " + ", ".join(results)])
         text = f"def {function}({', '.join(arguments)}):\n" + "".join(
             "    " + line.replace("\n", "\n    ") + "\n" for line in body
         )
@@ -278,7 +277,9 @@ class _Emitter:
 
     def _derived_sizes(self) -> None:
         """The sizes of axes that no input has: of a piece of another axis, of several in one, of a constant."""
-        pending = [n for n in self.nodes if n.op in ("window", "join", "table") or (n.op == "iota" and len(n.attrs) > 1)]
+        pending = [
+            n for n in self.nodes if n.op in ("window", "join", "table") or (n.op == "iota" and len(n.attrs) > 1)
+        ]
         while pending:
             later = []
             for node in pending:
@@ -314,7 +315,9 @@ class _Emitter:
         terms = []
         for axis, n in part:
             number = str(abs(n))
-            terms.append(number if not axis else self._size_of(axis) if abs(n) == 1 else f"{number} * {self._size_of(axis)}")
+            terms.append(
+                number if not axis else self._size_of(axis) if abs(n) == 1 else f"{number} * {self._size_of(axis)}"
+            )
         return " + ".join(terms)
 
     def _needed_sizes(self) -> set[Axis]:
@@ -421,13 +424,19 @@ class _Emitter:
             self.expr[node] = ("", 0, False)  # spelled by the sum above it
             return
         text, level, number = self._spell(node)
-        leaf = node.op in ("constant", "input")
+        leaf = node.op in ("constant", "input") or text.isidentifier()
         name = self.wanted.get(node)
         if not leaf and (name or self.uses[node] > 1 or len(text) > _LONGEST or node.op in ir.REDUCTIONS):
-            variable = self._fresh(python_name(name) if name else "t")
+            variable = self._fresh(python_name(name) if name else self._description(node))
             self.lines.append(f"{variable} = {text}")
             text, level = variable, _ATOM
         self.expr[node] = (text, level, number)
+
+    def _description(self, node: Node) -> str:
+        """A name for a value that has none: what it is, if that is short."""
+        if node.op in ir.REDUCTIONS and self.expr[node.args[0]][0].isidentifier():
+            return f"{node.op}_{self.expr[node.args[0]][0]}"
+        return "t"
 
     def _contracted(self, product: Node) -> bool:
         """Whether a product is only ever summed, and larger than both its factors: a matrix product."""
@@ -452,7 +461,8 @@ class _Emitter:
             axis = node.attrs[0]
             shape = ["1"] * len(self.axes)
             shape[self._place(axis)] = self._size_of(axis)
-            return b.iota(self._size_of(axis), f"({', '.join(shape)},)", self.like), _ATOM, False
+            comma = "," if len(shape) == 1 else ""
+            return b.iota(self._size_of(axis), f"({', '.join(shape)}{comma})", self.like), _ATOM, False
         if node.op == "cast":
             inner, level, number = self.expr[node.args[0]]
             if node.kind is Kind.INDEX and number:  # whole already; `_operand` gives it its type
@@ -465,7 +475,7 @@ class _Emitter:
             i, j = (self._place(a) for a in node.attrs)
             return b.swap(self._paren(inner, level), i, j, len(self.axes)), _ATOM, False
         if node.op == "take":
-            x, index = (self._operand(a) for a in node.args)
+            x, index = (self.expr[a][0] if not self.expr[a][2] else self._operand(a) for a in node.args)
             axis = node.attrs[0]
             if self.expr[node.args[1]][2]:
                 index = b.reshape(index, "(" + "1, " * len(self.axes) + ")")
@@ -568,16 +578,32 @@ class _Emitter:
             return f"(not {parts[0][0]})", _ATOM, True
         if node.op == "not" and "not" not in self.backend.calls:
             return f"~{self._paren(parts[0][0], parts[0][1])}", 35, number
+        if node.op == "minimum" and "clip" in self.backend.calls and (limits := self._limits(node)):
+            parts = [self.expr[a] for a in limits]
+            return self._function("clip", parts), _ATOM, False
         texts = [p[0] for p in parts]
         if node.op == "polygamma":
             return self.backend.calls["polygamma"].format(texts[0], self._operand(node.args[1])), _ATOM, False
         if node.op == "where":
             return self._where(node, parts), _ATOM, False
+        return self._function(node.op, parts), _ATOM, False
+
+    def _function(self, op: str, parts: Sequence[tuple[str, int, bool]]) -> str:
+        """A call of one of the backend's functions."""
+        texts = [p[0] for p in parts]
         if self.backend.name in ("torch", "tensorflow"):  # their functions want arrays
             texts = [self.backend.scalar(t, self.like) if p[2] else t for t, p in zip(texts, parts, strict=True)]
-        elif number:
+        elif all(p[2] for p in parts):
             texts[0] = self.backend.scalar(texts[0], self.like)
-        return self.backend.calls[node.op].format(*texts), _ATOM, False
+        return self.backend.calls[op].format(*texts)
+
+    def _limits(self, node: Node) -> tuple[Node, Node, Node] | None:
+        """x, low and high, if this is minimum(maximum(x, low), high) and nothing else needs the inner one."""
+        for inner, high in (node.args, node.args[::-1]):
+            if inner.op == "maximum" and self.uses[inner] == 1 and not self.expr[inner][0].isidentifier():
+                x, low = inner.args if len(inner.args[0].axes) >= len(inner.args[1].axes) else inner.args[::-1]
+                return x, low, high
+        return None
 
     def _where(self, node: Node, parts: Sequence[tuple[str, int, bool]]) -> str:
         condition, x, y = parts
@@ -590,6 +616,16 @@ class _Emitter:
             texts = [self._operand(a) if p[2] else p[0] for a, p in zip(node.args[1:], (x, y), strict=True)]
         test = self.backend.truth(condition[0], self.like) if condition[2] else condition[0]
         return self.backend.calls["where"].format(test, *texts)
+
+
+def _used(lines: Sequence[str]) -> list[str]:
+    """The lines without assignments to names that no later line uses."""
+    kept: list[str] = []
+    for line in reversed(lines):
+        assigned = re.match(r"(\w+) = ", line)
+        if assigned is None or any(re.search(rf"\b{assigned[1]}\b", later) for later in kept):
+            kept.append(line)
+    return kept[::-1]
 
 
 def _called(helpers: Mapping[str, str], text: str) -> tuple[str, ...]:

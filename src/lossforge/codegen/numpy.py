@@ -14,6 +14,7 @@ _CALLS = {
     "abs": "np.abs({0})",
     "maximum": "np.maximum({0}, {1})",
     "minimum": "np.minimum({0}, {1})",
+    "clip": "np.clip({0}, {1}, {2})",
     "where": "np.where({0}, {1}, {2})",
     "sign": "np.sign({0})",
     "floor": "np.floor({0})",
@@ -120,6 +121,17 @@ class _NumPy(Backend):
 @cache
 def numpy_backend() -> Backend:
     """The spelling, with the helpers that NumPy lacks."""
-    names = ("sigmoid", "log_sigmoid", "softplus", "xlogy", "logsumexp", "erf", "erfc", "lgamma", "digamma", "polygamma")
+    names = (
+        "sigmoid",
+        "log_sigmoid",
+        "softplus",
+        "xlogy",
+        "logsumexp",
+        "erf",
+        "erfc",
+        "lgamma",
+        "digamma",
+        "polygamma",
+    )
     helpers = {n: inspect.getsource(getattr(special, n)) for n in names} | {"take_along": _TAKE}
     return _NumPy("numpy", ("import math", "", "import numpy as np"), _CALLS, helpers)

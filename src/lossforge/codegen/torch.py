@@ -12,6 +12,7 @@ _CALLS = {
     "abs": "torch.abs({0})",
     "maximum": "torch.maximum({0}, {1})",
     "minimum": "torch.minimum({0}, {1})",
+    "clip": "torch.clamp({0}, {1}, {2})",
     "where": "torch.where({0}, {1}, {2})",
     "sign": "sign({0})",
     "floor": "torch.floor({0})",
