@@ -168,9 +168,7 @@ class Page:
     def formula(self, found) -> np.ndarray:
         known = dict(self.known)
         known[self.derivation.count] = (
-            value_of(self.write(self.derivation.size), {"count": 7}, self.sizes)
-            if self.derivation.count
-            else 1
+            value_of(self.write(self.derivation.size), {"count": 7}, self.sizes) if self.derivation.count else 1
         )
         for name, text in reversed(found.where):
             known[name] = value_of(text, known, self.sizes)
@@ -315,9 +313,7 @@ DOMAINS = [
 # fmt: on
 
 
-@pytest.mark.parametrize(
-    ("loss", "line"), GRADIENTS, ids=[f"{loss.name}: {line}" for loss, line in GRADIENTS]
-)
+@pytest.mark.parametrize(("loss", "line"), GRADIENTS, ids=[f"{loss.name}: {line}" for loss, line in GRADIENTS])
 def test_gradient_formulas(loss, line):
     section = str(loss.explain()).partition("GRADIENT")[2]
     assert f" {line}\n" in section
@@ -361,9 +357,7 @@ def test_conditions_that_intervals_prove_are_left_out():
 def test_what_lets_no_gradient_through_is_named():
     @lf.loss
     def stepped(pred, true):
-        return (
-            lf.round(pred) * pred + lf.stop_gradient(pred) * true * pred + lf.where(pred > true, 1, 2) * pred
-        )
+        return lf.round(pred) * pred + lf.stop_gradient(pred) * true * pred + lf.where(pred > true, 1, 2) * pred
 
     assert stepped.explain().kinks == (
         "round(pred) flat: its gradient is 0, and none flows through it",
@@ -406,8 +400,8 @@ def test_a_users_names_never_hide_an_argument():
         return scale * loss * pred
 
     page = str(rebound.explain())
-    assert "pred′ = σ(pred)" in page
-    assert "loss′ = v₁²" in page
+    assert "v₁    = σ(pred)" in page
+    assert "loss′ = v₂²" in page
 
 
 def test_losses_that_are_one_number_have_no_count():

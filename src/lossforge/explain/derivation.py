@@ -294,9 +294,7 @@ class _Deriver:
         return Formula(divided, found.steps, found.names)
 
     def _of_parameter(self, parameter: Node) -> Gradient:
-        tangent = jvp([self.value], {parameter: {frozenset(): constant(1.0)}})[0].get(
-            frozenset(), constant(0.0)
-        )
+        tangent = jvp([self.value], {parameter: {frozenset(): constant(1.0)}})[0].get(frozenset(), constant(0.0))
         simple, assuming = self._simplified(tangent)
         by_hand = next((h.derivative for h in self.plan.handwritten if h.argument is parameter), None)
         return Gradient(
@@ -337,8 +335,7 @@ class _Deriver:
         never = {
             n: constant(False)
             for n in tests
-            if ranges[n.args[0]].apart(ranges[n.args[1]])
-            or (n.args[0] in not_zero and n.args[1].attrs[0] == 0)
+            if ranges[n.args[0]].apart(ranges[n.args[1]]) or (n.args[0] in not_zero and n.args[1].attrs[0] == 0)
         }
         return simplify(substitute(simple, never), nonnegative)[0]
 

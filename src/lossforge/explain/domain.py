@@ -86,9 +86,7 @@ def _multiply(x: Interval, y: Interval) -> Interval:
             is_open = (a_open or b_open) if value else (a_open or a != 0) and (b_open or b != 0)
             corners.append((value, is_open))
     low, high = min(c[0] for c in corners), max(c[0] for c in corners)
-    return Interval(
-        low, high, all(o for v, o in corners if v == low), all(o for v, o in corners if v == high)
-    )
+    return Interval(low, high, all(o for v, o in corners if v == low), all(o for v, o in corners if v == high))
 
 
 def _inverse(x: Interval) -> Interval:
@@ -276,9 +274,7 @@ def conditions(
 
 def _for_the_value(node: Node, raw: Node) -> Node:
     """The condition for the value alone, where only the derivative is infinite at the edge of the domain."""
-    at_edge = node.op in ("sqrt", "asin", "acos", "acosh") or (
-        node.op == "xlogy" and node.args[0] is node.args[1]
-    )
+    at_edge = node.op in ("sqrt", "asin", "acos", "acosh") or (node.op == "xlogy" and node.args[0] is node.args[1])
     return elementwise({"gt": "ge", "lt": "le"}.get(raw.op, raw.op), *raw.args) if at_edge else raw
 
 

@@ -127,9 +127,7 @@ def _substitute_below(node: Node, replaced: Mapping[Node, Node]) -> list[Node]:
     return substitute([node], {n: s for n, s in replaced.items() if n is not node})
 
 
-def _share(
-    top: Node, bodies: Mapping[str, Node], every: tuple[str, ...], aliases: dict[Node, str]
-) -> Formula:
+def _share(top: Node, bodies: Mapping[str, Node], every: tuple[str, ...], aliases: dict[Node, str]) -> Formula:
     """Drop parts that are not used, and name what is long and still occurs more than once."""
     used: list[str] = []
     queue = [top]

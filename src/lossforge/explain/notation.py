@@ -46,9 +46,7 @@ def latex_name(name: str) -> str:
         text, rest = r"\mathrm{" + stem.replace("_", r"\_") + "}", ""
     if rest:
         text += (
-            "_{"
-            + (rest if len(rest) == 1 or rest.isdigit() else r"\mathrm{" + rest.replace("_", r"\_") + "}")
-            + "}"
+            "_{" + (rest if len(rest) == 1 or rest.isdigit() else r"\mathrm{" + rest.replace("_", r"\_") + "}") + "}"
         )
     return text + "'" * (len(name) - len(stem))
 
@@ -56,11 +54,7 @@ def latex_name(name: str) -> str:
 def _split(name: str) -> tuple[str, str]:
     """A name's stem and its index."""
     found = re.fullmatch(r"([^\W\d_]+)_?(.*?)_*", name.translate(_PLAIN))
-    return (
-        (found[1], found[2])
-        if found and (not found[2] or found[1] in _GREEK or len(found[1]) == 1)
-        else (name, "")
-    )
+    return (found[1], found[2]) if found and (not found[2] or found[1] in _GREEK or len(found[1]) == 1) else (name, "")
 
 
 def axis_name(axis: str) -> str:
@@ -246,9 +240,7 @@ class Notation:
             case "where":
                 return self.choice(*args)
             case "cast":
-                return (
-                    self.bracket(*args) if args[0].kind is Kind.BOOL else (self.inside(args[0], _ATOM), _ATOM)
-                )
+                return self.bracket(*args) if args[0].kind is Kind.BOOL else (self.inside(args[0], _ATOM), _ATOM)
             case "and" | "or":
                 level = _AND if op == "and" else _OR
                 return f"{self.inside(args[0], level)} {self.words[op]} {self.inside(args[1], level)}", level

@@ -50,7 +50,7 @@ class Explanation(str):
     domain: tuple[str, ...]
     """The conditions under which value and gradient are finite."""
     sections: Mapping[str, str]
-    """The text below each title: LOSS, FORWARD, BACKWARD, GRADIENT …"""
+    """The text below each title: LOSS, FORWARD, BACKWARD, GRADIENT (of the predictions alone) …"""
 
     def __repr__(self) -> str:
         return str(self)
@@ -62,9 +62,7 @@ class Explanation(str):
         return f"$$\n{self.latex}\n$$"
 
 
-def explain(
-    loss: Explainable, *, latex: bool = False, schedule: bool = False, **parameters: Any
-) -> Explanation:
+def explain(loss: Explainable, *, latex: bool = False, schedule: bool = False, **parameters: Any) -> Explanation:
     """The derivation of a loss: forward steps, adjoints, simplified gradient, kinks, domain.
 
     Args:
@@ -108,16 +106,14 @@ class _Text:
         sections = [
             self._heading(),
             self._section("LOSS", "of each entry", self._loss()),
-            self._section(
-                "STABILITY", "rewritten first, by identities that lose fewer digits", self._rewrites()
-            ),
+            self._section("STABILITY", "rewritten first, by identities that lose fewer digits", self._rewrites()),
             self._section("FORWARD", "each step, and its local derivatives", self._forward()),
             self._section(
                 "BACKWARD",
                 f"the chain rule, from the {self.d.root} back to {self._predictions()}",
                 self._backward(),
             ),
-            self._section("GRADIENT", self._of_what(), self._gradients()),
+            self._section("GRADIENT", self._of_what(), self._gradients(self.d.gradients + self.d.parameters)),
             self._section("KINKS", "where there is no derivative, and what is used there", self._kinks())
             or self._title("KINKS", "none"),
             self._section("DOMAIN", "value and gradient are finite where", self._domain())
@@ -143,8 +139,7 @@ class _Text:
 
     def _heading(self) -> str:
         defaults = [
-            f"{k}={v!r}" if isinstance(v, bool | int | float | str | None) else k
-            for k, v in self.values.items()
+            f"{k}={v!r}" if isinstance(v, bool | int | float | str | None) else k for k, v in self.values.items()
         ]
         call = ", ".join([*self.loss.arguments, *(["*", *defaults] if defaults else [])])
         lines = [f"{self.loss.name}({call})"]
@@ -157,9 +152,7 @@ class _Text:
                 for a, axes in zip(self.loss.arguments, signature.arguments, strict=True)
             ]
             output = signature.output
-            lines.append(
-                "; ".join(shapes) + (f" → {' '.join(output) or 'a number'}" if output is not None else "")
-            )
+            lines.append("; ".join(shapes) + (f" → {' '.join(output) or 'a number'}" if output is not None else ""))
         lines.append(f"differentiated with respect to {self._predictions()}")
         return "\n".join([lines[0], *(_INDENT + line for line in lines[1:])])
 
@@ -170,7 +163,7 @@ class _Text:
             "STABILITY": self._rewrites(),
             "FORWARD": self._forward(),
             "BACKWARD": self._backward(),
-            "GRADIENT": self._gradients(),
+            "GRADIENT": self._gradients(self.d.gradients),
             "KINKS": self._kinks(),
             "DOMAIN": self._domain(),
         }
@@ -186,14 +179,9 @@ class _Text:
         return [line for left, right in rows for line in _wrapped(f"{_INDENT}{left:<{width}} = ", right)]
 
     def _rewrites(self) -> list[str]:
-        rows = [
-            (r.rule.replace("->", "→"), f"{self.write(r.before)} → {self.write(r.after)}")
-            for r in self.d.rewrites
-        ]
+        rows = [(r.rule.replace("->", "→"), f"{self.write(r.before)} → {self.write(r.after)}") for r in self.d.rewrites]
         width = max((len(rule) for rule, _ in rows), default=0)
-        return [
-            t for rule, used in dict.fromkeys(rows) for t in _wrapped(f"{_INDENT}{rule:<{width}}   ", used)
-        ]
+        return [t for rule, used in dict.fromkeys(rows) for t in _wrapped(f"{_INDENT}{rule:<{width}}   ", used)]
 
     def _forward(self) -> list[str]:
         rows = []
@@ -237,10 +225,10 @@ class _Text:
             return "with respect to each entry"
         return f'of the mean; for reduction="sum" leave out "/ {self.d.count}"'
 
-    def _gradients(self) -> list[str]:
+    def _gradients(self, found: Sequence[Gradient]) -> list[str]:
         lines: list[str] = []
         steps: dict[str, str] = {}
-        for g in (*self.d.gradients, *self.d.parameters):
+        for g in found:
             lines += _wrapped(f"{_INDENT}{self.partial(g.name)} = ", g.formula.text)
             steps |= dict(g.formula.where)
             if g.by_hand is not None:
@@ -251,17 +239,11 @@ class _Text:
                 lines.append(f"{_INDENT * 2}assuming {facts}; otherwise another formula is used")
         steps = _by_appearance(lines, steps)
         if self.d.count:
-            steps[self.d.count] = (
-                self.write(self.d.size) if self._is_structured() else "the number of entries"
-            )
+            steps[self.d.count] = self.write(self.d.size) if self._is_structured() else "the number of entries"
         if not steps:
             return lines
         width = max(map(len, steps))
-        where = [
-            line
-            for name, text in steps.items()
-            for line in _wrapped(f"{_INDENT * 2}{name:<{width}} = ", text)
-        ]
+        where = [line for name, text in steps.items() for line in _wrapped(f"{_INDENT * 2}{name:<{width}} = ", text)]
         return [*lines, f"{_INDENT}where", *where]
 
     def _is_structured(self) -> bool:
@@ -349,9 +331,7 @@ def _latex(d: Derivation) -> str:
     # An adjoint inside of a chain is the variable ∂loss/∂step.
     adjoints = {f"∂{d.root}/∂{s.name}": partial(s.name) for s in d.steps}
     write.names.update(adjoints)
-    blocks: list[list[str]] = [
-        [rf"{root} &= {d.loss.latex}", *(rf"{a} &= {b}" for a, b in d.loss.latex_where)]
-    ]
+    blocks: list[list[str]] = [[rf"{root} &= {d.loss.latex}", *(rf"{a} &= {b}" for a, b in d.loss.latex_where)]]
     forward = []
     for step in d.steps:
         name = write(input_(step.name))

@@ -34,19 +34,9 @@ class Product:
         elif node.op == "neg" and whole:
             self.coefficient *= -1 if power % 2 else 1
             self.multiply(node.args[0], power)
-        elif (
-            node.op == "constant"
-            and whole
-            and math.isfinite(node.attrs[0])
-            and (node.attrs[0] != 0 or power > 0)
-        ):
+        elif node.op == "constant" and whole and math.isfinite(node.attrs[0]) and (node.attrs[0] != 0 or power > 0):
             self.coefficient *= Fraction(node.attrs[0]) ** int(power)
-        elif (
-            node.op == "pow"
-            and whole
-            and node.args[1].op == "constant"
-            and float(node.args[1].attrs[0]).is_integer()
-        ):
+        elif node.op == "pow" and whole and node.args[1].op == "constant" and float(node.args[1].attrs[0]).is_integer():
             self.multiply(node.args[0], power * int(node.args[1].attrs[0]))
         elif node.op == "sqrt":
             self.multiply(node.args[0], power / 2)
@@ -69,15 +59,15 @@ class Product:
         no_decimal = float(over) != over and over.denominator < 1000  # 1/3
         if (below and short) or no_decimal:
             over, under = Fraction(over.numerator), Fraction(over.denominator)
+        if not powers and under == 1:
+            return constant(float(coefficient))
         result = _power_product(over, above, powers)
         if below or under != 1:
             result = result / _power_product(under, below, powers)
         return -result if coefficient < 0 else result
 
 
-def _with_fewer_signs(
-    coefficient: Fraction, powers: dict[Node, Fraction]
-) -> tuple[Fraction, dict[Node, Fraction]]:
+def _with_fewer_signs(coefficient: Fraction, powers: dict[Node, Fraction]) -> tuple[Fraction, dict[Node, Fraction]]:
     """−(x − y) is y − x, unless a number in front would go behind; −where(c, x, y) is where(c, −x, −y)."""
     for n, p in powers.items():
         if coefficient >= 0 or p.denominator != 1 or p % 2 == 0:
@@ -242,9 +232,7 @@ def _compared(node: Node) -> Node:
     if difference.op == "constant":
         sign = difference.attrs[0]
         return constant(
-            {"lt": sign < 0, "le": sign <= 0, "gt": sign > 0, "ge": sign >= 0}.get(
-                op, (op == "eq") is (sign == 0)
-            )
+            {"lt": sign < 0, "le": sign <= 0, "gt": sign > 0, "ge": sign >= 0}.get(op, (op == "eq") is (sign == 0))
         )
     if _length(difference) > _length(x) + _length(y):
         return elementwise(MIRRORED[node.op], y, x) if x.op == "constant" != y.op else node
@@ -288,8 +276,8 @@ def _sides(op: str, difference: Node) -> Node:
 def _added(terms: Sequence[Product]) -> Node:
     result = terms[0].node()
     for term in terms[1:]:
-        written = term.node()
-        result = result - written.args[0] if written.op == "neg" else result + written
+        positive = Product(abs(term.coefficient), term.powers).node()
+        result = result - positive if term.coefficient < 0 else result + positive
     return result
 
 
