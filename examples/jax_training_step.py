@@ -33,7 +33,12 @@ def samples(seed: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     order = rng.permutation(len(benign))
     inputs = ((measured - measured.mean(axis=0)) / measured.std(axis=0))[order].astype(np.float32)
     malignant = (1 - benign)[order].astype(np.float32)
-    return jnp.asarray(inputs[:400]), jnp.asarray(malignant[:400]), jnp.asarray(inputs[400:]), jnp.asarray(malignant[400:])
+    return (
+        jnp.asarray(inputs[:400]),
+        jnp.asarray(malignant[:400]),
+        jnp.asarray(inputs[400:]),
+        jnp.asarray(malignant[400:]),
+    )
 
 
 def network(weights: list[tuple[jax.Array, jax.Array]], inputs: jax.Array) -> jax.Array:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adoption import binary, check, classes, drawn, log_simplex, one_hot, real, signs, simplex, unit
 
 import lossforge as lf
+from adoption import binary, check, classes, drawn, log_simplex, one_hot, real, signs, simplex, unit
 
 jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
-jnp, O = jax.numpy, optax.losses
+jnp, OPTAX = jax.numpy, optax.losses
 
 
 def original(fn: Callable[..., Any]) -> Callable[[Sequence[np.ndarray], int], tuple[np.ndarray, np.ndarray]]:
@@ -40,21 +40,21 @@ def contrastive(x, y):
 NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
 
 CASES = {
-    "l2": (O.l2_loss, [real, real], [NC, NC]),
-    "huber": (O.huber_loss, [real, real], [NC, NC]),
-    "log cosh": (O.log_cosh, [real, real], [NC, NC]),
-    "cosine": (O.cosine_distance, [real, real], [NC, NC]),
-    "softmax": (O.softmax_cross_entropy, [real, simplex], [NC, NC]),
-    "softmax integer": (O.softmax_cross_entropy_with_integer_labels, [real, classes(4)], [NC, N]),
-    "sigmoid": (O.sigmoid_binary_cross_entropy, [real, binary], [NC, NC]),
-    "hinge": (O.hinge_loss, [real, signs], [NC, NC]),
-    "perceptron": (O.perceptron_loss, [real, signs], [NC, NC]),
-    "kl": (O.kl_divergence, [log_simplex, simplex], [NC, NC]),
-    "kl log": (O.kl_divergence_with_log_targets, [log_simplex, log_simplex], [NC, NC]),
-    "poly": (O.poly_loss_cross_entropy, [real, one_hot], [NC, NC]),
-    "multiclass hinge": (O.multiclass_hinge_loss, [real, classes(4)], [NC, N]),
-    "multiclass perceptron": (O.multiclass_perceptron_loss, [real, classes(4)], [NC, N]),
-    "ranking": (O.ranking_softmax_loss, [real, unit], [NC, NC]),
+    "l2": (OPTAX.l2_loss, [real, real], [NC, NC]),
+    "huber": (OPTAX.huber_loss, [real, real], [NC, NC]),
+    "log cosh": (OPTAX.log_cosh, [real, real], [NC, NC]),
+    "cosine": (OPTAX.cosine_distance, [real, real], [NC, NC]),
+    "softmax": (OPTAX.softmax_cross_entropy, [real, simplex], [NC, NC]),
+    "softmax integer": (OPTAX.softmax_cross_entropy_with_integer_labels, [real, classes(4)], [NC, N]),
+    "sigmoid": (OPTAX.sigmoid_binary_cross_entropy, [real, binary], [NC, NC]),
+    "hinge": (OPTAX.hinge_loss, [real, signs], [NC, NC]),
+    "perceptron": (OPTAX.perceptron_loss, [real, signs], [NC, NC]),
+    "kl": (OPTAX.kl_divergence, [log_simplex, simplex], [NC, NC]),
+    "kl log": (OPTAX.kl_divergence_with_log_targets, [log_simplex, log_simplex], [NC, NC]),
+    "poly": (OPTAX.poly_loss_cross_entropy, [real, one_hot], [NC, NC]),
+    "multiclass hinge": (OPTAX.multiclass_hinge_loss, [real, classes(4)], [NC, N]),
+    "multiclass perceptron": (OPTAX.multiclass_perceptron_loss, [real, classes(4)], [NC, N]),
+    "ranking": (OPTAX.ranking_softmax_loss, [real, unit], [NC, NC]),
     "mse": (lambda p, t: jnp.mean((p - t) ** 2), [real, real], [NC, NC]),
     "pinball": (pinball, [real, real], [NC, NC]),
     "total variation": (total_variation, [real], [NC]),

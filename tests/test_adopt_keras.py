@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adoption import binary, check, classes, drawn, one_hot, positive, real, simplex, unit
 
 import lossforge as lf
+from adoption import binary, check, classes, drawn, one_hot, positive, real, simplex, unit
 
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")

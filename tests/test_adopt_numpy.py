@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adoption import agree, binary, drawn, positive, real, simplex, unit
 
 import lossforge as lf
+from adoption import agree, binary, drawn, positive, real, simplex, unit
 
 
-def custom_loss(y_true, y_pred, w): # w is a weight vector
-    loss = np.sum(w * (y_true - y_pred)**2) # Weighted squared error
+def custom_loss(y_true, y_pred, w):  # w is a weight vector
+    loss = np.sum(w * (y_true - y_pred) ** 2)  # Weighted squared error
     return loss
+
 
 def custom_loss_gradient(y_true, y_pred, w):
     grad = -2 * w * (y_true - y_pred)

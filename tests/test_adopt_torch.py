@@ -10,7 +10,17 @@ import pytest
 
 import lossforge as lf
 from adoption import (
-    agree, binary, check, classes, drawn, log_simplex, one_hot, positive, real, signs, simplex, unit,
+    agree,
+    binary,
+    check,
+    classes,
+    drawn,
+    log_simplex,
+    positive,
+    real,
+    signs,
+    simplex,
+    unit,
 )  # fmt: skip
 
 torch = pytest.importorskip("torch")
@@ -30,13 +40,13 @@ def original(fn: Callable[..., Any]) -> Callable[[Sequence[np.ndarray], int], tu
 
 class DiceLoss(nn.Module):
     def __init__(self, smooth=1e-6):
-        super(DiceLoss, self).__init__()
+        super().__init__()
         self.smooth = smooth
 
     def forward(self, y_pred, y_true):
         intersection = torch.sum(y_pred * y_true)
         union = torch.sum(y_pred) + torch.sum(y_true)
-        loss = 1 - ((2. * intersection + self.smooth) / (union + self.smooth))
+        loss = 1 - ((2.0 * intersection + self.smooth) / (union + self.smooth))
         return loss
 
 

@@ -88,6 +88,4 @@ def test_links_lead_to_files_that_exist(page):
 
 def test_the_index_names_every_page():
     index = ROOT / "docs/README.md"
-    assert {page.resolve() for page in ROOT.glob("docs/**/*.md")} - local_links(index) - {
-        index.resolve()
-    } == set()
+    assert {page.resolve() for page in ROOT.glob("docs/**/*.md")} - local_links(index) - {index.resolve()} == set()

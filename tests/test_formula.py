@@ -222,9 +222,7 @@ def draw(seed: int) -> dict[str, np.ndarray]:
 
 
 def exact(node: Node, values: dict[str, np.ndarray], arithmetic) -> np.ndarray:
-    ports = {
-        Port(n, tuple(sorted(n.axes))): values[n.attrs[0]] for n in topological([node]) if n.op == "input"
-    }
+    ports = {Port(n, tuple(sorted(n.axes))): values[n.attrs[0]] for n in topological([node]) if n.op == "input"}
     (result,) = evaluate([node], ports, arithmetic)
     return result
 

@@ -280,11 +280,14 @@ def _reduced(values: Any, how: str, weight: Any = None, mask: Any = None) -> Any
     return total if how == "none" else total.sum() if how == "sum" else total.sum() / w.sum()
 
 
-CALLS = ["mean", "sum mask", "none weight", "mean weight mask", "none weight mask"]
+CALLS = {
+    "float64": ["mean", "sum mask", "none weight", "mean weight mask", "none weight mask"],
+    "float32": ["mean", "none weight mask"],
+}
 
 
-@pytest.mark.usefixtures("quickly_compiled")
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.usefixtures("quickly_compiled", "x64")
+@pytest.mark.parametrize(("dtype", "call"), [(d, c) for d in CALLS for c in CALLS[d]])
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss(name: str, call: str, dtype: str, rng: np.random.Generator) -> None:
     loss, written_out, draw, wrt = LOSSES[name]

@@ -7,7 +7,6 @@ wrong stride or one missed block would exceed by far.
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 from collections.abc import Callable
 
@@ -165,7 +164,9 @@ def test_operations_of_two_arguments(dtype: str, rng: np.random.Generator) -> No
     operations = ("add", "sub", "mul", "div", "minimum", "maximum", "logaddexp", "xlogy")
     x, y = (Port(input_(n, ("*shape",)), ("*shape",)) for n in "xy")
     outputs = tuple(Port(elementwise(op, x.node, y.node), ("*shape",)) for op in operations)
-    condition = elementwise("and", elementwise("lt", x.node, y.node), elementwise("not", elementwise("eq", x.node, 0.0)))
+    condition = elementwise(
+        "and", elementwise("lt", x.node, y.node), elementwise("not", elementwise("eq", x.node, 0.0))
+    )
     outputs += (Port(elementwise("where", condition, x.node, y.node), ("*shape",)),)
     program = Program((x, y), outputs, (*operations, "where"), (None,) * len(outputs))
     special = np.array([0.0, -0.0, 1.0, -2.0, np.inf, -np.inf, np.nan])
@@ -257,7 +258,9 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("loss", [huber, dice, softmax_dice, cross_entropy], ids=lambda x: x.name)
 def test_layouts_without_a_copy(loss: lf.Loss, layout: str, rng: np.random.Generator) -> None:
     logits = rng.uniform(0.1, 1, size=(2, 3, 4, 5)).astype(np.float32)
-    true = rng.integers(0, 3, (2, 4, 5)) if loss is cross_entropy else rng.uniform(0, 1, (2, 3, 4, 5)).astype(np.float32)
+    true = (
+        rng.integers(0, 3, (2, 4, 5)) if loss is cross_entropy else rng.uniform(0, 1, (2, 3, 4, 5)).astype(np.float32)
+    )
     place = LAYOUTS[layout]
     arrays = (place(logits), true if loss is cross_entropy else place(true))
     np.testing.assert_array_equal(arrays[0], logits)
@@ -360,7 +363,6 @@ def test_a_gradient_that_is_kept_never_changes(rng: np.random.Generator) -> None
     np.testing.assert_array_equal(first, kept)
 
 
-
 def test_a_forked_child_computes_the_same() -> None:
     """In an interpreter of its own, since other tests load libraries that must not be forked."""
     import subprocess
@@ -411,5 +413,3 @@ def test_softmax_dice_reads_its_inputs_twice() -> None:
 def test_a_similarity_matrix_goes_to_blas() -> None:
     steps = schedule(info_nce.plan().value_and_gradient(("pred",))).steps
     assert [type(s).__name__ for s in steps].count("Product") == 2
-
-

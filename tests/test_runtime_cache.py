@@ -117,8 +117,7 @@ def test_helpers_of_numba_are_found_by_a_new_process(folder: Path) -> None:
 
 def test_processes_that_compile_at_once_do_no_harm(folder: Path) -> None:
     programs = [
-        subprocess.Popen([sys.executable, "-c", WARM], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", WARM], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)
     ]
     for program in programs:
         _, errors = program.communicate()
@@ -145,9 +144,7 @@ def test_threads_that_compile_at_once_compile_once(folder: Path, compiled: list[
 
 
 def flip(position: int) -> Callable[[bytes], bytes]:
-    return lambda content: (
-        content[:position] + bytes([content[position] ^ 1]) + content[position + 1 or len(content) :]
-    )
+    return lambda content: content[:position] + bytes([content[position] ^ 1]) + content[position + 1 or len(content) :]
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,7 @@ def test_layouts_scalars_and_ranges() -> None:
 DTYPES = ["float32", "float64", "int8", "uint16", "int32", "int64", "uint64", "bool"]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "ndim"), [(dtype, 2) for dtype in DTYPES] + [("float32", 1), ("float32", 3)]
-)
+@pytest.mark.parametrize(("dtype", "ndim"), [(dtype, 2) for dtype in DTYPES] + [("float32", 1), ("float32", 3)])
 def test_dtypes_and_axes(dtype: str, ndim: int, rng: np.random.Generator) -> None:
     source = "def copy(a, b):\n    for i in np.ndindex(a.shape):\n        b[i] = a[i]\n"
     signature = [f"{dtype}[{', '.join(':' * ndim)}]", f"{dtype}[{', '.join([':'] * (ndim - 1) + ['::1'])}]"]
@@ -189,9 +187,7 @@ def test_scalars_are_int64_or_float64() -> None:
 
 
 def test_nan_and_infinity_survive_the_default_fast_math() -> None:
-    source = (
-        "import math\ndef test(x, a):\n    a[0] = math.isnan(x)\n    a[1] = math.isinf(x)\n    a[2] = x - x\n"
-    )
+    source = "import math\ndef test(x, a):\n    a[0] = math.isnan(x)\n    a[1] = math.isinf(x)\n    a[2] = x - x\n"
     kernel = compile_kernel(source, "test", ["float64", "float64[::1]"])
     for value in (1.0, np.nan, np.inf, -np.inf):
         result = np.zeros(3)

@@ -32,16 +32,12 @@ def four_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def run_python(code: str, *arguments: str) -> str:
     """What the program prints, once it has ended by itself and well."""
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=PATIENCE
-    )
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-@given(
-    total=st.integers(0, 5000), chunk=st.integers(1, 700), n=st.integers(1, 9), cost=st.integers(0, PARALLEL)
-)
+@given(total=st.integers(0, 5000), chunk=st.integers(1, 700), n=st.integers(1, 9), cost=st.integers(0, PARALLEL))
 def test_ranges_begin_at_chunks_and_cover_everything_once(total: int, chunk: int, n: int, cost: int) -> None:
     set_num_threads(n)
     ranges: list[tuple[int, int]] = []
@@ -92,9 +88,7 @@ def test_sums_per_chunk_do_not_depend_on_the_number_of_threads(rng: np.random.Ge
 
 
 @pytest.mark.parametrize("raiser", ["caller", "helper"])
-def test_an_exception_reaches_the_caller_and_cancels_the_rest(
-    raiser: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_exception_reaches_the_caller_and_cancels_the_rest(raiser: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "RANGES_PER_THREAD", 100)
     set_num_threads(2)
     caller = threading.get_ident()
@@ -263,9 +257,7 @@ def test_set_num_threads_is_what_get_num_threads_says(monkeypatch: pytest.Monkey
         ("0::/", {}, np.inf),
     ],
 )
-def test_the_quota_of_a_container(
-    tmp_path: Path, membership: str, files: dict[str, str], cores: float
-) -> None:
+def test_the_quota_of_a_container(tmp_path: Path, membership: str, files: dict[str, str], cores: float) -> None:
     mount = tmp_path / "mount"
     for name, text in files.items():
         (mount / name).parent.mkdir(parents=True, exist_ok=True)

@@ -62,12 +62,8 @@ def build(rule: Rule, numbers: dict[str, float]) -> tuple[Node, Node, dict[str, 
 def number_choices(rule: Rule) -> list[dict[str, float]]:
     """Constants for the holes that take constants, such as the rule's condition allows."""
     names = [n for n in holes(rule) if n.startswith("k")]
-    choices = [
-        dict(zip(names, values, strict=True)) for values in itertools.product(NUMBERS, repeat=len(names))
-    ]
-    return [
-        c for c in choices if not c or rule.when is None or rule.when({n: constant(v) for n, v in c.items()})
-    ]
+    choices = [dict(zip(names, values, strict=True)) for values in itertools.product(NUMBERS, repeat=len(names))]
+    return [c for c in choices if not c or rule.when is None or rule.when({n: constant(v) for n, v in c.items()})]
 
 
 def draw(rng: np.random.Generator, ports: dict[str, Port], count: int) -> dict[str, np.ndarray]:
@@ -127,9 +123,7 @@ def test_both_sides_agree(rule):
         for index in np.ndindex(x.shape):
             if defined[index]:
                 at = {n: v[index[-1]] if v.ndim else v for n, v in values.items()}
-                assert agree(x[index], y[index]), (
-                    f"{rule.text} at {at} with {numbers}: {x[index]} != {y[index]}"
-                )
+                assert agree(x[index], y[index]), f"{rule.text} at {at} with {numbers}: {x[index]} != {y[index]}"
                 checked += 1
     assert checked >= (5 if SAMPLE in left.axes else 1), "the rule's left side is hardly ever defined"
 
@@ -162,9 +156,7 @@ def test_nan_is_not_lost(rule):
             values = draw(rng, ports, 20)
             values[name] = np.full_like(values[name], np.nan)
             x, y, _ = both(left, right, ports, values)
-            lost = [
-                mpmath.isnan(a) and not mpmath.isnan(b) for a, b in zip(x.ravel(), y.ravel(), strict=True)
-            ]
+            lost = [mpmath.isnan(a) and not mpmath.isnan(b) for a, b in zip(x.ravel(), y.ravel(), strict=True)]
             assert not any(lost), f"{rule.text}: a NaN in {name} is lost"
 
 
@@ -261,9 +253,7 @@ def test_simplified_and_stabilized_expressions_keep_their_value(text, seed):
     values = {}
     for name, port in ports.items():
         shape = (8,) if port.order else ()
-        values[name] = (
-            rng.random(shape) < 0.5 if name == "c" else rng.choice([0.0, 1.0, -1.0, 0.3, -2.5, 4.0], shape)
-        )
+        values[name] = rng.random(shape) < 0.5 if name == "c" else rng.choice([0.0, 1.0, -1.0, 0.3, -2.5, 4.0], shape)
     for new in (simplify([node])[0], stabilize(node)[0]):
         numbers = [n.attrs[0] for n in topological([new]) if n.op == "constant"]
         assume(all(float(v * 2**20).is_integer() for v in numbers))  # exp(1) was folded, and rounded

@@ -99,7 +99,8 @@ def _library(fn: Any, examples: Sequence[Any]) -> str:
         return "torch"
     if "keras" in bases or "tensorflow" in bases:
         return "tensorflow"
-    found = {_root(type(x)) for x in examples} - {None, "numpy"}
+    kinds: list[Any] = [type(x) for x in examples]
+    found = {_root(k) for k in kinds} - {None, "numpy"}
     if len(found) == 1:
         return str(found.pop())
     if len(found) > 1:
@@ -110,12 +111,18 @@ def _library(fn: Any, examples: Sequence[Any]) -> str:
 
 def _libraries_of(fn: Any) -> list[str]:
     """The libraries whose modules a function's text names."""
-    function = inspect.unwrap(fn) if inspect.isfunction(fn) or inspect.ismethod(fn) else getattr(type(fn), "__call__", fn)
+    function = (
+        inspect.unwrap(fn) if inspect.isfunction(fn) or inspect.ismethod(fn) else getattr(type(fn), "__call__", fn)  # noqa: B004
+    )
     code, known = getattr(function, "__code__", None), getattr(function, "__globals__", {})
     roots = [str(getattr(function, "__module__", "")).partition(".")[0]]
     for text in getattr(code, "co_names", ()):
         value = known.get(text)
-        roots.append(str(getattr(value, "__name__", "") if inspect.ismodule(value) else getattr(value, "__module__", "")).partition(".")[0])
+        roots.append(
+            str(
+                getattr(value, "__name__", "") if inspect.ismodule(value) else getattr(value, "__module__", "")
+            ).partition(".")[0]
+        )
     aliases = {"keras": "tensorflow", "optax": "jax", "monai": "torch", "kornia": "torch", "torchvision": "torch"}
     roots = [aliases.get(r, r) for r in roots]
     return [r for r in dict.fromkeys(roots) if r in ("torch", "tensorflow", "jax")]
@@ -149,7 +156,9 @@ def _arguments(
     rest = [p for p in found if p.name not in names and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     missing = [p.name for p in rest if p.default is p.empty and p.name not in given]
     if missing:
-        raise AdoptionError(f"the function also takes {missing[0]!r}; give an example array for it, or its value by keyword")
+        raise AdoptionError(
+            f"the function also takes {missing[0]!r}; give an example array for it, or its value by keyword"
+        )
     options: dict[str, Any] = {}
     numbers: dict[str, float] = dict(front.attributes())
     for p in rest:
@@ -214,12 +223,14 @@ class AdoptedLoss(Loss):
         for key, value in changed.items():
             if not isinstance(value, int | float):
                 raise AdoptionError(f"{self.name}: {key} shapes the graph of this loss; give a Python number")
-        key = tuple(sorted(changed.items()))
-        if key not in self._variants:
+        chosen = tuple(sorted(changed.items()))
+        if chosen not in self._variants:
             fn, front, arrays, names, numbers, options, wrt, layout, gradient, name = self._recipe
             numbers = {**numbers, **changed}
-            self._variants[key] = AdoptedLoss(fn, front, arrays, names, numbers, options, wrt, layout, gradient, name)
-        return self._variants[key]
+            self._variants[chosen] = AdoptedLoss(
+                fn, front, arrays, names, numbers, options, wrt, layout, gradient, name
+            )
+        return self._variants[chosen]
 
     def bind(
         self,
@@ -254,7 +265,7 @@ class AdoptedLoss(Loss):
 def _predictions(names: Sequence[str], arrays: Sequence[np.ndarray], wrt: Any) -> tuple[str, ...]:
     if wrt is not None:
         wanted = [wrt] if isinstance(wrt, str | int) else list(wrt)
-        found = []
+        found: list[str] = []
         for w in wanted:
             if (isinstance(w, int) and not -len(names) <= w < len(names)) or (isinstance(w, str) and w not in names):
                 raise AdoptionError(f"wrt={w!r} is no argument; there are {', '.join(names)}")
@@ -264,7 +275,7 @@ def _predictions(names: Sequence[str], arrays: Sequence[np.ndarray], wrt: Any) -
     if not floats:
         raise AdoptionError("no example is an array of floating-point numbers, so there is nothing to differentiate")
     named = [n for n in floats if n.lower() in PREDICTION_NAMES]
-    return (named or floats)[:1][0:1] and ((named or floats)[0],)
+    return (named or floats)[:1][0:1] and ((named or floats)[0],)  # type: ignore[return-value]
 
 
 # ------------------------------------------------------------------------------------- reading it
@@ -348,13 +359,12 @@ class _Study:
 
     def _roots(self) -> list[list[Axis]]:
         return [
-            [self.table.root(f"{name}_{d}") for d in range(a.ndim)] for name, a in zip(self.names, self.arrays, strict=True)
+            [self.table.root(f"{name}_{d}") for d in range(a.ndim)]
+            for name, a in zip(self.names, self.arrays, strict=True)
         ]
 
     def _shapes(self, sizes: Mapping[Axis, int]) -> list[tuple[int, ...]]:
-        return [
-            tuple(1 if r in self.table.units else sizes[r] for r in of) for of in self._roots()
-        ]
+        return [tuple(1 if r in self.table.units else sizes[r] for r in of) for of in self._roots()]
 
     def _generalise(self, own: Sequence[tuple[int, ...]]) -> _Read:
         """Record at two sets of sizes that are distinct, or as distinct as the function allows."""
@@ -367,7 +377,9 @@ class _Study:
         kept = AxisTable(dict(self.table.parents), set(self.table.units), {})
         for draws in (_DRAWS, _LARGER):
             try:
-                return self._at([dict(zip(free, d, strict=False)) | {r: example[r] for r in free[len(d) :]} for d in draws])
+                return self._at(
+                    [dict(zip(free, d, strict=False)) | {r: example[r] for r in free[len(d) :]} for d in draws]
+                )
             except (AdoptionError, Different) as error:
                 problem = problem or error
                 self.table = AxisTable(dict(kept.parents), set(kept.units), {})
@@ -525,7 +537,11 @@ class _Study:
                 raise AdoptionError(f"{self.name}: the prediction {p!r} is not floating point")
             require_gradient(node, port.node, p)
         if rewrites:
-            self._verify(importer.ports, _reduced(node, order) if reduction == "mean" else node, () if reduction == "mean" else order)
+            self._verify(
+                importer.ports,
+                _reduced(node, order) if reduction == "mean" else node,
+                () if reduction == "mean" else order,
+            )
         self._warn_of_broadcast(importer.ports, node)
         parameters = tuple(Port(ir.input_(p), ()) for p in self.numbers)
         return (
@@ -579,7 +595,9 @@ class _Study:
         bounds = _bounds(ports, node)
         cases = [(s, dict(self.all_numbers)) for s in self.read.shapes]
         if self.numbers:
-            cases.append((self.read.shapes[1], {**self.all_numbers, **{n: _other_values(v)[2] for n, v in self.numbers.items()}}))
+            cases.append(
+                (self.read.shapes[1], {**self.all_numbers, **{n: _other_values(v)[2] for n, v in self.numbers.items()}})
+            )
         compared = 0
         for shapes, numbers in cases:
             sizes = {a: n for p, s in zip(ports, shapes, strict=True) for a, n in zip(p.order, s, strict=True)}
@@ -597,7 +615,12 @@ class _Study:
             )
 
     def _compare(
-        self, ports: Sequence[Port], node: Node, order: Sequence[Axis], arrays: Sequence[np.ndarray], numbers: Mapping[str, float]
+        self,
+        ports: Sequence[Port],
+        node: Node,
+        order: Sequence[Axis],
+        arrays: Sequence[np.ndarray],
+        numbers: Mapping[str, float],
     ) -> bool:
         wrt = [self.names.index(p) for p in self.predictions]
         try:
@@ -623,13 +646,18 @@ class _Study:
                 finite = np.isfinite(theirs)
                 if finite.any():
                     self._agree(
-                        f"gradient with respect to {port.name!r}", np.where(finite, full, 0), np.where(finite, theirs, 0), arrays
+                        f"gradient with respect to {port.name!r}",
+                        np.where(finite, full, 0),
+                        np.where(finite, theirs, 0),
+                        arrays,
                     )
         return True
 
     def _agree(self, what: str, mine: np.ndarray, theirs: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
         if mine.shape != theirs.shape:
-            raise AdoptionError(f"{self.name}: the {what} has shape {theirs.shape}, as read {mine.shape}; it is not adopted")
+            raise AdoptionError(
+                f"{self.name}: the {what} has shape {theirs.shape}, as read {mine.shape}; it is not adopted"
+            )
         finite = np.isfinite(theirs)
         scale = max(float(np.max(np.abs(theirs[finite]), initial=0.0)), 1e-30)
         gap = np.abs(mine[finite] - theirs[finite])
@@ -644,7 +672,7 @@ class _Study:
 
     def by_hand(self, definition: Definition, wrt: str, function: Callable[..., Any]) -> HandWritten:
         """The graph of a gradient that was written for the same library."""
-        front = type(self.front)(function)
+        front = type(self.front)(function)  # type: ignore[call-arg]
         other = _Study.__new__(_Study)
         other.__dict__.update(self.__dict__)
         other.recordings = {}
@@ -668,14 +696,18 @@ class _Study:
             if read is None:
                 importer, result = other._import(overlay(pair, {}))
             else:
-                importer, result = read.importer, read.result
+                _importer, result = read.importer, read.result
         except Different as error:
-            raise AdoptionError(f"{self.name}: the gradient's steps depend on the sizes of its inputs ({error})") from None
+            raise AdoptionError(
+                f"{self.name}: the gradient's steps depend on the sizes of its inputs ({error})"
+            ) from None
         target = definition.port(wrt)
         axes = tuple(a for d in result.dims for a in d)
         node = ir.as_kind(result.node, Kind.FLOAT)
-        if len(result.dims) != len(target.order) or any(a not in target.order for a in axes) or (
-            list(axes) != [a for a in target.order if a in axes]
+        if (
+            len(result.dims) != len(target.order)
+            or any(a not in target.order for a in axes)
+            or (list(axes) != [a for a in target.order if a in axes])
         ):
             raise AdoptionError(
                 f"{self.name}: the gradient has the axes ({', '.join(axes)}), but {wrt!r} has ({', '.join(target.order)})"
@@ -724,7 +756,10 @@ def _before_mean(node: Node, size: Callable[[Axis], Node]) -> tuple[Node, frozen
         for i, other in ((0, node.args[1]), (1, node.args[0])):
             if node.op == "div" and i == 1:
                 continue
-            free = all(n.op in ("constant", "size") or (n.op == "input" and not n.axes) or n.args for n in ir.topological([other]))
+            free = all(
+                n.op in ("constant", "size") or (n.op == "input" and not n.axes) or n.args
+                for n in ir.topological([other])
+            )
             arrays = any(n.op == "input" and n.axes for n in ir.topological([other]))
             if other.axes or arrays or not free:
                 continue
@@ -817,7 +852,9 @@ class _Sampler:
         if below is not None:
             return rng.integers(0, below, shape).astype(self.dtype)
         if self.one_hot and self.simplex is not None and -self.simplex <= len(shape):
-            at = rng.integers(0, shape[self.simplex], tuple(n for i, n in enumerate(shape) if i != len(shape) + self.simplex))
+            at = rng.integers(
+                0, shape[self.simplex], tuple(n for i, n in enumerate(shape) if i != len(shape) + self.simplex)
+            )
             return np.moveaxis(np.eye(shape[self.simplex])[at], -1, self.simplex).astype(self.dtype)
         if self.values is not None and self.values.size > 1:
             return rng.choice(self.values, shape).astype(self.dtype)
@@ -828,7 +865,9 @@ class _Sampler:
             return (x / x.sum(axis=self.simplex, keepdims=True)).astype(self.dtype)
         if self.low >= 0:
             high = self.high if self.high > self.low else self.low + 1.0
-            return rng.uniform(self.low + 0.02 * (high - self.low), high - 0.02 * (high - self.low), shape).astype(self.dtype)
+            return rng.uniform(self.low + 0.02 * (high - self.low), high - 0.02 * (high - self.low), shape).astype(
+                self.dtype
+            )
         middle, width = (self.low + self.high) / 2, max((self.high - self.low) / 4, 1e-3)
         within = -1.0 <= self.low and self.high <= 1.0
         x = middle + width * rng.standard_normal(shape)

@@ -119,7 +119,7 @@ def list_(as_json: bool) -> None:
     """List the losses of the catalogue."""
     from lossforge.catalogue import LOSSES
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": name,
             "arguments": list(loss.arguments),

@@ -218,7 +218,7 @@ class Plan:
     handwritten: tuple[HandWritten, ...] = ()
     _programs: dict[Any, Program] = field(default_factory=dict, compare=False, hash=False, repr=False)
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[Port, ...]:
         """Everything that the caller supplies, in order: arguments, parameters, weight, mask."""
         extra = tuple(p for p in (self.weight, self.mask) if p is not None)
@@ -369,7 +369,7 @@ class Plan:
         if not local:
             return program
         tangents = {w: t.node for w, t in zip(wrt, program.inputs[-len(wrt) :], strict=True)}
-        rest = {self._input(w).node: {frozenset(): tangents[w]} for w in wrt if w not in local}
+        rest: dict[Node, Any] = {self._input(w).node: {frozenset(): tangents[w]} for w in wrt if w not in local}
         (found,) = jvp([self.output.node], rest, self._hand_for_jvp(wrt))
         total = found.get(frozenset())
         for w, gradient in zip(local, self._simple_gradient(local), strict=True):

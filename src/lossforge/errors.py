@@ -24,7 +24,7 @@ class AxisError(DefinitionError):
 
 
 class TracingError(DefinitionError, TypeError):
-    """A traced value was used as if it were a number: in `if`, `float()`, an in-place write …"""
+    """A traced value was used as if it were a number: in `if`, `float()`, an in-place write …."""
 
 
 class NotDifferentiableError(DefinitionError):

@@ -240,9 +240,7 @@ def _derive_lengths(order: Sequence[Node], lengths: dict[str, int]) -> None:
             return
 
 
-def _structural(
-    node: Node, x: np.ndarray, place: Mapping[str, int], lengths: Mapping[str, int]
-) -> np.ndarray:
+def _structural(node: Node, x: np.ndarray, place: Mapping[str, int], lengths: Mapping[str, int]) -> np.ndarray:
     """`window`, `join`, `split`, `flip`, `cumsum` and `argsort`."""
     if node.op in ("join", "split"):
         axes, one = node.attrs if node.op == "join" else node.attrs[::-1]

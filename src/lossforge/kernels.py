@@ -257,9 +257,11 @@ class Bound:
     def _choose(self) -> Schedule:
         best = schedule(self.program)
         if best.inner and best.sweeps:
-            rows = min(math.prod(self.sizes[a] for a in s.outer) for s in best.sweeps if s.inner) if any(
-                s.inner for s in best.sweeps
-            ) else 1
+            rows = (
+                min(math.prod(self.sizes[a] for a in s.outer) for s in best.sweeps if s.inner)
+                if any(s.inner for s in best.sweeps)
+                else 1
+            )
             row = math.prod(self.sizes[a] for a in best.inner)
             if rows < 2 * get_num_threads() and row > 4 * CHUNK:
                 return schedule(self.program, fused=False)
@@ -376,8 +378,12 @@ class Bound:
                 array = (array.astype(np.uint32) << 16).view(np.float32)
         else:
             array, axes = value
-            axes = axes if axes is not None else next(
-                p.order for p, n in zip(self.program.outputs, self.schedule.outputs, strict=True) if n is node
+            axes = (
+                axes
+                if axes is not None
+                else next(
+                    p.order for p, n in zip(self.program.outputs, self.schedule.outputs, strict=True) if n is node
+                )
             )
         here = [renamed.get(a, a) for a in axes]
         return array.astype(self.real, copy=False).transpose([here.index(a) for a in order])
@@ -395,7 +401,9 @@ class Bound:
         lane = self._lane(sweep, lies, sizes, dropped)
         lane, width, transposed = self._transposition(sweep, lane, lies, sizes, dropped)
         unit = frozenset(n for n, lie in lies.items() if lane is not None and lane in n.axes and lie.stride(lane) == 1)
-        layout = Layout(lane, unit, tuple((n, lie.dtype) for n, lie in lies.items()), frozenset(dropped), width, transposed)
+        layout = Layout(
+            lane, unit, tuple((n, lie.dtype) for n, lie in lies.items()), frozenset(dropped), width, transposed
+        )
         names = {p.node: p.name for p in self.program.inputs if p.node in lies}
         names.update({o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=True) if o in lies})
         kernel = emit_kernel(sweep, layout, str(self.real), names, f"sweep_{len(self.kernels) + 1}")
@@ -408,16 +416,16 @@ class Bound:
             return self.lies[node]
         raise AssertionError(f"{node.op} was not computed before it is read")
 
-    def _allocation(
-        self, node: Node, lies: Mapping[Node, Lie]
-    ) -> tuple[Callable[[], tuple[np.ndarray, Any]], Lie]:
+    def _allocation(self, node: Node, lies: Mapping[Node, Lie]) -> tuple[Callable[[], tuple[np.ndarray, Any]], Lie]:
         """How to make room for a result, and how it will lie in memory."""
         i = self.pending.get(node)
         port = None if i is None else self.program.outputs[i]
         if port is not None and frozenset(port.order) == node.axes:
             held = self.dtypes[i or 0]
             dtype = _dtype(held)
-            like = next((p.node for p in self.program.inputs if p.order == port.order and p.node in self.templates), None)
+            like = next(
+                (p.node for p in self.program.inputs if p.order == port.order and p.node in self.templates), None
+            )
             shape = tuple(n for a in port.order for n in self.shapes[a])
             order: tuple[int, ...] | None = None
             if like is not None and not self.templates[like].flags.c_contiguous:
@@ -475,7 +483,9 @@ class Bound:
                 return False
         return True
 
-    def _lane(self, sweep: Sweep, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]) -> Axis | None:
+    def _lane(
+        self, sweep: Sweep, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]
+    ) -> Axis | None:
         """The axis along which most of what is moved is contiguous."""
         votes: dict[Axis, float] = {}
         for node, lie in lies.items():
@@ -484,7 +494,9 @@ class Bound:
                 if lie.stride(axis) == 1 and sizes[axis] > 1:
                     votes[axis] = votes.get(axis, 0.0) + weight
         kept = {a for n in sweep.totals for a in n.axes}  # a total has one slot for a whole piece of the lane
-        candidates = [a for a in (*sweep.outer, *sweep.inner) if a not in dropped and (a not in kept or a in sweep.inner)]
+        candidates = [
+            a for a in (*sweep.outer, *sweep.inner) if a not in dropped and (a not in kept or a in sweep.inner)
+        ]
         if sweep.inner and not votes:
             return sweep.inner[-1]
         return max(candidates, key=lambda a: (votes.get(a, 0.0), sizes[a]), default=None)

@@ -1,9 +1,9 @@
 """A program's derivative as residuals and a linear map, for a framework that transposes linear maps itself.
 
-`linearize` splits the forward-mode derivative in two programs. One computes the outputs and the *residuals*:
-every factor, condition and index that the tangents meet. The other maps residuals and tangents to the
-tangents of the outputs; it holds products, quotients, sums and selections only, so that a framework may
-transpose it and differentiate it further by its own rules. What is curved stays in the first.
+`linearize` splits the forward-mode derivative in two programs. One computes the *residuals*: every factor,
+condition and index that the tangents meet. The other maps residuals and tangents to the tangents of the outputs;
+it holds products, quotients, sums and selections only, so that a framework may transpose it and differentiate it
+further by its own rules. What is curved stays in the first.
 
 Transposition moves a condition to the other side of a product: ``where(c, t · r, 0)`` becomes
 ``where(c, ct, 0) · r``, which is 0 · ∞ where a guarded residual is infinite. Each residual is therefore made
@@ -44,10 +44,10 @@ from lossforge.simplify import simplify
 
 @dataclass(frozen=True)
 class Linearized:
-    """A program and its derivative at a point."""
+    """The derivative of a program."""
 
-    forward: Program
-    """inputs → outputs, then residuals."""
+    residuals: Program
+    """inputs → residuals."""
     linear: Program
     """inputs, residuals, tangents → tangents of the outputs that are floats.
 
@@ -67,16 +67,14 @@ def linearize(what: Plan | Program, wrt: tuple[str, ...]) -> Linearized:
     else:
         program, tangent = what, program_jvp(what, wrt)
     directions = tangent.inputs[len(program.inputs) :]
-    wanted = tuple(
-        t for o, t in zip(program.outputs, tangent.outputs, strict=True) if o.node.kind is Kind.FLOAT
-    )
+    wanted = tuple(t for o, t in zip(program.outputs, tangent.outputs, strict=True) if o.node.kind is Kind.FLOAT)
     roots, residuals = _separate([t.node for t in wanted], [d.node for d in directions], program.inputs)
-    forward = Program(program.inputs, (*program.outputs, *(Port(n, p.order) for n, p in residuals)))
+    first = Program(program.inputs, tuple(Port(n, p.order) for n, p in residuals))
     linear = Program(
         (*program.inputs, *(p for _, p in residuals), *directions),
         tuple(Port(n, t.order) for n, t in zip(roots, wanted, strict=True)),
     )
-    return Linearized(forward, linear)
+    return Linearized(first, linear)
 
 
 def _along_gradient(plan: Plan, wrt: tuple[str, ...]) -> Program:

@@ -105,7 +105,7 @@ class Loss:
     def _present(self, function: Callable[..., Any], name: str | None) -> None:
         """What the loss is called, and empty caches."""
         self.function = function
-        self.name: str = name or getattr(function, "__name__", type(function).__name__)
+        self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
         self.__name__ = self.name
         self.__qualname__ = getattr(function, "__qualname__", self.name)
         self.__module__ = getattr(function, "__module__", __name__)
@@ -223,7 +223,7 @@ class Loss:
                 sources.append(places[id(value)])
             else:
                 return  # converted or reshaped on the way
-        by_source = {
+        by_source: dict[str, Callable[..., Any]] = {
             "args": lambda place, args, kwargs, weight, mask: args[place],
             "kwargs": lambda place, args, kwargs, weight, mask: kwargs[place],
             "default": lambda place, args, kwargs, weight, mask: place,
@@ -250,7 +250,9 @@ class Loss:
         kwargs = dict(kwargs)
         given = {"weight": weight, "mask": mask, "reduction": reduction}
         for name, value in given.items():
-            if (name in self.arguments or name in self.defaults) and value is not (None if name != "reduction" else self.reduction):
+            if (name in self.arguments or name in self.defaults) and value is not (
+                None if name != "reduction" else self.reduction
+            ):
                 kwargs.setdefault(name, value)
         weight = None if "weight" in kwargs else weight
         mask = None if "mask" in kwargs else mask
@@ -306,7 +308,9 @@ class Loss:
                     raise ParameterError(f"{self.name}: argument {name!r} was given twice")
                 found[name] = kwargs.pop(name)
         if missing := [a for a in self.arguments if a not in found]:
-            raise ParameterError(f"{self.name}: argument {missing[0]!r} is missing; it takes {', '.join(self.arguments)}")
+            raise ParameterError(
+                f"{self.name}: argument {missing[0]!r} is missing; it takes {', '.join(self.arguments)}"
+            )
         return [found[a] for a in self.arguments]
 
     def _parameters(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,7 +327,9 @@ class Loss:
                 raise ParameterError(f"{self.name}: parameter {name!r} must be a number, got a list")
             shape = getattr(value, "shape", ())
             if shape is not None and tuple(shape) != ():
-                raise ParameterError(f"{self.name}: parameter {name!r} must be a number, got an array of shape {tuple(shape)}")
+                raise ParameterError(
+                    f"{self.name}: parameter {name!r} must be a number, got an array of shape {tuple(shape)}"
+                )
         return values
 
     def _check_dtypes(
@@ -537,7 +543,9 @@ class Loss:
         for name in names:
             if name not in ports or ports[name].node.kind is not Kind.FLOAT:
                 legal = [n for n, p in ports.items() if p.node.kind is Kind.FLOAT]
-                raise ParameterError(f"{self.name}: no gradient with respect to {name!r}; possible are {', '.join(legal)}")
+                raise ParameterError(
+                    f"{self.name}: no gradient with respect to {name!r}; possible are {', '.join(legal)}"
+                )
 
     # ------------------------------------------------------------------ gradients by hand
 
@@ -588,7 +596,9 @@ class Loss:
 
     def _trace_by_hand(self, definition: Definition, wrt: str, function: Callable[..., Any]) -> HandWritten:
         accepted = inspect.signature(function).parameters
-        values = {p.name: Traced(p.node) for p in (*definition.arguments, *definition.parameters)} | dict(definition.options)
+        values = {p.name: Traced(p.node) for p in (*definition.arguments, *definition.parameters)} | dict(
+            definition.options
+        )
         if missing := [p for p in accepted if p not in values]:
             raise DefinitionError(
                 f"{self.name}: the gradient asks for {missing[0]!r}, which is neither an argument nor a parameter of the loss"
@@ -670,14 +680,17 @@ class Loss:
 
 for _entry in (Loss, Loss.value_and_grad, Loss.grad, Loss.hessian_diagonal, Loss.hvp):
     # TensorFlow's AutoGraph then calls them as they are, rather than rewritten copies of them and all that they call.
-    _entry.autograph_info__ = {}  # type: ignore[attr-defined]
+    vars_of: Any = _entry
+    vars_of.autograph_info__ = {}
 
 
 _MAX_RECIPES = 256
 _KEYED_TYPES = frozenset({("numpy", "ndarray"), ("torch", "Tensor"), ("torch.nn.parameter", "Parameter")})
 
 
-def _call_key(args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any, reduction: str) -> Hashable | None:
+def _call_key(
+    args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any, reduction: str
+) -> Hashable | None:
     """What decides how a call is bound: types, shapes and dtypes of arrays, signs of parameters; None if unknown."""
     key: list[Any] = [reduction]
     for name, value in (*enumerate((*args, weight, mask)), *kwargs.items()):

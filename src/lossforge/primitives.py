@@ -103,6 +103,12 @@ def _extreme(pick: Callable[[Any, Any], Any]) -> Reference:
     return lambda m, x, y: m.nan if m.isnan(x) or m.isnan(y) else pick(x, y)
 
 
+def _logaddexp(m: Any, x: Any, y: Any) -> Any:
+    if m.isfinite(x - y):
+        return max(x, y) + m.log1p(m.exp(-abs(x - y)))
+    return _extreme(max)(m, x, y)  # infinite, or NaN
+
+
 def _pow(m: Any, x: Any, y: Any) -> Any:
     if x < 0 and y != m.floor(y):
         return m.nan
@@ -214,7 +220,7 @@ _ROWS = (
     Primitive(
         "logaddexp",
         (lambda z, x, y: _f("sigmoid", x - y), lambda z, x, y: _f("sigmoid", y - x)),
-        lambda m, x, y: max(x, y) + m.log1p(m.exp(-abs(x - y))) if m.isfinite(x - y) else max(x, y),
+        _logaddexp,
         latex=r"\log\left(e^{{{0}}} + e^{{{1}}}\right)",
     ),
     # ------------------------------------------------------------------ sigmoids

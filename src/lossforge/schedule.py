@@ -259,7 +259,9 @@ class _Scheduler:
                     x, y = n.args[0].args
                     steps.append(Product(n, x, y, tuple(n.attrs[0])))
         final = tuple(
-            o for o in self.outputs if not o.axes and o not in known_scalars and o.op not in {"input", "constant", *REDUCTIONS}
+            o
+            for o in self.outputs
+            if not o.axes and o not in known_scalars and o.op not in {"input", "constant", *REDUCTIONS}
         )
         if final:
             steps.append(Scalars(tuple(dict.fromkeys(final))))
@@ -310,10 +312,14 @@ class _Scheduler:
         for outer in sorted(groups, key=lambda axes: (-len(axes), sorted(axes))):
             members = groups[outer]
             reductions = self._needed(members)
-            inner = frozenset(
-                a for n in (*members, *reductions)
-                for a in (n.args[0].axes if self._is_total(n) or n in reductions else n.axes)
-            ) & self.inner
+            inner = (
+                frozenset(
+                    a
+                    for n in (*members, *reductions)
+                    for a in (n.args[0].axes if self._is_total(n) or n in reductions else n.axes)
+                )
+                & self.inner
+            )
             merged.append(
                 Sweep(
                     tuple(sorted(outer)),

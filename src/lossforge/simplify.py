@@ -437,7 +437,9 @@ def _inside_branch(node: Node) -> Node | None:
             return rebuild(n, args)
 
         # Entries of other positions must not learn of this one: stop at anything that moves along axes.
-        if any(n.op not in ("input", "constant", "size", "iota") and not is_elementwise(n) for n in topological([branch])):
+        if any(
+            n.op not in ("input", "constant", "size", "iota") and not is_elementwise(n) for n in topological([branch])
+        ):
             return _local(branch, facts)
         return transform([branch], step)[0]
 

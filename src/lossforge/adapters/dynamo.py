@@ -28,9 +28,7 @@ def call(loss: Loss, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 @torch._dynamo.nonstrict_trace
 @torch.compiler.disable  # if the step fails, it runs as it is, and tells why
-def _step(
-    key: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], absent: Sequence[str]
-) -> Any:
+def _step(key: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], absent: Sequence[str]) -> Any:
     values = {name: _without_symbols(v) for name, v in kwargs.items()} | dict.fromkeys(absent)
     loss = LOSSES[key]
     return getattr(type(loss), method).__wrapped__(loss, *args, **values)

@@ -124,16 +124,16 @@ def evaluate(what: Plan | Program, *arrays: Any) -> tuple[Any, ...]:
 def _tangents(
     what: Plan | Program, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The outputs and their tangents, linear in those of the inputs."""
+    """The outputs, and their tangents, which are linear in those of the inputs."""
     program = _program(what)
     moving = {
         p.name: t
         for p, t in zip(program.inputs, tangents, strict=True)
         if p.node.kind is Kind.FLOAT and not isinstance(t, SymbolicZero)
     }
+    outputs = evaluate(what, *primals)
     split = linearize(what, tuple(moving))
-    results = evaluate(split.forward, *primals)
-    outputs, residuals = results[: len(program.outputs)], results[len(program.outputs) :]
+    residuals = evaluate(split.residuals, *primals)  # XLA computes once what the two have in common
     found: Iterator[Any] = iter(_compiled(split.linear)(*primals, *residuals, *moving.values()))
     return outputs, tuple(
         next(found) if p.node.kind is Kind.FLOAT else np.zeros(o.shape, jax.dtypes.float0)

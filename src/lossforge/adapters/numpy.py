@@ -56,7 +56,9 @@ class NumPyAdapter:
 def evaluate(program: Program, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
     """The program's outputs for NumPy arrays (and numbers for parameters), by kernels where they spell it."""
     ports = program.inputs
-    real, results, formats = _precisions(program, tuple(a.dtype if p.order else None for a, p in zip(arrays, ports, strict=True)))
+    real, results, formats = _precisions(
+        program, tuple(a.dtype if p.order else None for a, p in zip(arrays, ports, strict=True))
+    )
     from lossforge import kernels
 
     bits = [a.view(np.uint16) if f == "bfloat16" else a for a, f in zip(arrays, formats, strict=True)]
@@ -69,11 +71,15 @@ def evaluate(program: Program, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
     with np.errstate(all="ignore"):  # inf and NaN are answers here, as in every framework
         text = _compiled(program)(*converted)
     values = text if isinstance(text, tuple) else (text,)
-    return tuple(np.asarray(v).astype(_numpy_dtype(d or real), copy=False) for v, d in zip(values, results, strict=True))
+    return tuple(
+        np.asarray(v).astype(_numpy_dtype(d or real), copy=False) for v, d in zip(values, results, strict=True)
+    )
 
 
 @lru_cache(maxsize=1024)
-def _precisions(program: Program, dtypes: tuple[np.dtype[Any] | None, ...]) -> tuple[Computing, tuple[str | None, ...], tuple[str | None, ...]]:
+def _precisions(
+    program: Program, dtypes: tuple[np.dtype[Any] | None, ...]
+) -> tuple[Computing, tuple[str | None, ...], tuple[str | None, ...]]:
     """The precision to compute in, the dtype of each output (None: that one), and of each input."""
     formats = tuple(None if d is None else str(d) for d in dtypes)
     by_name = {p.name: f for p, f in zip(program.inputs, formats, strict=True)}

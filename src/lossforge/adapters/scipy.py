@@ -49,9 +49,7 @@ def linear_model(design: Any) -> Model:
 
     def predict(x: np.ndarray) -> np.ndarray:
         if x.size % columns:
-            raise ShapeError(
-                f"x has {x.size} entries, which is no multiple of the {columns} columns of the design"
-            )
+            raise ShapeError(f"x has {x.size} entries, which is no multiple of the {columns} columns of the design")
         return np.asarray(design @ x.reshape(columns, -1))
 
     def vjp(x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -168,13 +166,9 @@ def objective(
     """
     wrt = loss.predictions[0] if wrt is None else wrt
     if wrt not in loss.arguments:
-        raise ParameterError(
-            f"{loss.name}: wrt={wrt!r} is no argument; there are {', '.join(loss.arguments)}"
-        )
+        raise ParameterError(f"{loss.name}: wrt={wrt!r} is no argument; there are {', '.join(loss.arguments)}")
     if reduction not in ("mean", "sum"):
-        raise ParameterError(
-            f'{loss.name}: reduction={reduction!r}; an objective is one number: "mean" or "sum"'
-        )
+        raise ParameterError(f'{loss.name}: reduction={reduction!r}; an objective is one number: "mean" or "sum"')
     if (model is None) != (vjp is None) or (model is not None and design is not None):
         raise ParameterError(f"{loss.name}: give model= and vjp= together, or design=, or none of them")
     extra = {"weight": weight, "mask": mask}
@@ -209,9 +203,7 @@ def _shape(
     if given is not None:
         return tuple(given)
     orders = dict(zip(loss.arguments, loss.signature.arguments, strict=True))
-    sizes = check_shapes(
-        loss.name, list(bound), [orders[a] for a in bound], [a.shape for a in bound.values()]
-    )
+    sizes = check_shapes(loss.name, list(bound), [orders[a] for a in bound], [a.shape for a in bound.values()])
     shape: list[int | None] = []
     for axis in orders[wrt]:
         shape.extend(sizes.get(axis, (None,)))

@@ -198,9 +198,7 @@ class Evaluation(torch.autograd.Function):
         """The Jacobian-vector program."""
         graph, ports = ctx.graph, ctx.graph.program.inputs
         moving = {
-            p.name: t
-            for p, t in zip(ports, tangents, strict=True)
-            if t is not None and p.node.kind is Kind.FLOAT
+            p.name: t for p, t in zip(ports, tangents, strict=True) if t is not None and p.node.kind is Kind.FLOAT
         }
         return apply(graph.jvp(tuple(moving)), (*_saved(ctx), *moving.values()))
 

@@ -129,7 +129,7 @@ def torch_functional(work: Workload, arrays: Arrays) -> Step:
 
 def monai(work: Workload, arrays: Arrays) -> Step:
     """MONAI's `DiceLoss`."""
-    from monai.losses import DiceLoss
+    from monai.losses.dice import DiceLoss
 
     return _torch_step(work, arrays, DiceLoss(softmax=True))
 

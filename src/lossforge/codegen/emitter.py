@@ -516,7 +516,7 @@ class _Emitter:
                 text = b.cut(text, at, first, f"{size} - ({self._extent(trim)})" if cut[1] else size)
             if (start and not cut[0]) or (trim and not cut[1]):
                 ends = ["0" if c or not p else self._extent(p) for p, c in zip((start, trim), cut, strict=True)]
-                text = b.pad(text, at, *ends, rank)
+                text = b.pad(text, at, ends[0], ends[1], rank)
             return text if old == new else b.swap(text, at, self._place(new), rank)
         # Several axes and one: moved to the end, reshaped, moved back.
         axes, one = node.attrs if node.op == "join" else node.attrs[::-1]

@@ -218,11 +218,15 @@ class _KernelEmitter:
 
     def _array(self, node: Node, *, store: bool = False) -> ArrayArgument:
         fallback = "out" if store else "part"
-        name = self._fresh(self.given.get(node) or (python_name(str(node.attrs[0])) if node.op == "input" else fallback))
+        name = self._fresh(
+            self.given.get(node) or (python_name(str(node.attrs[0])) if node.op == "input" else fallback)
+        )
         order = [a for a in (*self.rows, *self.inner, *self.outer) if a in node.axes]
         extra = sorted(node.axes - set(order) - self.layout.dropped)
         axes = tuple(
-            a for a in dict.fromkeys([*order, *extra]) if a not in self.layout.dropped and not (a == self.lane and node in self.layout.unit)
+            a
+            for a in dict.fromkeys([*order, *extra])
+            if a not in self.layout.dropped and not (a == self.lane and node in self.layout.unit)
         )
         return ArrayArgument(node, name, self.dtypes[node], axes)
 
@@ -343,7 +347,9 @@ class _KernelEmitter:
         for node, argument in self.array_of.items():
             if node in self.layout.transposed:
                 inner = self._tile_loops(block, node)
-                self._line(inner, f"store(tile, {self._tile_offset(inner, node)}, {self._from_memory(inner, argument)})")
+                self._line(
+                    inner, f"store(tile, {self._tile_offset(inner, node)}, {self._from_memory(inner, argument)})"
+                )
 
     def _transpose_out(self, block: _Scope) -> None:
         for node, argument in self.store_names.items():
@@ -523,16 +529,16 @@ class _KernelEmitter:
                 self._line(task, f"if not abs({tops[n]}) < np.inf:")
                 self._line(_Scope(task, task.indent + 1, {}), f"{tops[n]} = real(0.0)")
                 self._line(task, f"{self.temps[n]}_64 = 0.0")
-            loop, flush = self._blocks(task, _axes_of_operands(exponentials), [(f"{self.temps[n]}_block", "sum") for n in exponentials])
+            loop, flush = self._blocks(
+                task, _axes_of_operands(exponentials), [(f"{self.temps[n]}_block", "sum") for n in exponentials]
+            )
             for n in exponentials:
                 self._line(loop, f"{self.temps[n]}_block += exp({self._value(loop, n.args[0])} - {tops[n]})")
                 self._line(flush, f"{self.temps[n]}_64 += np.float64({self.temps[n]}_block)")
             for n in exponentials:
                 self._line(task, f"{self.temps[n]} = {tops[n]} + log(real({self.temps[n]}_64))")
 
-    def _blocks(
-        self, task: _Scope, used: Axes, sums: Sequence[tuple[str, str]]
-    ) -> tuple[_Scope, _Scope]:
+    def _blocks(self, task: _Scope, used: Axes, sums: Sequence[tuple[str, str]]) -> tuple[_Scope, _Scope]:
         """Loops over the inner axes, the innermost in blocks. Returns the body and the scope after each block.
 
         Statements for the second scope must be added after all of the first's.
@@ -567,7 +573,9 @@ class _KernelEmitter:
                 total = self._total_of(n)
                 place = self._slot_of(loop, total)
                 value = f"np.float64({self._value(loop, n.args[0])})"
-                self._line(loop, f"store({total.name}, {place}, {self._combined(n.op, f'load({total.name}, {place})', value)})")
+                self._line(
+                    loop, f"store({total.name}, {place}, {self._combined(n.op, f'load({total.name}, {place})', value)})"
+                )
         for n in along:
             self._flush(flush, n)
 

@@ -279,9 +279,7 @@ def {self.name}_gradient({", ".join(self.inputs)}, *, {self.options()}):
         floats = [python_name(p.name) for p in self.arguments if p.node.kind is Kind.FLOAT]
         among = self.double.format(", ".join(f"{n}.dtype" for n in floats) + ("," if len(floats) == 1 else ""))
         lines.append(f"dtype = {self.dtypes[0]} if {among} else {self.dtypes[1]}")
-        results = [
-            self.cast.format(n, "dtype") if n in floats else self.index.format(n) for n in self.inputs
-        ]
+        results = [self.cast.format(n, "dtype") if n in floats else self.index.format(n) for n in self.inputs]
         comma = "," if len(results) == 1 else ""
         lines.append(f"return {', '.join(results)}{comma}")
         body = "\n".join(lines)
@@ -322,9 +320,7 @@ def {self.name}_gradient({", ".join(self.inputs)}, *, {self.options()}):
         return lines
 
     def _expected(self, name: str, port: Port, known: Mapping[str, str]) -> str:
-        whole = next(
-            (python_name(p.name) for p in self.arguments if p.order == port.order and p is not port), None
-        )
+        whole = next((python_name(p.name) for p in self.arguments if p.order == port.order and p is not port), None)
         if whole is not None and self.inputs.index(whole) < self.inputs.index(name):
             return f"{whole}.shape"
         parts = []
@@ -344,7 +340,9 @@ def {self.name}_gradient({", ".join(self.inputs)}, *, {self.options()}):
     def _refusal(self, name: str, port: Port) -> str:
         first = self.inputs[0]
         beside = f" beside {first} of shape {{{first}.shape}}" if name != first else ""
-        axes = "" if len(port.order) == 1 and port.order[0].startswith("*") else f"; its axes are ({' '.join(port.order)})"
+        axes = (
+            "" if len(port.order) == 1 and port.order[0].startswith("*") else f"; its axes are ({' '.join(port.order)})"
+        )
         return f'    raise ValueError(f"{name} has shape {{{name}.shape}}{beside}{axes}")'
 
     def reduced(self) -> str:
@@ -425,7 +423,9 @@ class _Torch(_File):
                 f'            raise NotImplementedError("only the gradient with respect to {self._wrt()} is known here")\n'
             )
         gradients = [f"{n}_gradient" for n in names if n in map(python_name, self.predictions)]
-        results = [f"{n}_gradient" if f"{n}_gradient" in gradients else "None" for n in names] + ["None"] * len(parameters)
+        results = [f"{n}_gradient" if f"{n}_gradient" in gradients else "None" for n in names] + ["None"] * len(
+            parameters
+        )
         module_options = self.options()
         stored = "".join(f"\n        self.{n} = {n}" for n in (*parameters, self.reduction))
         call = ", ".join(f"{n}=self.{n}" for n in (*parameters, self.reduction))
@@ -552,7 +552,7 @@ class _JAX(_File):
             f"{self.name}_jvp",
             f"The change of the loss of each entry with a change of {self._wrt()}.",
         )
-        return f'''
+        return f"""
 @partial({self.name}_entries.defjvp, symbolic_zeros=True)
 def _({", ".join([*parameters, "primals", "tangents"])}):
     {", ".join(self.inputs)}{comma} = primals
@@ -561,7 +561,7 @@ def _({", ".join([*parameters, "primals", "tangents"])}):
     return {self.name}_entries({self.all_inputs}), tangent
 
 
-{jvp}'''
+{jvp}"""
 
 
 _FILES: Mapping[str, type[_File]] = {"numpy": _File, "torch": _Torch, "tensorflow": _TensorFlow, "jax": _JAX}

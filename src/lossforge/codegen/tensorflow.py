@@ -12,7 +12,6 @@ from functools import cache
 
 from lossforge.codegen.emitter import Backend
 from lossforge.ir import Kind
-from lossforge.ir import Kind
 
 _CALLS = {
     "abs": "tf.abs({0})",
@@ -146,19 +145,6 @@ class _TensorFlow(Backend):
 
     def einsum(self, spec: str, x: str, y: str) -> str:
         return f'tf.einsum("{spec}", {x}, {y})'
-
-    def pad(self, text: str, axis: int, before: str, after: str, rank: int) -> str:
-        return f"tf.pad({text}, [[{before}, {after}] if i == {axis} else [0, 0] for i in range({rank})])"
-
-    def cumsum(self, text: str, axis: int) -> str:
-        return f"tf.cumsum({text}, {axis})"
-
-    def argsort(self, text: str, axis: int) -> str:
-        return f"tf.cast(tf.argsort({text}, {axis}, stable=True), tf.int64)"
-
-    def array(self, values: str, kind: Kind, like: str) -> str:
-        dtype = {Kind.FLOAT: f"{like}.dtype", Kind.INDEX: "tf.int64", Kind.BOOL: "tf.bool"}[kind]
-        return f"tf.constant({values}, {dtype})"
 
     def pad(self, text: str, axis: int, before: str, after: str, rank: int) -> str:
         return f"tf.pad({text}, [({before}, {after}) if i == {axis} else (0, 0) for i in range({rank})])"

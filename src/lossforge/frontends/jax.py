@@ -107,7 +107,9 @@ class _Reader:
                 numbers = tuple(next(self.count) for _ in eqn.outvars)
                 shapes = tuple((tuple(v.aval.shape),) for v in eqn.outvars)
                 dtypes = tuple(str(v.aval.dtype) for v in eqn.outvars)
-                attrs = {k: _attribute(p) for k, p in eqn.params.items() if k not in ("sharding", "out_sharding", "mesh")}
+                attrs = {
+                    k: _attribute(p) for k, p in eqn.params.items() if k not in ("sharding", "out_sharding", "mesh")
+                }
                 attrs["rank"] = tuple(len(v.aval.shape) for v in eqn.invars)
                 self.steps.append(Step(name, tuple(ins), attrs, numbers, shapes, _where(eqn), dtypes))
                 outs = [Ref(n) for n in numbers]
@@ -202,7 +204,7 @@ def _slice(imp: Importer, step: Step, x: Any) -> Tensor:
     strides = step.attrs["strides"] or (1,) * t.rank
     for d in range(t.rank):
         ends = [_each(imp, step.attrs[k][d]) for k in ("start_indices", "limit_indices")]
-        t = imp.slice(t, d, *ends, imp.integer(strides[d]))
+        t = imp.slice(t, d, ends[0], ends[1], imp.integer(strides[d]))
     return t
 
 
@@ -242,13 +244,17 @@ def _gather(imp: Importer, step: Step, x: Any, indices: Any) -> Tensor:
 
 
 def _in_range(index: Tensor) -> Tensor:
-    """An index without the wrapping of negative positions that JAX puts before each gather: classes are 0, 1, 2 …"""
+    """An index without the wrapping of negative positions that JAX puts before each gather: classes are 0, 1, 2 …."""
     node = index.node
     while node.op == "cast" and node.kind is Kind.INDEX:
         node = node.args[0]
     if node.op == "where" and node.args[0].op == "lt":
         number, bound = node.args[0].args
-        if bound.op in ("constant", "cast") and node.args[2] is number and not (bound.op == "constant" and bound.attrs[0]):
+        if (
+            bound.op in ("constant", "cast")
+            and node.args[2] is number
+            and not (bound.op == "constant" and bound.attrs[0])
+        ):
             return Tensor(number, index.dims)
     return Tensor(node, index.dims)
 
@@ -345,6 +351,7 @@ _PLAIN = {
     "lgamma": "lgamma", "digamma": "digamma", "logistic": "sigmoid", "floor": "floor", "ceil": "ceil", "sign": "sign",
     "round": "round", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne", "stop_gradient": "stop_gradient",
 }  # fmt: skip
+
 
 def _refused(reason: str) -> Rule:
     def rule(imp: Importer, step: Step, *args: Any) -> Tensor:

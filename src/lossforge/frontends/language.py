@@ -264,7 +264,9 @@ def _axes(x: Node, axis: AxisNames, function: str) -> frozenset[Axis]:
     names = (axis,) if isinstance(axis, str | int) else tuple(axis)
     for name in names:
         if not isinstance(name, str):
-            raise AxisError(f"{function}: axes are named here, not numbered; got {name!r}, expected one of {_list(x.axes)}")
+            raise AxisError(
+                f"{function}: axes are named here, not numbered; got {name!r}, expected one of {_list(x.axes)}"
+            )
         if name not in x.axes:
             raise AxisError(f"{function}: unknown axis {name!r}; the operand has {_list(x.axes)}")
     return frozenset(names)
@@ -582,7 +584,9 @@ _NUMPY_FUNCTIONS: dict[str, Callable[..., Traced]] = {
 PUBLIC: Sequence[str] = tuple(
     name
     for name, value in list(globals().items())
-    if not name.startswith("_") and builtins.callable(value) and getattr(value, "__module__", "") == __name__
+    if not name.startswith("_")
+    and builtins.callable(value)
+    and getattr(value, "__module__", "") == __name__
     and name not in ("Traced", "NeedsIndex")
 )
 """The names that `lossforge` exports as functions of the language."""

@@ -101,7 +101,9 @@ class _Tape:
         arrays = [np.asarray(v) for v in (value if several else (value,))]
         numbers = tuple(next(self.count) for _ in arrays)
         shapes, dtypes = tuple((a.shape,) for a in arrays), tuple(str(a.dtype) for a in arrays)
-        self.steps.append(Step(op, tuple(map(_ref, args)), {k: _ref(v) for k, v in attrs.items()}, numbers, shapes, _line(), dtypes))
+        self.steps.append(
+            Step(op, tuple(map(_ref, args)), {k: _ref(v) for k, v in attrs.items()}, numbers, shapes, _line(), dtypes)
+        )
         made = [Recorder(self, a, Ref(n)) for a, n in zip(arrays, numbers, strict=True)]
         return made if several else made[0]
 
@@ -122,7 +124,15 @@ def _ref(value: Any) -> Any:
         return value.item()
     if isinstance(value, slice):
         return ("slice", _ref(value.start), _ref(value.stop), _ref(value.step))
-    return "..." if value is Ellipsis else value.__name__ if isinstance(value, type) else str(value) if isinstance(value, np.dtype) else value
+    return (
+        "..."
+        if value is Ellipsis
+        else value.__name__
+        if isinstance(value, type)
+        else str(value)
+        if isinstance(value, np.dtype)
+        else value
+    )
 
 
 def _value(value: Any) -> Any:
@@ -145,7 +155,9 @@ class Recorder(NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         if options.get("out") is not None:
-            _refuse(f"np.{ufunc.__name__}(…, out=…), or an operator such as +=, writes into an array; use the result instead")
+            _refuse(
+                f"np.{ufunc.__name__}(…, out=…), or an operator such as +=, writes into an array; use the result instead"
+            )
         value = getattr(ufunc, method)(*map(_value, inputs), **{k: _value(v) for k, v in options.items()})
         name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
         return self.tape.note(name, inputs, options, value)
@@ -211,7 +223,7 @@ class Recorder(NDArrayOperatorsMixin):
     def _in_place(self, other: Any) -> NoReturn:
         _refuse("an operator such as += writes into an array; write x = x + y")
 
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = _in_place  # type: ignore[assignment]
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ipow__ = _in_place
 
 
 # ------------------------------------------------------------------------------------- what the operations mean
@@ -253,7 +265,12 @@ def _reduce(op: str) -> Rule:
 
 def _var(root: bool) -> Rule:
     def rule(imp: Importer, step: Step) -> Tensor:
-        found = imp.var(_given(imp, step, "a"), step.attrs.get("axis"), step.attrs.get("ddof", 0), bool(step.attrs.get("keepdims", False)))
+        found = imp.var(
+            _given(imp, step, "a"),
+            step.attrs.get("axis"),
+            step.attrs.get("ddof", 0),
+            bool(step.attrs.get("keepdims", False)),
+        )
         return imp.elementwise("sqrt", found) if root else found
 
     return rule
@@ -289,7 +306,9 @@ def _getitem(imp: Importer, step: Step, x: Any, *keys: Any) -> Tensor:
             index = imp.tensor(key)
             arrays += 1
             if index.node.kind is Kind.BOOL or arrays > 1:
-                raise Refused("a selection by truth values, or by several arrays at once; use np.where or np.take_along_axis")
+                raise Refused(
+                    "a selection by truth values, or by several arrays at once; use np.where or np.take_along_axis"
+                )
             t = imp.take(t, index, d)
             d += index.rank
     return t
@@ -360,7 +379,9 @@ def _diff(imp: Importer, step: Step) -> Tensor:
     if step.attrs.get("n", 1) != 1:
         raise Refused("np.diff with n")
     n = imp.extents(t.dims[d])
-    return imp.elementwise("sub", imp.slice(t, d, [1] * imp.count, n), imp.slice(t, d, [0] * imp.count, [m - 1 for m in n]))
+    return imp.elementwise(
+        "sub", imp.slice(t, d, [1] * imp.count, n), imp.slice(t, d, [0] * imp.count, [m - 1 for m in n])
+    )
 
 
 def _sort(imp: Importer, step: Step) -> Tensor:
@@ -373,7 +394,10 @@ def _norm(imp: Importer, step: Step) -> Tensor:
     if order not in (None, 2) or (order == 2 and step.attrs.get("axis") is None):
         raise Refused(f"np.linalg.norm with ord={order!r}")
     x = _given(imp, step, "x")
-    return imp.elementwise("sqrt", imp.reduce("sum", imp.elementwise("mul", x, x), step.attrs.get("axis"), bool(step.attrs.get("keepdims"))))
+    return imp.elementwise(
+        "sqrt",
+        imp.reduce("sum", imp.elementwise("mul", x, x), step.attrs.get("axis"), bool(step.attrs.get("keepdims"))),
+    )
 
 
 def _along_axis(imp: Importer, step: Step) -> Tensor:

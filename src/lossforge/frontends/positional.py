@@ -193,7 +193,9 @@ class Importer:
 
     def axis_of(self, sizes: Sequence[int], taken: Sequence[Axis] = ()) -> Axis | None:
         """The axis that has these sizes in the recordings, if there is only one."""
-        found = [a for a, s in self.sizes.items() if tuple(s) == tuple(sizes) and self.origin[a] not in self.table.units]
+        found = [
+            a for a, s in self.sizes.items() if tuple(s) == tuple(sizes) and self.origin[a] not in self.table.units
+        ]
         return self._unused(found[0], taken) if len(found) == 1 else None
 
     # ------------------------------------------------------------------ literals
@@ -235,7 +237,8 @@ class Importer:
         if value.size > _LARGEST_TABLE:
             raise Refused(f"a constant array of {value.size} entries; make it an argument of the loss")
         name = self.number("table")
-        order, dims_ = [], []
+        order: list[Axis] = []
+        dims_: list[tuple[Axis, ...]] = []
         for d, n in enumerate(value.shape):
             if n == 1:
                 dims_.append(())
@@ -392,7 +395,9 @@ class Importer:
         if kind is Kind.INDEX and node.op == "cast" and node.args[0].kind in (Kind.INDEX, Kind.BOOL):
             node = node.args[0]
         if kind is Kind.INDEX and node.kind is Kind.FLOAT and node.op not in ("input", "constant"):
-            whole = node.op == "cast" or (node.op == "where" and all(a.op in ("cast", "constant") for a in node.args[1:]))
+            whole = node.op == "cast" or (
+                node.op == "where" and all(a.op in ("cast", "constant") for a in node.args[1:])
+            )
             if not whole:  # towards zero, as every library does
                 node = ir.elementwise("sign", node) * ir.elementwise("floor", ir.elementwise("abs", node))
         return Tensor(ir.as_kind(node, kind), t.dims)
@@ -466,7 +471,9 @@ class Importer:
             self.table.unit(self.origin[_base(a)])
         return Tensor(t.node, tuple(result))
 
-    def _split(self, t: Tensor, group: Sequence[Axis], extent: Sequence[int]) -> tuple[Tensor, tuple[Axis, Axis]] | None:
+    def _split(
+        self, t: Tensor, group: Sequence[Axis], extent: Sequence[int]
+    ) -> tuple[Tensor, tuple[Axis, Axis]] | None:
         """The last axis of a group cut in two, so that the group and the first piece have the wanted size."""
         axis = group[-1]
         before = self.extents(tuple(group[:-1]))
@@ -600,7 +607,7 @@ class Importer:
         if axis not in t.node.axes:
             return Tensor(t.node, dims)
         n = self.sizes_of(axis)
-        values = index.values if isinstance(index, Varying) else (int(index),) * self.count
+        values: Sequence[Any] = index.values if isinstance(index, Varying) else (int(index),) * self.count
         values = [v + n[i] if v < 0 else v for i, v in enumerate(values)] if not isinstance(index, Varying) else values
         if len(set(values)) == 1 and (isinstance(index, Varying) or int(index) >= 0):
             at = ir.constant(int(values[0]), Kind.INDEX)
@@ -686,7 +693,9 @@ class Importer:
         self._usable(index.node)
         elsewhere = {a for d in others.dims for a in d}
         if index.node.op == "argsort" and index.node.attrs[0] == axis and axis not in elsewhere:
-            (source_node, order), dims = self.align([Tensor(others.node, (*others.dims[:dim], along, *others.dims[dim + 1 :])), index])
+            (source_node, order), dims = self.align(
+                [Tensor(others.node, (*others.dims[:dim], along, *others.dims[dim + 1 :])), index]
+            )
             if order.op == "argsort":  # entries in the order of a sort: a permutation, whose inverse is cheap
                 return Tensor(ir.take(source_node, order, order.attrs[0]), dims)
         # The source axis must not be mistaken for one of the others: it takes part under a name of its own.
@@ -762,13 +771,22 @@ class Importer:
                 sum_ = placed
                 continue
             here = self._within(new, before, lengths[k], constant)
-            nodes, dims = self.align([placed, sum_, Tensor(here, tuple((new,) if i == dim else () for i in range(part.rank)))])
+            nodes, dims = self.align(
+                [placed, sum_, Tensor(here, tuple((new,) if i == dim else () for i in range(part.rank)))]
+            )
             sum_ = Tensor(ir.where(nodes[2], ir.as_kind(nodes[0], kind), ir.as_kind(nodes[1], kind)), dims)
         assert sum_ is not None
         return sum_
 
     def _placed(
-        self, t: Tensor, dim: int, new: Axis, before: Sequence[int], after: Sequence[int], n: Sequence[int], constant: int | None
+        self,
+        t: Tensor,
+        dim: int,
+        new: Axis,
+        before: Sequence[int],
+        after: Sequence[int],
+        n: Sequence[int],
+        constant: int | None,
     ) -> Tensor:
         dims = (*t.dims[:dim], (new,), *t.dims[dim + 1 :])
         if not t.dims[dim] or t.dims[dim][0] not in t.node.axes:

@@ -224,9 +224,9 @@ def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int
                         found.append((_product(chosen, powers, factor, offset), factor))
             if found:
                 return sorted(found, key=lambda f: abs(math.log(abs(f[1]))))
-    for node, numbers in factors:
+    for node, numbers in factors:  # type: ignore[assignment]
         for op, function in (("log", math.log), ("sqrt", math.sqrt)):
-            inner = [function(n) for n in numbers]
+            inner: list[float] = [function(n) for n in numbers]
             for sign in (1, -1):
                 factor = values[0] / inner[0] ** sign if inner[0] else math.nan
                 if all(n and _close(v, factor * n**sign) for v, n in zip(values, inner, strict=True)):

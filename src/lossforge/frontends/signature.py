@@ -112,7 +112,9 @@ def _dims(n: int) -> str:
     return f"{n} dimension" + ("" if n == 1 else "s")
 
 
-def _disagreement(loss: str, name: str, axis: Axis, here: tuple[int | None, ...], other: str, there: tuple[int | None, ...]) -> str:
+def _disagreement(
+    loss: str, name: str, axis: Axis, here: tuple[int | None, ...], other: str, there: tuple[int | None, ...]
+) -> str:
     if axis == ELEMENTWISE:
         hint = ""
         if math.prod(n or 1 for n in here) == math.prod(n or 1 for n in there):
@@ -127,7 +129,11 @@ def _disagreement(loss: str, name: str, axis: Axis, here: tuple[int | None, ...]
 
 
 def lay(
-    loss: str, name: str, order: Sequence[Axis], sizes: Mapping[Axis, tuple[int | None, ...]], shape: Sequence[int | None]
+    loss: str,
+    name: str,
+    order: Sequence[Axis],
+    sizes: Mapping[Axis, tuple[int | None, ...]],
+    shape: Sequence[int | None],
 ) -> tuple[tuple[Axis, ...], tuple[int, ...]] | None:
     """How a weight or mask of `shape` lies on a loss with the axes `order`.
 
@@ -142,9 +148,7 @@ def lay(
     expected = tuple(n for a in order for n in sizes[a])
     same = [m == n or None in (m, n) for m, n in zip(shape, expected, strict=False)]
     leading = len(shape) <= len(expected) and all(same)
-    if not leading and not (
-        len(shape) == len(expected) and all(s or m == 1 for s, m in zip(same, shape, strict=True))
-    ):
+    if not leading and not (len(shape) == len(expected) and all(s or m == 1 for s, m in zip(same, shape, strict=True))):
         raise ShapeError(
             f"{loss}: {name} has shape {shape}, but the loss has shape {expected} along ({', '.join(order)}); give one "
             f"{name} for each entry, or one for each of the leading axes, or 1 for an axis along which it is constant"

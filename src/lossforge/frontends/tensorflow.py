@@ -134,7 +134,9 @@ def _read(concrete: Any, arrays: Sequence[np.ndarray]) -> Recording:
         outputs = tuple(range(count, count + len(op.outputs)))
         count += len(op.outputs)
         numbers.update({t.name: Ref(i) for t, i in zip(op.outputs, outputs, strict=True)})
-        attrs = {k: _attribute(op, k) for k in op.node_def.attr if not k.startswith("_") and k not in ("value", "shape")}
+        attrs = {
+            k: _attribute(op, k) for k in op.node_def.attr if not k.startswith("_") and k not in ("value", "shape")
+        }
         shapes = tuple((tuple(t.shape),) for t in op.outputs)
         steps.append(Step(op.type, args, attrs, outputs, shapes, _where(op), tuple(t.dtype.name for t in op.outputs)))
     return Recording(tuple((tuple(a.shape),) for a in arrays), tuple(steps), numbers[concrete.outputs[0].name])
@@ -267,7 +269,9 @@ def _one_hot(imp: Importer, step: Step, index: Any, depth: Any, on: Any, off: An
 def _strided_slice(imp: Importer, step: Step, x: Any, begin: Any, end: Any, strides: Any) -> Tensor:
     t = imp.tensor(x)
     masks = {k: step.attrs.get(f"{k}_mask") or 0 for k in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
-    firsts, lasts = ([np.atleast_1d(v) for v in (e.values if isinstance(e, Varying) else (e,) * imp.count)] for e in (begin, end))
+    firsts, lasts = (
+        [np.atleast_1d(v) for v in (e.values if isinstance(e, Varying) else (e,) * imp.count)] for e in (begin, end)
+    )
     steps = _axes(strides)
     d, count = 0, len(steps)
     for i in range(count):

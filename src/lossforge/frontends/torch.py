@@ -20,6 +20,7 @@ from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule
 from lossforge.frontends.recording import Recording, Ref, Step, Varying
 from lossforge.ir import Kind
 
+
 class TorchFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
@@ -98,9 +99,7 @@ class TorchFrontEnd:
             warnings.simplefilter("ignore")
             value = _one(self.function(*tensors, **options))
             found = torch.autograd.grad(value.sum(), [tensors[i] for i in wrt], allow_unused=True)
-        gradients = [
-            torch.zeros_like(tensors[i]) if g is None else g for i, g in zip(wrt, found, strict=True)
-        ]
+        gradients = [torch.zeros_like(tensors[i]) if g is None else g for i, g in zip(wrt, found, strict=True)]
         return value.detach().numpy(), [g.detach().numpy() for g in gradients]
 
 
@@ -192,7 +191,9 @@ def _read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recordi
             base, _, form = name.partition(".")
             if base.endswith("_"):  # in place, within a decomposition: later uses mean the new value
                 if node.args[0].op == "placeholder":
-                    raise AdoptionError(f"{where or 'the function'}: an argument is written to in place ({base}); use the result instead")
+                    raise AdoptionError(
+                        f"{where or 'the function'}: an argument is written to in place ({base}); use the result instead"
+                    )
                 numbers[node.args[0]] = first
                 name = f"{base[:-1]}.{form}"
             steps.append(Step(name, args, attrs, outputs, shapes, where, dtypes))
@@ -313,7 +314,9 @@ def _var(imp: Importer, step: Step, x: Any, dims: Any = None, *rest: Any) -> Ten
     return imp.var(x, dims, 1 if correction is None else imp.integer(correction), step.attrs.get("keepdim", False))
 
 
-def _norm(imp: Importer, step: Step, x: Any, order: Any = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+def _norm(
+    imp: Importer, step: Step, x: Any, order: Any = 2, dims: Any = None, keepdim: bool = False, **_: Any
+) -> Tensor:
     return norm(imp, x, order, dims, keepdim)
 
 
@@ -368,7 +371,17 @@ def _transpose(imp: Importer, step: Step, x: Any, a: Any = 0, b: Any = 1) -> Ten
 
 
 def _full(imp: Importer, step: Step, *args: Any) -> Tensor:
-    values = {"empty": 0, "empty_permuted": 0, "empty_like": 0, "zeros": 0, "ones": 1, "zeros_like": 0, "ones_like": 1, "new_zeros": 0, "new_ones": 1}
+    values = {
+        "empty": 0,
+        "empty_permuted": 0,
+        "empty_like": 0,
+        "zeros": 0,
+        "ones": 1,
+        "zeros_like": 0,
+        "ones_like": 1,
+        "new_zeros": 0,
+        "new_ones": 1,
+    }
     base = step.op.split(".")[0]
     value = values[base] if base in values else args[-1]
     return imp.full(imp.cast(value, _kind(step.dtypes[0])), step.shapes[0])
@@ -441,7 +454,9 @@ def _scatter(imp: Importer, step: Step, x: Any, dim: Any, index: Any, value: Any
     return imp.cast(imp.elementwise("where", chosen, value, t), _kind(step.dtypes[0]))
 
 
-def _slice(imp: Importer, step: Step, x: Any, dim: Any = 0, start: Any = None, stop: Any = None, stride: Any = 1) -> Tensor:
+def _slice(
+    imp: Importer, step: Step, x: Any, dim: Any = 0, start: Any = None, stop: Any = None, stride: Any = 1
+) -> Tensor:
     t = imp.tensor(x)
     d = imp.dim(t, dim)
     n = imp.extents(t.dims[d])
@@ -501,7 +516,9 @@ def _argsort(imp: Importer, step: Step, x: Any, *args: Any) -> Tensor:
     return _sort(imp, step, x, *args)[1]
 
 
-def _topk(imp: Importer, step: Step, x: Any, k: Any, dim: Any = -1, largest: bool = True, *rest: Any) -> tuple[Tensor, Tensor]:
+def _topk(
+    imp: Importer, step: Step, x: Any, k: Any, dim: Any = -1, largest: bool = True, *rest: Any
+) -> tuple[Tensor, Tensor]:
     t = imp.tensor(x)
     d = imp.dim(t, dim)
     values, order = imp.sort(t, d, largest)
@@ -587,6 +604,7 @@ _PLAIN = {
     "round": "round", "sign": "sign", "logaddexp": "logaddexp", "xlogy": "xlogy",
 }  # fmt: skip
 
+
 def _random(imp: Importer, step: Step, *args: Any) -> Tensor:
     raise Refused("random numbers; a loss gives one value for its inputs. Make the random tensor an argument")
 
@@ -602,7 +620,7 @@ RULES: Mapping[str, Rule] = {
     **{f"{k}.{form}": v for k, v in {"add": _scaled("add"), "sub": _scaled("sub"), "mul": _arithmetic("mul"), "div": _div}.items()
        for form in ("Tensor", "Scalar", "Tensor_mode", "Scalar_mode")},
     **{f"pow.{form}": _pow for form in ("Tensor_Tensor", "Tensor_Scalar", "Scalar")},
-    **{f"{op}.default": rule for op, rule in {
+    **{f"{op}.default": rule for op, rule in {  # type: ignore[misc]
         "maximum": _arithmetic("maximum"), "minimum": _arithmetic("minimum"), "relu": _relu, "leaky_relu": _leaky,
         "reciprocal": _formula(lambda x: 1.0 / x), "rsqrt": _formula(lambda x: 1.0 / _sqrt(x)),
         "square": _formula(lambda x: x * x), "clamp": _clamp, "sgn": rule_for("sign"),

@@ -55,9 +55,7 @@ class GradientBuffers:
         self.max_count = max_count
         self._buffers: list[_Buffer] = []  # the latest used last
 
-    def take(
-        self, shape: Sequence[int], dtype: npt.DTypeLike, *, order: Sequence[int] | None = None
-    ) -> np.ndarray:
+    def take(self, shape: Sequence[int], dtype: npt.DTypeLike, *, order: Sequence[int] | None = None) -> np.ndarray:
         """An uninitialised array that nobody else holds.
 
         `order` names the axes from the slowest to the fastest in memory (default: C order). From `SMALL`

@@ -52,9 +52,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
-def compile_kernel(
-    source: str, entry: str, signature: Sequence[str], *, fastmath: frozenset[str] = FASTMATH
-) -> Kernel:
+def compile_kernel(source: str, entry: str, signature: Sequence[str], *, fastmath: frozenset[str] = FASTMATH) -> Kernel:
     """The function `entry` of the Python module text `source`, compiled to run without the GIL.
 
     `signature` has one Numba type per argument: `"float32[:, ::1]"` (C-contiguous), `"float64[:]"` (any
