@@ -392,6 +392,20 @@ def sweeps(loss: lf.Loss) -> tuple[Sweep, ...]:
     return schedule(loss.plan().value_and_gradient(loss.predictions)).sweeps
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_largest_of_computed_entries_is_found_again(dtype: str, rng: np.random.Generator) -> None:
+    """Its gradient goes to the entries that equal it, computed anew in another loop: not one bit may differ."""
+
+    @lf.loss("batch class, batch -> batch")
+    def multiclass_hinge(scores, target):
+        margin = scores * 1.1 + 1.0 - 0.3 * scores - lf.one_hot(target, "class")
+        return lf.max(margin, "class") - lf.take(scores, target, "class")
+
+    for _ in range(100):
+        scores, target = rng.normal(size=(6, 7)).astype(dtype), rng.integers(0, 7, 6)
+        check_gradient(multiclass_hinge, (scores, target), dtype)
+
+
 def test_an_elementwise_loss_is_one_sweep() -> None:
     (only,) = sweeps(huber)
     assert len(only.totals) == len(only.stores) == 1

@@ -18,13 +18,12 @@ import numpy as np
 
 from lossforge import ir
 from lossforge.codegen.numba import LANES, Kernel, Layout, Total, emit_kernel
-from lossforge.dtypes import FLOATS
 from lossforge.errors import UnsupportedError
 from lossforge.interpreter import Float64
 from lossforge.ir import Axis, Kind, Node, Port, Program
 from lossforge.primitives import PRIMITIVES
 from lossforge.runtime.buffers import GradientBuffers
-from lossforge.runtime.cache import compile_kernel
+from lossforge.runtime.cache import FASTMATH, compile_kernel
 from lossforge.runtime.switch import use_kernels
 from lossforge.runtime.threads import CROSSOVER, get_num_threads, run_chunks
 from lossforge.schedule import Product, Scalars, Schedule, Sweep, reads, schedule
@@ -35,7 +34,9 @@ CHUNK = 1 << 16
 SHORT = 32
 """The longest inner axis for which blocks are transposed rather than run along."""
 
-_SUPPORTED = FLOATS | {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+EXACT = frozenset({"nsz"})
+"""Flags for kernels in which a value computed twice must be the same bits twice."""
+
 _BUFFERS = GradientBuffers()
 _MAX_BOUND = 512
 _bound: OrderedDict[Any, Bound] = OrderedDict()
@@ -224,6 +225,7 @@ class Bound:
         self.templates = {p.node: a for p, a in zip(program.inputs, arrays, strict=True) if a is not None}
         self.lies = lies
         self.constants = self._fold_constants()
+        self.fastmath = EXACT if _seeks_ties(self.schedule.outputs) else FASTMATH
         self.kernels: list[Kernel] = []
         self.steps: list[Callable[[dict[Node, Any]], None]] = []
         self.pending: dict[Node, int] = {}
@@ -408,7 +410,7 @@ class Bound:
         names.update({o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=True) if o in lies})
         kernel = emit_kernel(sweep, layout, str(self.real), names, f"sweep_{len(self.kernels) + 1}")
         self.kernels.append(kernel)
-        compiled = compile_kernel(kernel.source, kernel.entry, kernel.signature)
+        compiled = compile_kernel(kernel.source, kernel.entry, kernel.signature, fastmath=self.fastmath)
         return self._launch(sweep, kernel, compiled, lies, sizes, allocate)
 
     def _lie_of(self, node: Node) -> Lie:
@@ -607,6 +609,14 @@ class Bound:
         if axes:
             self.lies[node] = _dense(axes, [sizes[a] for a in axes], real)
         return make, combine
+
+
+def _seeks_ties(outputs: Sequence[Node]) -> bool:
+    """Whether entries are compared with the largest of them, which is computed in another loop."""
+    return any(
+        n.op in ("eq", "ne") and any(a.op in ("max", "min") and a.args[0].op != "input" for a in n.args)
+        for n in ir.topological(outputs)
+    )
 
 
 def kernel_source(program: Program) -> str:
