@@ -13,4 +13,4 @@ LOSSES: weakref.WeakValueDictionary[str, Loss] = weakref.WeakValueDictionary()
 
 def is_loss(value: Any) -> TypeGuard[Loss]:
     """Whether `value` is a `Loss`."""
-    return LOSSES.get(getattr(value, "key", "")) is value
+    return value is not None and LOSSES.get(getattr(value, "key", "")) is value
