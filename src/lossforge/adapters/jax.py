@@ -133,7 +133,8 @@ def _tangents(
     }
     outputs = evaluate(what, *primals)
     split = linearize(what, tuple(moving))
-    residuals = evaluate(split.residuals, *primals)  # XLA computes once what the two have in common
+    # XLA computes once what the outputs and the residuals have in common.
+    residuals = evaluate(split.residuals, *primals) if split.residuals.outputs else ()
     found: Iterator[Any] = iter(_compiled(split.linear)(*primals, *residuals, *moving.values()))
     return outputs, tuple(
         next(found) if p.node.kind is Kind.FLOAT else np.zeros(o.shape, jax.dtypes.float0)

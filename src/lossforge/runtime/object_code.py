@@ -118,7 +118,9 @@ class _EntryBuilder:
         values = []
         for position, (name, kind) in enumerate(zip(self.argument_names, self.arguments, strict=True)):
             item = self.builder.load(self.builder.gep(packed, [_I64(position)]))
-            unpack = self._unpack_array if isinstance(kind, types.Array) else self._unpack_scalar
+            unpack: Callable[..., ir.Value] = (
+                self._unpack_array if isinstance(kind, types.Array) else self._unpack_scalar
+            )
             values.append(unpack(item, name, kind))
         self._require(self._run_without_gil(values), f"kernel {self.name}() failed", RuntimeError)
         none = self._object(None)
