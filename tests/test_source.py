@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import SEED
 
 import lossforge as lf
+from conftest import SEED
 from lossforge.errors import FrameworkError, ParameterError
 
 FRAMEWORKS = ("numpy", "torch", "tensorflow", "jax")
@@ -243,15 +243,15 @@ def expected() -> list[dict[str, np.ndarray]]:
     for loss, options in CASES:
         data = arrays(loss, rng)
         values = list(data.values())
-        data["scale"] = rng.random(np.shape(loss(*values, **options, reduction="none")))
-        for reduction in ("mean", "sum", "none"):
-            data[f"{reduction}_value"] = loss(*values, **options, reduction=reduction)
-            for p in loss.predictions:
-                place = loss.arguments.index(p)
-                data[f"{reduction}_gradient_{place}"] = loss.grad(*values, wrt=p, **options, reduction=reduction)
-                data[f"weighted_gradient_{place}"] = loss.grad(
-                    *values, wrt=p, **options, reduction="sum", weight=data["scale"]
-                )
+        entries = np.asarray(loss(*values, **options, reduction="none"))
+        data |= {"none_value": entries, "sum_value": entries.sum(), "mean_value": entries.mean()}
+        data["scale"] = rng.random(entries.shape)
+        for p in loss.predictions:
+            total = loss.grad(*values, wrt=p, **options, reduction="sum")
+            scaled = loss.grad(*values, wrt=p, **options, reduction="sum", weight=data["scale"])
+            place = loss.arguments.index(p)
+            data |= {f"{r}_gradient_{place}": total for r in ("sum", "none")}
+            data |= {f"mean_gradient_{place}": total / entries.size, f"weighted_gradient_{place}": scaled}
         if loss is huber:
             inside = np.abs(values[0] - values[1]).ravel() < options.get("delta", 1.0)
             data["hessian"] = np.diag(inside.astype(float)).reshape(values[0].shape * 2)
@@ -292,7 +292,9 @@ def test_files_pass_ruff(framework, tmp_path):
     for number, (loss, options) in enumerate(CASES):
         (tmp_path / f"{number}.py").write_text(loss.source(framework, **options), encoding="utf-8")
     run = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", str(tmp_path)],
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stdout
 
@@ -303,7 +305,87 @@ def test_a_whole_file():
 
 
 HUBER = '''\
-HUBERTEXT'''
+"""huber: a loss and its gradient, for NumPy alone.
+
+    loss      = ½·quadratic² + δ·(error − quadratic)
+    quadratic = min(error, δ)
+    error     = |pred − true|
+
+    ∂loss/∂pred = clip(pred − true, −δ, δ) / count
+      assuming δ ≥ 0; otherwise another formula is used
+    where
+      count = the number of entries
+
+Shapes: all arguments have one shape, and so has the loss of each entry.
+Written by lossforge 0.1.0, which it does not need.
+"""
+
+import numpy as np
+
+
+def huber(pred, true, *, delta=1.0, reduction="mean"):
+    """The loss as one number; that of each entry for reduction="none"."""
+    if delta < 0:
+        raise ValueError(f"delta is {delta}; these formulas hold for delta >= 0")
+    pred, true = prepared(pred, true)
+    return reduced(huber_entries(pred, true, delta), reduction)
+
+
+def huber_gradient(pred, true, *, delta=1.0, reduction="mean"):
+    """The gradient with respect to pred; that of the sum for reduction="none"."""
+    return huber_value_and_gradient(pred, true, delta=delta, reduction=reduction)[1]
+
+
+def huber_value_and_gradient(pred, true, *, delta=1.0, reduction="mean"):
+    """The loss, and its gradient with respect to pred."""
+    pred_dtype = np.asarray(pred).dtype
+    if delta < 0:
+        raise ValueError(f"delta is {delta}; these formulas hold for delta >= 0")
+    pred, true = prepared(pred, true)
+    loss = huber_entries(pred, true, delta)
+    cotangent = np.ones_like(loss)
+    if reduction == "mean":
+        cotangent = cotangent / loss.size
+    gradient = huber_vjp(pred, true, delta, cotangent)
+    return reduced(loss, reduction), gradient.astype(pred_dtype, copy=False)
+
+
+def prepared(pred, true):
+    """The arguments, checked, in the precision to compute in: float32 for half precision."""
+    pred = np.asarray(pred)
+    true = np.asarray(true)
+    if pred.dtype.kind in "biu":
+        raise TypeError(f"pred must be floating point, not {pred.dtype}")
+    if true.shape != pred.shape:
+        raise ValueError(f"true has shape {true.shape} beside pred of shape {pred.shape}")
+    dtype = np.float64 if np.float64 in (pred.dtype, true.dtype) else np.float32
+    return pred.astype(dtype, copy=False), true.astype(dtype, copy=False)
+
+
+def reduced(loss, reduction):
+    """The mean or the sum of the loss of each entry, or that itself for "none"."""
+    if reduction == "mean":
+        return loss.mean()
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "none":
+        return loss
+    raise ValueError(f'reduction={reduction!r}; expected "mean", "sum" or "none"')
+
+
+def huber_entries(pred, true, delta):
+    """The loss of each entry."""
+    delta = pred.dtype.type(delta)
+    error = np.abs(pred - true)
+    quadratic = np.minimum(error, delta)
+    return 0.5 * (quadratic * quadratic) + delta * (error - quadratic)
+
+
+def huber_vjp(pred, true, delta, cotangent):
+    """The gradient with respect to pred, given that with respect to the loss of each entry."""
+    delta = pred.dtype.type(delta)
+    return cotangent * np.clip(pred - true, -delta, delta)
+'''
 
 
 def load(text: str) -> dict:
