@@ -42,8 +42,8 @@ def spelled(name: str, x: ir.Node, y: ir.Node) -> ir.Node:
 
 FIRST_ROW = elementwise("eq", ir.iota("b"), constant(1, Kind.INDEX))
 STRUCTURE: dict[str, Callable[[ir.Node, ir.Node], ir.Node]] = {
-    **{op: lambda x, y, op=op: ir.reduction(op, x * y, {"b"}) * y for op in ir.REDUCTIONS},
-    **{f"{op}_of_all": lambda x, y, op=op: ir.reduction(op, x * y, {"a", "b"}) * y for op in ir.REDUCTIONS},
+    **{op: lambda x, y, op=op: ir.reduction(op, x * y, {"b"}) * y for op in sorted(ir.REDUCTIONS)},
+    **{f"{op}_of_all": lambda x, y, op=op: ir.reduction(op, x * y, {"a", "b"}) * y for op in sorted(ir.REDUCTIONS)},
     "argmax": lambda x, y: ir.take(x, ir.reduction("argmax", x, {"b"}), "b") * y,
     "argmin": lambda x, y: ir.take(x * x, ir.reduction("argmin", x, {"b"}), "b") * y,
     "rename": lambda x, y: ir.reduction("sum", x * ir.rename(x, "a", "c"), {"b"}) * y,
