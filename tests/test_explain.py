@@ -10,8 +10,9 @@ from formula_reader import value_of
 from lossforge.errors import ParameterError
 from lossforge.explain.derivation import Derivation, derive
 from lossforge.explain.notation import Notation, axis_name
+from lossforge.frontends.language import Traced
 from lossforge.interpreter import evaluate
-from lossforge.ir import Node, Program, input_
+from lossforge.ir import Node, Program, cumsum, input_
 
 # ------------------------------------------------------------------------------------ losses
 
@@ -402,6 +403,17 @@ def test_a_users_names_never_hide_an_argument():
     page = str(rebound.explain())
     assert "v₁    = σ(pred)" in page
     assert "loss′ = v₂²" in page
+
+
+def test_entries_that_were_moved_are_moved_back():
+    @lf.loss("batch time, batch time -> batch")
+    def earth_mover(pred, true):
+        first = lf.take(pred, lf.argmax(true, "time"), "time")
+        return lf.sum(Traced(cumsum((pred - true).node, "time")) ** 2, "time") + first
+
+    page = str(earth_mover.explain())
+    assert "∂loss/∂v₁    = cumsum_backwards(∂loss/∂v₂, time) " in page
+    assert "∂loss/∂pred  = ∂loss/∂first·[time = argmax[time](true)] + ∂loss/∂v₁\n" in page
 
 
 def test_losses_that_are_one_number_have_no_count():

@@ -13,7 +13,23 @@ from lossforge.explain.notation import LaTeX, Notation, latex_name, unicode_name
 from lossforge.explain.tidy import tidy
 from lossforge.frontends.language import Traced
 from lossforge.interpreter import Float64, HighPrecision, evaluate
-from lossforge.ir import Kind, Node, Port, constant, input_, iota, size, topological
+from lossforge.ir import (
+    Kind,
+    Node,
+    Port,
+    argsort,
+    constant,
+    cumsum,
+    extent,
+    flip,
+    input_,
+    iota,
+    join,
+    size,
+    take,
+    topological,
+    window,
+)
 
 A, B = "batch", "class"
 X, Y = input_("x", (A,)), input_("y", (A,))
@@ -83,6 +99,14 @@ TABLE = [
     (lambda t: lf.one_hot(t, "class"), (TARGET,), "[class = target]",
      r"\left[\mathrm{class} = \mathrm{target}\right]"),
     (lambda z: lf.rename(z, "batch", "other"), (Z,), "logits[batch→other]", None),
+    (lambda z: Traced(flip(z.node, "class")), (Z,), "flip(logits, class)", None),
+    (lambda z: Traced(cumsum(z.node, "class", True)), (Z,), "cumsum_backwards(logits, class)",
+     r"\operatorname{cumsum\_backwards}_{\mathrm{class}} \left(\mathrm{logits}\right)"),
+    (lambda z: Traced(take(z.node, argsort(z.node, "class"), "class")), (Z,),
+     "logits[class = argsort(logits, class)]", None),
+    (lambda z: Traced(window(z.node, "class", "step", extent(2), extent(0, {"batch": 1}))), (Z,),
+     "logits[class = step + 2]", r"\mathrm{logits}\big|_{\mathrm{class} = \mathrm{step} + 2}"),
+    (lambda z: Traced(join(z.node, ("batch", "class"), "all")), (Z,), "logits[batch, class→all]", None),
     (lambda x: x / lf.size("batch"), (X,), "x / |batch|", r"\frac{x}{\left|\mathrm{batch}\right|}"),
 ]
 # fmt: on

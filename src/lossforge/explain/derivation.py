@@ -28,6 +28,7 @@ from lossforge.explain.notation import SUBSCRIPT
 from lossforge.explain.tidy import tidy
 from lossforge.gradient import Contribution, jvp, plus, times, vjp
 from lossforge.ir import (
+    STRUCTURAL,
     Axes,
     Kind,
     Node,
@@ -227,6 +228,8 @@ class _Deriver:
         if c.node.op == "logsumexp":
             x = self._in_steps(c.argument, c.node)
             return intern("softmax", (x,), (c.node.attrs[0],), x.axes, Kind.FLOAT)
+        if c.node.op in STRUCTURAL - {"take"} or _is_permuted(c.node):
+            return constant(1.0)  # entries are moved; the term of the chain rule moves them back
         if c.node.op == "take":
             at = elementwise("eq", iota(c.node.attrs[0]), self._in_steps(c.node.args[1], c.node))
             return ir.where(at, 1.0, 0.0)
@@ -257,10 +260,10 @@ class _Deriver:
         above = constant(1.0)
         if c.node is not self.value:
             above = input_(f"∂{self.root}/∂{self._name(c.node)}", c.node.axes)
+        if c.node.op in STRUCTURAL - {"take"} or _is_permuted(c.node):
+            (moved,) = vjp([(c.node, above)], [c.argument])
+            return self._in_steps(moved if moved is not None else constant(0.0), c.node)
         if not is_elementwise(c.node):
-            if c.node.op == "rename":
-                old, new = c.node.attrs
-                return ir.rename(above, new, old) if new in above.axes else above
             return _product(above, local)
         gone: Axes = c.node.axes - c.argument.axes
         return _summed(_product(above, local), gone)
@@ -346,6 +349,11 @@ class _Deriver:
         needed = [f for f in facts if self._under(raw, [g for g in facts if g != f]) is not best]
         signs = {p: "gt" if (p, "ge") in needed and (p, "ne") in needed else fact for p, fact in needed}
         return best, tuple(elementwise(fact, p, 0.0) for p, fact in signs.items())
+
+
+def _is_permuted(node: Node) -> bool:
+    """Whether entries are taken in another order, as in a sort."""
+    return node.op == "take" and node.attrs[0] in node.args[1].axes
 
 
 def _product(x: Node, y: Node) -> Node:

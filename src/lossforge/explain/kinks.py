@@ -99,6 +99,8 @@ def _kinks_of(node: Node, flowing: set[Node], depending: set[Node], inner: set[N
         return [Kink(node, tuple(at), "½ for each of the two" if both else "0")]
     if node.op in ("max", "min"):
         return [Kink(node, (), "where entries tie, they share the gradient equally")]
+    if node.op == "take" and node.args[1] in depending:
+        return [Kink(node, (), "where entries tie, the first of them comes first")]
     if node.op == "where":
         condition = node.args[0]
         if condition not in depending:

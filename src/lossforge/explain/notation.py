@@ -58,8 +58,8 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def axis_name(axis: str) -> str:
-    """An axis's name without the star."""
-    return axis.removeprefix("*").replace("'", "′")
+    """An axis's name, without what marks its kind."""
+    return axis.removeprefix("*").removeprefix("derived_").replace("'", "′")
 
 
 # ------------------------------------------------------------------------------------------ notation
@@ -181,6 +181,21 @@ class Notation:
         """x with another name for an axis."""
         return f"{self.inside(x, _ATOM)}[{axis_name(old)}→{axis_name(new)}]", _ATOM
 
+    def window(self, x: Node, old: str, new: str, start: ir.Extent, trim: ir.Extent) -> tuple[str, int]:
+        """Entry i along the new axis is that at start + i along the old one; 0 beyond its ends."""
+        steps = "".join(
+            f" {'+' if n > 0 else self.minus} "
+            + ("" if axis and abs(n) == 1 else str(abs(n)))
+            + self.size(axis)[0] * bool(axis)
+            for axis, n in start
+        )
+        return f"{self.inside(x, _ATOM)}[{axis_name(old)} = {axis_name(new)}{steps}]", _ATOM
+
+    def table(self, values: Sequence[float | int | bool]) -> tuple[str, int]:
+        """Numbers that are part of the definition."""
+        shown = [self.number(float(v))[0] for v in values[:4]] + ["…"] * (len(values) > 4)
+        return f"({', '.join(shown)})", _ATOM
+
     def size(self, axis: str) -> tuple[str, int]:
         """The number of entries along an axis."""
         return ("count" if axis == ELEMENTWISE else f"|{axis_name(axis)}|"), _ATOM
@@ -257,6 +272,17 @@ class Notation:
                     f"{self.inside(args[0], _SUM)} {self.relations[op]} {self.inside(args[1], _SUM)}",
                     _RELATION,
                 )
+            case "window":
+                return self.window(args[0], *attrs)
+            case "join" | "split":
+                old, new = (attrs[0], (attrs[1],)) if op == "join" else ((attrs[0],), attrs[1])
+                return self.renamed(args[0], ", ".join(old), ", ".join(new))
+            case "flip" | "argsort":
+                return self.softmax(op, args[0], attrs)
+            case "cumsum":
+                return self.softmax("cumsum_backwards" if attrs[1] else "cumsum", args[0], attrs[:1])
+            case "table":
+                return self.table(attrs[2])
             case _ if attrs:
                 return self.along(op, args[0], () if frozenset(attrs[0]) == args[0].axes else attrs[0])
             case _:
@@ -350,7 +376,7 @@ class LaTeX(Notation):
 
     def softmax(self, op: str, x: Node, axes: Sequence[str]) -> tuple[str, int]:
         """A softmax along axes, or its logarithm."""
-        name = r"\operatorname{softmax}" if op == "softmax" else r"\log\operatorname{softmax}"
+        name = r"\log\operatorname{softmax}" if op == "log_softmax" else rf"\operatorname{{{op}}}".replace("_", r"\_")
         where = ", ".join(self._axis(a) for a in axes)
         return rf"{name}_{{{where}}} \left({self.inside(x, _OR)}\right)", _PREFIX
 
@@ -361,6 +387,21 @@ class LaTeX(Notation):
     def renamed(self, x: Node, old: str, new: str) -> tuple[str, int]:
         """x with another name for an axis."""
         return rf"{self.inside(x, _ATOM)}\big|_{{{self._axis(old)} \to {self._axis(new)}}}", _PREFIX
+
+    def window(self, x: Node, old: str, new: str, start: ir.Extent, trim: ir.Extent) -> tuple[str, int]:
+        """Entries of x moved along an axis."""
+        steps = "".join(
+            f" {'+' if n > 0 else '-'} "
+            + ("" if axis and abs(n) == 1 else str(abs(n)))
+            + self.size(axis)[0] * bool(axis)
+            for axis, n in start
+        )
+        return rf"{self.inside(x, _ATOM)}\big|_{{{self._axis(old)} = {self._axis(new)}{steps}}}", _PREFIX
+
+    def table(self, values: Sequence[float | int | bool]) -> tuple[str, int]:
+        """Numbers that are part of the definition."""
+        shown = [self.number(float(v))[0] for v in values[:4]] + [r"\dots"] * (len(values) > 4)
+        return rf"\left({', '.join(shown)}\right)", _ATOM
 
     def size(self, axis: str) -> tuple[str, int]:
         """The number of entries along an axis."""
