@@ -111,9 +111,29 @@ def test_a_mistake_is_one_message(mistake: str) -> None:
 def test_what_is_not_a_loss(file: Path) -> None:
     result = run("explain", f"{file}:plain")
     assert result.exit_code == 2
-    assert "not a loss; the file has scaled" in result.stderr
-    with pytest.raises(FileError, match="has no 'other'; it has"):
+    assert "not a Loss; the file has scaled. Decorate" in result.stderr.replace("\n", " ")
+    with pytest.raises(FileError, match="has no 'other'; the file has"):
         load_object(f"{file}:other")
+
+
+def test_a_file_that_fails_is_one_message_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text("x = 1\ny = x + undefined\n")
+    result = run("explain", f"{path}:y")
+    assert result.exit_code == 2
+    assert f"{path}:2: NameError: name 'undefined' is not defined" in result.stderr
+    path.write_text("x = = 1\n")
+    assert f"{path}:1: SyntaxError" in run("explain", f"{path}:y").stderr
+
+
+def test_a_name_that_is_not_there(file: Path) -> None:
+    result = run("explain", f"{file}:other")
+    assert result.exit_code == 2
+    assert "has no 'other'; the file has scaled" in result.stderr
+
+
+def test_markup_in_a_users_text_is_text(file: Path) -> None:
+    assert "error: no file '[bold]x.py'" in run("explain", "[bold]x.py:loss").stderr
 
 
 def test_help_names_every_command() -> None:

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import lossforge
 from lossforge.errors import LossforgeError
@@ -59,15 +60,15 @@ def resolve(target: str) -> Loss:
         near = difflib.get_close_matches(target, LOSSES, n=3)
         hint = f"; did you mean {' or '.join(near)}" if near else ""
         raise LossforgeError(f"no loss {target!r} in the catalogue{hint}. A loss of your own is FILE.py:NAME")
-    from lossforge.frontends.files import load_module, load_object
+    from lossforge.frontends.files import FileError, load_object
 
-    found = load_object(target)
-    if not isinstance(found, Loss):
-        own = [n for n, v in vars(load_module(Path(target.rpartition(":")[0]))).items() if isinstance(v, Loss)]
-        raise LossforgeError(
-            f"{target} is a {type(found).__name__}, not a loss; the file has {', '.join(own) or 'no losses'}. "
-            f"Decorate a definition with @lossforge.loss, or adopt a function with lossforge.adopt"
-        )
+    try:
+        found: Loss = load_object(target, Loss)
+    except FileError as error:
+        if "not a Loss" not in str(error):
+            raise
+        advice = "Decorate a definition with @lossforge.loss, or adopt a function with lossforge.adopt"
+        raise LossforgeError(f"{error}. {advice}") from error
     return found
 
 
@@ -95,7 +96,17 @@ _PARAMETER = click.option("-p", "--parameter", multiple=True, metavar="NAME=VALU
 @_PARAMETER
 def explain(loss: str, latex: bool, schedule: bool, parameter: tuple[str, ...]) -> None:
     """Show how the gradient of LOSS is derived: chain rule, result, kinks and domain."""
-    click.echo(resolve(loss).explain(latex=latex, schedule=schedule, **_parameters(parameter)))
+    page = resolve(loss).explain(latex=latex, schedule=schedule, **_parameters(parameter))
+    Console(highlight=False, soft_wrap=True).print(Text(page) if latex else _coloured(page))
+
+
+def _coloured(page: str) -> Text:
+    """A derivation for a terminal: headings and left-hand sides stand out."""
+    text = Text(page)
+    text.highlight_regex(r"\A.*", "bold")
+    text.highlight_regex(r"(?m)^(?P<bold>[A-Z]{4,}) +(?P<dim>.*)$")  # the groups are rich's names of styles
+    text.highlight_regex(r"(?m)^  (?P<cyan>\S+) +=")
+    return text
 
 
 @main.command()

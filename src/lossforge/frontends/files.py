@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ def load_module(path: Path) -> ModuleType:
     """Import the file at `path`, with its folder searched for what it imports itself.
 
     Raises:
-        FileError: there is no such file, or it is not Python.
+        FileError: there is no such file, it is not Python, or it fails; then with the line.
     """
     if not path.is_file():
         raise FileError(f"no file {str(path)!r}")
@@ -33,6 +34,13 @@ def load_module(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
+    except LossforgeError:
+        raise  # says itself which loss is meant
+    except Exception as error:
+        lines = [entry.lineno for entry in traceback.extract_tb(error.__traceback__) if entry.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = str(path) if line is None else f"{path}:{line}"
+        raise FileError(f"{where}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.resolve().parent))
         if before is not None:
@@ -40,19 +48,27 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
-def load_object(target: str) -> Any:
+def load_object(target: str, kind: type = object) -> Any:
     """What ``FILE.py:NAME`` names; NAME may have dots.
 
+    Args:
+        target: the file and the name.
+        kind: what is looked for; others are refused, and those of the file are named.
+
     Raises:
-        FileError: there is no such file, or it has no such name.
+        FileError: there is no such file, or it has no such name, or this is something else.
     """
     file, colon, name = target.rpartition(":")
     if not colon:
         raise FileError(f"{target!r} is not of the form FILE.py:NAME")
-    found: Any = load_module(Path(file))
+    module = load_module(Path(file))
+    public = sorted(n for n, v in vars(module).items() if not n.startswith("_") and isinstance(v, kind))
+    has = f"the file has {', '.join(public) or 'none'}"
+    found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            names = sorted(n for n in vars(found) if not n.startswith("_")) if hasattr(found, "__dict__") else []
-            raise FileError(f"{file} has no {name!r}; it has {', '.join(names) or 'nothing'}")
+            raise FileError(f"{file} has no {name!r}; {has}")
         found = getattr(found, part)
+    if not isinstance(found, kind):
+        raise FileError(f"{target} is a {type(found).__name__}, not a {kind.__name__}; {has}")
     return found
