@@ -223,8 +223,12 @@ def test_an_interrupt_waits_for_the_helpers() -> None:
             finished.set()
 
     set_num_threads(2)
-    with pytest.raises(KeyboardInterrupt):
-        run_chunks(task, 2, 1, cost=PARALLEL)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_chunks(task, 2, 1, cost=PARALLEL)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert finished.is_set()
 
 

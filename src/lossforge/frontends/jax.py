@@ -41,7 +41,7 @@ class JaxFrontEnd:
     def explain(self, error: Exception) -> str:
         """What an exception of the tracer means for the user."""
         text = (str(error).strip().splitlines() or [""])[0]
-        if "Concretization" in type(error).__name__ or "TracerArrayConversion" in type(error).__name__:
+        if any(k.__name__ in ("ConcretizationTypeError", "TracerArrayConversionError") for k in type(error).__mro__):
             return (
                 f"it takes a decision or a Python number from values ({text[:200]}); use jnp.where instead of `if`, and "
                 f"jax.numpy instead of numpy"
