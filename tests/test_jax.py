@@ -102,25 +102,41 @@ def _structures() -> dict[str, Node]:
         "size": m * m / ir.size("b") * ir.sizes(("a", "b", "c")),
         "rename": ir.reduction("logsumexp", ir.reduction("sum", m * copy, {"b"}), {"a2"})
         * ir.reduction("sum", n * n, {"b", "c"}),
+        "flip": ir.flip(m * m, "b") * m * ir.reduction("sum", n * n, {"b"}),
+        "cumsum": ir.cumsum(m * m, "b") * m * ir.reduction("sum", n * n, {"b"}),
+        "cumsum reversed": ir.cumsum(m * m, "b", True) * m * ir.reduction("sum", n * n, {"b"}),
+        "sort": ir.take(m * m, ir.argsort(m, "b"), "b") * m * ir.reduction("sum", n * n, {"b"}),
+        "shift": ir.window(m * m, "b", "b", ir.extent(1), ir.extent(-1)) * m * ir.reduction("sum", n * n, {"b"}),
+        "cut": ir.reduction("sum", ir.window(m * m, "b", "b2", ir.extent(1), ir.extent(1)), {"b2"}) * m * n,
+        "join": ir.reduction("logsumexp", ir.join(m * m, ("b", "a"), "ab"), {"ab"}) * m * n,
+        "split": ir.split(ir.flip(ir.join(m * m, ("a", "b"), "ab"), "ab"), "ab", ("a", "b")) * m * n,
         "contraction": ir.elementwise("sin", ir.reduction("sum", m * n, {"b"})),
     }
 
 
-def _check_program(inputs: tuple[Port, ...], node: Node, arrays: list[Any], dtype: str) -> None:
-    """Value, gradient and its gradient by JAX, against the reference evaluation of the derived graphs."""
+def _check_program(
+    inputs: tuple[Port, ...], node: Node, arrays: list[Any], same: list[Any] | None = None, dtype: str = "float64"
+) -> None:
+    """Value, gradient and its gradient by JAX, against the reference evaluation of the derived graphs.
+
+    The reference takes the arrays `same` instead, if given, for which the answers are to be the same.
+    """
     from lossforge.adapters.jax import JaxAdapter
 
-    order = tuple(a for a in ("*shape", "a", "b", "c") if a in node.axes)
+    order = tuple(sorted(node.axes))
     program = Program(inputs, (Port(node, order),), ("value",), (None,))
     wrt = tuple(p.name for p in inputs if p.node.kind is Kind.FLOAT)
     rng = np.random.default_rng(1)
-    given = [np.asarray(a, dtype) if p.node.kind is Kind.FLOAT else a for a, p in zip(arrays, inputs, strict=True)]
+    given, exact = (
+        [np.asarray(a, dtype) if p.node.kind is Kind.FLOAT else a for a, p in zip(values, inputs, strict=True)]
+        for values in (arrays, same or arrays)
+    )
 
     def reference(of: Program, *more: np.ndarray) -> list[np.ndarray]:
         """The outputs in the order of their ports."""
-        found = evaluate([o.node for o in of.outputs], dict(zip(of.inputs, [*given, *more], strict=True)))
+        found = evaluate([o.node for o in of.outputs], dict(zip(of.inputs, [*exact, *more], strict=True)))
         sizes = {
-            a: n for p, v in zip(of.inputs, [*given, *more], strict=True) for a, n in zip(p.order, v.shape, strict=True)
+            a: n for p, v in zip(of.inputs, [*exact, *more], strict=True) for a, n in zip(p.order, v.shape, strict=True)
         }
         result = []
         for out, value in zip(of.outputs, found, strict=True):
@@ -163,14 +179,14 @@ def test_operation(op: str, dtype: str, rng: np.random.Generator) -> None:
     if op in {"abs", "maximum", "minimum", "sign", *ir.COMPARISONS}:
         x[:3], y[:3] = [0.0, 1.0, -1.0], [0.0, 1.0, 2.0]  # kinks and ties
     with jax.disable_jit():  # operation by operation: each is compiled once for all rows of the table
-        _check_program((X, Y), _elementwise(op), [x, y], dtype)
+        _check_program((X, Y), _elementwise(op), [x, y], dtype=dtype)
 
 
 @pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("name", sorted(_structures()))
 def test_structure(name: str, dtype: str, rng: np.random.Generator) -> None:
     m, n = rng.uniform(0.5, 2, (3, 4)), rng.uniform(0.5, 2, (4, 2))
-    _check_program((M, N, I), _structures()[name], [m, n, rng.integers(0, 4, 2)], dtype)
+    _check_program((M, N, I), _structures()[name], [m, n, rng.integers(0, 4, 2)], dtype=dtype)
 
 
 def test_shortest_tangents_do_not_lose_special_values(x64: None) -> None:
@@ -586,6 +602,39 @@ def test_infinite_derivative_behind_a_guard_on_both_copies_of_an_axis(derivative
         jax.jit(DERIVATIVES[derivative](f))(x) for f in (lambda x: pairs(x, reduction="none").sum(), written_out)
     )
     close(got, expected)
+
+
+B = ir.as_kind(ir.iota("b"), Kind.FLOAT)
+MOVED: dict[str, Callable[[Node], Node]] = {
+    "take": lambda x: ir.take(x, I.node, "b"),
+    "sort": lambda x: ir.take(x, ir.argsort(ir.elementwise("cos", B), "b"), "b"),
+    "rename": lambda x: ir.rename(x, "b", "b2") * (B + 1.0),
+    "flip": lambda x: ir.flip(x, "b"),
+    "cumsum": lambda x: ir.cumsum(x, "b"),
+    "cumsum reversed": lambda x: ir.cumsum(x, "b", True),
+    "shift": lambda x: ir.window(x, "b", "b", ir.extent(1), ir.extent(-1)),
+    "cut": lambda x: ir.window(x, "b", "b2", ir.extent(1), ir.extent(1)),
+    "join": lambda x: ir.join(x, ("b", "a"), "ab"),
+    "split": lambda x: ir.split(ir.flip(ir.join(x, ("b", "a"), "ab"), "ab"), "ab", ("a", "b")),
+    "sum": lambda x: ir.reduction("sum", x, {"b"}),
+}
+
+
+@pytest.mark.usefixtures("quickly_compiled")
+@pytest.mark.parametrize("name", MOVED)
+def test_infinite_derivative_behind_a_guard_on_moved_entries(name: str, x64: None, rng: np.random.Generator) -> None:
+    m, index = rng.uniform(0.5, 2, (3, 4)), np.array([1, 3])
+    zeros = [0, 2, 2], [0, 1, 3]
+    m[zeros] = 0  # a square root has no derivative there
+    (reached,) = evaluate([MOVED[name](M.node)], {M: (m == 0).astype(float), I: index})
+    moved = MOVED[name](ir.elementwise("sqrt", M.node))
+    axes = tuple(sorted(moved.axes))
+    guard = Port(ir.input_("guard", axes, Kind.BOOL), axes)
+    assert 0 < (reached == 0).sum() < reached.size
+    harmless = m.copy()
+    harmless[zeros] = [0.001, 0.002, 0.003]
+    arrays = [[x, index, reached == 0] for x in (m, harmless)]
+    _check_program((M, I, guard), ir.where(guard.node, moved * moved * moved, 0.0), *arrays)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

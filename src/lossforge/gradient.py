@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 from lossforge.errors import NotDifferentiableError, UnsupportedError
 from lossforge.ir import (
+    STRUCTURAL,
     Axis,
     Kind,
     Node,
@@ -250,18 +251,9 @@ def _pull(node: Node, adjoint: Node, active: set[Node]) -> list[tuple[Node, Node
     if node.op in ("sum", "max", "min", "logsumexp", "prod"):
         weight = _weight(node)
         return [(x, weight, times(adjoint, weight))]
-    if node.op in ("window", "join", "split", "flip", "cumsum"):
-        return [(x, None, _pull_structural(node, x, adjoint))]
-    if node.op == "take":
-        index, axis = node.args[1], node.attrs[0]
-        if axis in index.axes:
-            return [(x, None, _pull_permuted(node, x, index, axis, adjoint))]
-        chosen = elementwise("eq", iota(axis), index)
-        return [(x, None, gated_total(times(where(chosen, 1.0, 0.0), adjoint), node.axes - x.axes))]
-    if node.op == "rename":
-        old, new = node.attrs
-        return [(x, None, rename(adjoint, new, old) if new in adjoint.axes else adjoint)]
-    return []  # argmax, argmin: flat
+    if node.op in STRUCTURAL and node.op != "argsort":
+        return [(x, None, pull_structural(node, adjoint))]
+    return []  # argmax, argmin, argsort: flat
 
 
 def _pull_permuted(node: Node, x: Node, index: Node, axis: Axis, adjoint: Node) -> Node:
@@ -275,8 +267,18 @@ def _pull_permuted(node: Node, x: Node, index: Node, axis: Axis, adjoint: Node) 
     return gated_total(times(chosen, moved), ((node.axes - {axis}) | {here}) - x.axes)
 
 
-def _pull_structural(node: Node, x: Node, adjoint: Node) -> Node:
-    """The adjoint of an operation that moves entries along axes: the entries moved back."""
+def pull_structural(node: Node, adjoint: Node) -> Node:
+    """The adjoint of the operand of an operation that moves entries along axes: the entries moved back."""
+    x = node.args[0]
+    if node.op == "take":
+        index, axis = node.args[1], node.attrs[0]
+        if axis in index.axes:
+            return _pull_permuted(node, x, index, axis, adjoint)
+        chosen = elementwise("eq", iota(axis), index)
+        return gated_total(times(where(chosen, 1.0, 0.0), adjoint), node.axes - x.axes)
+    if node.op == "rename":
+        old, new = node.attrs
+        return rename(adjoint, new, old) if new in adjoint.axes else adjoint
     if node.op == "window":
         old, new, start, trim = node.attrs
         if new not in adjoint.axes:  # constant along it

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lossforge.compiler import TANGENT, Plan, program_jvp
+from lossforge.gradient import pull_structural
 from lossforge.ir import (
+    STRUCTURAL,
     Axes,
     Kind,
     Node,
@@ -31,10 +33,8 @@ from lossforge.ir import (
     depends_on,
     elementwise,
     input_,
-    iota,
     rebuild,
     reduction,
-    rename,
     topological,
     total,
     where,
@@ -167,10 +167,10 @@ def _passes(node: Node, position: int, live: Node | None) -> Node | None:
     if node.op == "where":
         condition = node.args[0]
         return _combine("and", live, condition if position == 1 else elementwise("not", condition))
-    if node.op == "take":
-        return _combine("and", live, elementwise("eq", iota(node.attrs[0]), node.args[1]))
-    if node.op == "rename" and live is not None and node.attrs[1] in live.axes:
-        return rename(live, node.attrs[1], node.attrs[0])
+    if node.op in STRUCTURAL and (live is not None or node.op in ("take", "window")):
+        # The adjoint of 1 where it is live and 0 elsewhere counts the live entries that an entry reaches.
+        reached = pull_structural(node, constant(1.0) if live is None else as_kind(live, Kind.FLOAT))
+        return as_kind(reached, Kind.BOOL)
     return live
 
 

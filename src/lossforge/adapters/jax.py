@@ -102,9 +102,10 @@ def _jitted(what: Plan | Program) -> Callable[..., tuple[Any, ...]]:
 
 
 def _precision(ports: Sequence[Port], arrays: Sequence[Any]) -> str:
-    """float64 if an array is, else float32; scalars decide where nothing else can, Python numbers never."""
-    dtypes = [a.dtype for p, a in zip(ports, arrays, strict=True) if p.order]
-    return computing(map(str, dtypes or [a.dtype for a in arrays if not a.weak_type]))
+    """float64 if an array is, else float32; scalars decide only where nothing else can, Python's last."""
+    floats = [(str(a.dtype), p, a) for p, a in zip(ports, arrays, strict=True) if str(a.dtype) in FLOATS]
+    decide = [d for d, p, _ in floats if p.order] or [d for d, _, a in floats if not a.weak_type]
+    return computing(decide or [d for d, _, _ in floats])
 
 
 @lru_cache(maxsize=1024)
