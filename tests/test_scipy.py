@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import lossforge as lf
-from lossforge.errors import LossforgeError, UnsupportedError
+from lossforge.errors import ParameterError, ShapeError, UnsupportedError
 
 optimize = pytest.importorskip("scipy.optimize")
 
@@ -63,6 +63,53 @@ def test_weights_and_a_model_of_ones_own(rng) -> None:
         fun.hessp(x, x)
 
 
-def test_a_vector_of_the_wrong_length_is_refused(rng) -> None:
-    with pytest.raises(LossforgeError, match="12|11"):
-        huber.scipy(rng.normal(size=(4, 3)))(np.zeros(11))
+@pytest.mark.parametrize("kind", ["sparse", "operator", "list"])
+def test_designs_of_other_kinds(kind: str, rng) -> None:
+    sparse, linalg = pytest.importorskip("scipy.sparse"), pytest.importorskip("scipy.sparse.linalg")
+    design, true = rng.normal(size=(9, 4)) * (rng.random((9, 4)) > 0.5), rng.normal(size=9)
+    kinds = {"sparse": sparse.csr_matrix, "operator": linalg.aslinearoperator, "list": np.ndarray.tolist}
+    ours, dense = (huber.scipy(true, design=d) for d in (kinds[kind](design), design))
+    x, p = rng.normal(size=(2, 4))
+    for got, want in (*zip(ours(x), dense(x), strict=True),) + ((ours.hessp(x, p), dense.hessp(x, p)),):
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-15)
+
+
+def test_arguments_by_name_and_any_of_them_optimised(rng) -> None:
+    pred, true = rng.normal(size=(2, 6))
+    np.testing.assert_array_equal(huber.scipy(true=true)(pred)[1], huber.grad(pred, true))
+    np.testing.assert_array_equal(huber.scipy(pred, wrt="true")(true)[1], huber.grad(pred, true, wrt="true"))
+
+
+TRUE = np.zeros((4, 3))
+ERRORS = {
+    "a vector of the wrong length": (lambda: huber.scipy(TRUE)(np.zeros(11)), ShapeError, r"11 entries.*\(4, 3\)"),
+    "coefficients that do not fit": (
+        lambda: cross_entropy.scipy([0, 1], design=np.ones((2, 5)))(np.zeros(7)), ShapeError, "7 entries.*5 columns",
+    ),
+    "a design that is no matrix": (lambda: huber.scipy(np.zeros(4), design=np.ones(4)), ShapeError, "1 dimension"),
+    "an open shape": (lambda: free.scipy(), ShapeError, "'row', 'column'.*give shape="),
+    "a missing argument": (lambda: huber.scipy(), ParameterError, "0 arrays given, but it takes 1.*true"),
+    "the prediction given": (lambda: huber.scipy(TRUE, pred=TRUE), ParameterError, "'pred' is what is optimised"),
+    "an unknown parameter": (lambda: huber.scipy(TRUE, gamma=1.0), ParameterError, "'gamma'"),
+    "an unknown argument": (lambda: huber.scipy(TRUE, wrt="y"), ParameterError, "wrt='y'"),
+    "no reduction": (lambda: huber.scipy(TRUE, reduction="none"), ParameterError, "one number"),
+    "a model without its vjp": (lambda: huber.scipy(TRUE, model=np.sinh), ParameterError, "model= and vjp="),
+}  # fmt: skip
+
+
+@lf.loss("row column ->")
+def free(pred):
+    return lf.mean(pred**2, ("row", "column"))
+
+
+def test_a_shape_of_ones_own() -> None:
+    value, gradient = free.scipy(shape=(2, 3))(np.ones(6))
+    assert value == 1.0
+    np.testing.assert_allclose(gradient, np.full(6, 1 / 3), rtol=1e-15)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_bad_input(name: str) -> None:
+    call, error, text = ERRORS[name]
+    with pytest.raises(error, match=text):
+        call()
