@@ -330,3 +330,12 @@ def test_errors_are_one_tree() -> None:
         if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, Warning):
             assert issubclass(kind, lf.LossforgeError), name
             assert re.search(r"\w", kind.__doc__ or ""), name
+
+
+def test_a_loss_may_be_defined_under_a_profiler() -> None:
+    import cProfile
+
+    with cProfile.Profile() as profiler:
+        loss = lf.loss(lambda pred, true: (pred - true) ** 2)
+    assert loss(np.array([3.0]), np.array([1.0])) == 4.0
+    assert profiler.getstats()

@@ -142,12 +142,14 @@ def _call(
     given = {p.name for p in (*ports, *scalars)}
     args = [Traced(p.node) for p in ports]
     kwargs = {p.name: Traced(p.node) for p in scalars} | dict(options)
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
+    if sys.getprofile() is not None:  # a profiler is at work, and one such as cProfile could not be put back
         result = function(*args, **kwargs)
-    finally:
-        sys.setprofile(before)
+    else:
+        sys.setprofile(note)
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            sys.setprofile(None)
     if isinstance(result, int | float) and not isinstance(result, bool):
         result = Traced(constant(float(result)))
     if not isinstance(result, Traced):
