@@ -363,6 +363,30 @@ def test_a_gradient_that_is_kept_never_changes(rng: np.random.Generator) -> None
     np.testing.assert_array_equal(first, kept)
 
 
+@pytest.mark.parametrize("loss, shapes", [
+    (huber, ((7, 5), (7, 5))), (softmax_dice, ((2, 3, 4, 5),) * 2), (info_nce, ((6, 4), (6, 4))), (margin, ((9, 4), (9, 4))),
+], ids=lambda x: getattr(x, "name", ""))  # fmt: skip
+def test_results_go_where_the_caller_wants_them(loss: lf.Loss, shapes: tuple, rng: np.random.Generator) -> None:
+    arrays = [rng.standard_normal(s) for s in shapes]
+    call = loss.bind(arrays, {})
+    program = call.plan.value_and_gradient(loss.arguments)
+    want = kernels.run(program, call.arrays, "float64", (None,) * 3)
+    room = [np.full(np.shape(w), np.nan) for w in want]
+    got = kernels.run(program, call.arrays, "float64", (None,) * 3, None, room)
+    for g, r, w in zip(got, room, want, strict=True):
+        assert g is r
+        np.testing.assert_array_equal(g, w)
+
+
+def test_a_result_that_is_an_input_goes_where_the_caller_wants_it() -> None:
+    x = input_("x", ("a",))
+    program = Program((Port(x, ("a",)),), (Port(x, ("a",)), Port(x, ("a",)), Port(elementwise("neg", x), ("a",))))
+    values, room = np.arange(5.0), [np.zeros(5), np.zeros(5), np.zeros(5)]
+    kernels.run(program, [values], "float64", (None,) * 3, None, room)
+    for got, want in zip(room, (values, values, -values), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_a_forked_child_computes_the_same() -> None:
     """In an interpreter of its own, since other tests load libraries that must not be forked."""
     import subprocess

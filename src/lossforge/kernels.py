@@ -69,6 +69,7 @@ def run(
     real: str,
     dtypes: Sequence[str | None],
     formats: Sequence[str | None] | None = None,
+    out: Sequence[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, ...]:
     """The program's outputs.
 
@@ -79,6 +80,22 @@ def run(
         dtypes: the dtype of each output; None for the computing one.
         formats: what the entries of each array are, if that is not its dtype: bfloat16, which NumPy does not know,
             comes and goes as its bits in uint16.
+        out: arrays in C order to write the outputs to, where the inputs are in C order too.
+
+    Raises:
+        UnsupportedError: the program holds an operation that kernels do not spell.
+    """
+    return bound(program, arrays, real, dtypes, formats)(arrays, out)
+
+
+def bound(
+    program: Program,
+    arrays: Sequence[Any],
+    real: str,
+    dtypes: Sequence[str | None],
+    formats: Sequence[str | None] | None = None,
+) -> Bound:
+    """The program ready to run on arrays that lie in memory as these do; what they hold is not read.
 
     Raises:
         UnsupportedError: the program holds an operation that kernels do not spell.
@@ -87,14 +104,13 @@ def run(
         program, real, dtypes, formats, get_num_threads(),
         *[(a.shape, a.strides, a.dtype) for a, p in zip(arrays, program.inputs, strict=True) if p.order],
     )  # fmt: skip
-    bound = _bound.get(key)
-    if bound is None:
+    found = _bound.get(key)
+    if found is None:
         only = [a if p.order else None for a, p in zip(arrays, program.inputs, strict=True)]
-        bound = bind(program, only, real, dtypes, formats)
-        _bound[key] = bound
+        found = _bound[key] = bind(program, only, real, dtypes, formats)
         while len(_bound) > _MAX_BOUND:
             _bound.popitem(last=False)
-    return bound(arrays)
+    return found
 
 
 # ------------------------------------------------------------------------------------- arrays as axes see them
@@ -229,6 +245,7 @@ class Bound:
         self.kernels: list[Kernel] = []
         self.steps: list[Callable[[dict[Node, Any]], None]] = []
         self.pending: dict[Node, int] = {}
+        self.direct: dict[Node, int] = {}  # what kernels write as the caller wants it, and which output it is
         for place, output in enumerate(self.schedule.outputs):
             self.pending.setdefault(output, place)
         for step in self.schedule.steps:
@@ -244,9 +261,11 @@ class Bound:
             for node, port, dtype in zip(self.schedule.outputs, self.program.outputs, self.dtypes, strict=True)
         ]
 
-    def __call__(self, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    def __call__(self, arrays: Sequence[Any], out: Sequence[np.ndarray] | None = None) -> tuple[np.ndarray, ...]:
         """Run on arrays of the same shapes, strides and dtypes."""
         values: dict[Node, Any] = dict(zip(self.inputs, arrays, strict=True))
+        if out is not None:
+            values |= {node: (out[place], None) for node, place in self.direct.items()}
         for step in self.steps:
             step(values)
         results = [finish(values) for finish in self.finishes]
@@ -254,6 +273,11 @@ class Bound:
             for i, r in enumerate(results):  # the caller may write to one of them
                 if any(r is other for other in results[:i]):
                     results[i] = r.copy()
+        if out is not None:
+            for room, r in zip(out, results, strict=True):
+                if r is not room:
+                    np.copyto(room, r)
+            return tuple(out)
         return tuple(results)
 
     def _choose(self) -> Schedule:
@@ -407,7 +431,9 @@ class Bound:
             lane, unit, tuple((n, lie.dtype) for n, lie in lies.items()), frozenset(dropped), width, transposed
         )
         names = {p.node: p.name for p in self.program.inputs if p.node in lies}
-        names.update({o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=True) if o in lies})
+        names.update(
+            {o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=False) if o in lies}
+        )
         kernel = emit_kernel(sweep, layout, str(self.real), names, f"sweep_{len(self.kernels) + 1}")
         self.kernels.append(kernel)
         compiled = compile_kernel(kernel.source, kernel.entry, kernel.signature, fastmath=self.fastmath)
@@ -445,6 +471,8 @@ class Bound:
                 steps.append((axis, one))
             lie = Lie(tuple(steps), held)
             self.lies[node] = lie
+            if node.op != "input":
+                self.direct[node] = i or 0
             return (lambda: (_BUFFERS.take(shape, dtype, order=order), None)), lie
         return self._temporary(node)
 
@@ -546,7 +574,7 @@ class Bound:
         head = (chunk, piece, pieces, *(sizes[a] for a in kernel.sizes))
         arguments = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.arrays]
         stores = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.stores]
-        real, constants = self.real, self.constants
+        real, constants, direct = self.real, self.constants, self.direct
         own = [n for n in (kernel.scratch, kernel.tile) if n]
         outputs = [self._combiner(t, kernel, sizes, tasks if t.per_task else chunks, pieces) for t in kernel.totals]
 
@@ -557,8 +585,8 @@ class Bound:
                 packed.append(_flat(value[0] if type(value) is tuple else value, dtype))
                 packed += strides
             for node, strides, dtype in stores:
-                made = allocate[node]()
-                values[node] = made
+                given = values.get(node) if node in direct else None
+                made = values[node] = allocate[node]() if given is None else given
                 packed.append(_flat(made[0], dtype))
                 packed += strides
             for n in kernel.scalars:
