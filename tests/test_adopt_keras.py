@@ -46,6 +46,8 @@ def original(fn: Callable[..., Any]) -> Callable[[Sequence[np.ndarray], int], tu
 
 
 NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
+NHWC = [(3, 8, 8, 2), (2, 6, 10, 3)]
+"""Height and width of one size: no reason for a BroadcastWarning, which would be an error here."""
 
 CASES = {
     "the article's huber": (huber_loss, [real, real], [NC, NC]),
@@ -67,6 +69,7 @@ CASES = {
     "binary focal": (K.BinaryFocalCrossentropy(gamma=1.5), [binary, unit], [NC, NC]),
     "categorical focal": (K.CategoricalFocalCrossentropy(), [one_hot, simplex], [NC, NC]),
     "dice": (K.Dice(), [binary, unit], [NC, NC]),
+    "dice of each channel": (K.Dice(axis=(1, 2)), [binary, unit], [NHWC, NHWC]),
     "tversky": (K.Tversky(alpha=0.3, beta=0.7), [binary, unit], [NC, NC]),
     "pinball": (pinball, [real, real], [NC, NC]),
     "total variation": (total_variation, [real], [NC]),
