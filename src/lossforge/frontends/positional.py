@@ -677,6 +677,28 @@ class Importer:
         full = ((),) * dim + at.dims + ((),) * (t.rank - dim - 1)
         return self.gather(self._widen(t, dim, at.rank), Tensor(at.node, full), dim)
 
+    def index(self, x: Any, indices: Sequence[tuple[int, Tensor]]) -> Tensor:
+        """Entries at several index arrays at once, ``x[i, j]``: for each, the dimension and the positions along it."""
+        t = self.tensor(x)
+        if len(indices) == 1:
+            return self.take(t, indices[0][1], indices[0][0])
+        first = indices[0][0]
+        if [d for d, _ in indices] != list(range(first, first + len(indices))):
+            raise Refused("index arrays in dimensions that are not neighbours")
+        # Each index in turn; the dimensions of the indices stand before those that are still to be indexed.
+        rank = max(i.rank for _, i in indices)
+        at = first
+        for _, index in indices:
+            t = self.single(t, at)
+            source = t.dims[at]
+            new = ((),) * rank if at == first else ()
+            others = Tensor(t.node, (*t.dims[:at], *new, *t.dims[at + 1 :]))
+            full = (*((),) * first, *((),) * (rank - index.rank), *index.dims)
+            full = (*full, *((),) * (others.rank - len(full)))
+            t = self.gather((others, source), Tensor(index.node, full), first)
+            at = first + rank
+        return t
+
     def _widen(self, t: Tensor, dim: int, width: int) -> tuple[Tensor, Dim]:
         others = Tensor(t.node, (*t.dims[:dim], *((),) * width, *t.dims[dim + 1 :]))
         return others, t.dims[dim]

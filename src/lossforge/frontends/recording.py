@@ -211,7 +211,7 @@ def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int
         target = [v - offset for v in values]
         for terms in (1, 2, 3, 4):
             found = []
-            for chosen in itertools.combinations(factors + (lessened if terms < 3 else []), terms):
+            for chosen in itertools.combinations_with_replacement(factors + (lessened if terms < 3 else []), terms):
                 for powers in itertools.product((1, -1), repeat=terms):
                     number = [
                         math.prod(f[1][i] ** p if f[1][i] else math.nan for f, p in zip(chosen, powers, strict=True))

@@ -416,27 +416,7 @@ def _index(imp: Importer, step: Step, x: Any, indices: Sequence[Any]) -> Tensor:
             "a selection by truth values has a size that depends on them; multiply by the mask, or use torch.where, "
             "and divide by the mask's sum"
         )
-    if len(used) == 1:
-        return imp.take(t, used[0][1], used[0][0])
-    places = [d for d, _ in used]
-    if places != list(range(places[0], places[0] + len(places))):
-        raise Refused("index arrays in dimensions that are not neighbours")
-    # x[i, j] with i = 0, 1, 2 … picks along the other dimensions; each index in turn.
-    rank = max(i.rank for _, i in used)
-    result, first = t, places[0]
-    for k, (d, index) in enumerate(used):
-        along = imp.single(result, d + (rank if k else 0) - (1 if k else 0) * 0 - k if k else d)
-        at = first + rank if k else first
-        dims = along.dims
-        if k == 0:
-            others = Tensor(along.node, (*dims[:first], *((),) * rank, *dims[first + 1 :]))
-            source = dims[first]
-        else:
-            others = Tensor(along.node, (*dims[:at], *dims[at + 1 :]))
-            source = dims[at]
-        full = (*((),) * first, *((),) * (rank - index.rank), *index.dims, *((),) * (others.rank - first - rank))
-        result = imp.gather((others, source), Tensor(index.node, full), first)
-    return result
+    return imp.index(t, used)
 
 
 def _scatter(imp: Importer, step: Step, x: Any, dim: Any, index: Any, value: Any, *rest: Any) -> Tensor:
