@@ -49,6 +49,8 @@ STRUCTURE: dict[str, Callable[[ir.Node, ir.Node], ir.Node]] = {
     "rename": lambda x, y: ir.reduction("sum", x * ir.rename(x, "a", "c"), {"b"}) * y,
     "matrix_product": lambda x, y: ir.reduction("sum", ir.rename(x, "a", "c") * y, {"c"}) * x,
     "outer_sum": lambda x, y: ir.reduction("logsumexp", ir.rename(y, "a", "c") + x, {"c"}),
+    "slide": lambda x, y: ir.reduction("sum", ir.slide(x, "b", "c", "t", ir.Stencil(3, 2, 1, -1, 1)) * y, {"t"}),
+    "slide_laid_out": lambda x, y: ir.reduction("max", ir.slide(x, "b", "c", "t", ir.Stencil(2, 2, 1, 0, 2)) * y, {"t"}),
     "size": lambda x, y: elementwise("log", ir.size("b")) * x + elementwise("maximum", y, ir.size("a")),
     "iota": lambda x, y: x * ir.as_kind(ir.iota("b"), Kind.FLOAT) + y * ir.as_kind(FIRST_ROW, Kind.FLOAT),
     "surrogate": lambda x, y: elementwise("surrogate", elementwise("sign", x), x * y),

@@ -33,7 +33,9 @@ from lossforge.stabilize import stabilize
 _DRAWS = ((7, 11, 5, 13, 17, 19, 23, 29), (11, 5, 13, 17, 19, 23, 29, 31))
 """Sizes of axes in the two recordings: primes, so that products and sums tell where they come from. No product of some
 axes is the same in both, or it would pass for a constant."""
-_LARGER = ((23, 29, 19, 31, 37, 41, 43, 47), (29, 31, 23, 37, 41, 43, 47, 53))
+_LARGER = ((3, 5, 23, 29, 19, 31, 37, 41), (5, 7, 29, 37, 23, 41, 43, 47))
+"""For losses that cut windows out of images."""
+_LARGEST = ((23, 29, 19, 31, 37, 41, 43, 47), (29, 31, 23, 37, 41, 43, 47, 53))
 """For losses that cut windows out of their inputs."""
 _ATTEMPTS = 400
 _TOLERANCE = 1e-4
@@ -376,7 +378,7 @@ class _Study:
         free = [r for r in example if r not in self.table.units]
         problem: Exception | None = None
         kept = AxisTable(dict(self.table.parents), set(self.table.units), {})
-        for draws in (_DRAWS, _LARGER):
+        for draws in (_DRAWS, _LARGER, _LARGEST):
             try:
                 return self._at(
                     [dict(zip(free, d, strict=False)) | {r: example[r] for r in free[len(d) :]} for d in draws]

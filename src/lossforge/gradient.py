@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from lossforge.errors import NotDifferentiableError, UnsupportedError
 from lossforge.ir import (
@@ -36,6 +36,7 @@ from lossforge.ir import (
     rebuild,
     reduction,
     rename,
+    slide,
     split,
     take,
     topological,
@@ -285,6 +286,10 @@ def pull_structural(node: Node, adjoint: Node) -> Node:
             adjoint = _spread(adjoint, new)
         back = tuple((a, -n) for a, n in start), tuple((a, -n) for a, n in trim)
         return window(adjoint, new, old, *back)
+    if node.op == "slide":
+        old, new, tap, stencil, forth = node.attrs
+        moved = _slide(_spread(adjoint, new), new, old, tap, stencil, not forth)
+        return moved if tap is None or tap in x.axes else gated_total(moved, {tap})
     if node.op == "join":
         pieces, new = node.attrs
         back_ = split(adjoint, new, pieces) if new in adjoint.axes else adjoint
@@ -298,6 +303,19 @@ def pull_structural(node: Node, adjoint: Node) -> Node:
     if node.op == "flip":
         return flip(adjoint, axis) if axis in adjoint.axes else adjoint
     return cumsum(_spread(adjoint, axis), axis, not node.attrs[1])
+
+
+def _slide(x: Node, old: Axis, *rest: Any) -> Node:
+    """`ir.slide`; factors that do not vary along `old` stay outside, so that a convolution's adjoint is one again."""
+    if x.op == "neg":
+        return -_slide(x.args[0], old, *rest)
+    if x.op == "mul":
+        for factor, other in (x.args, x.args[::-1]):
+            if old not in factor.axes:
+                return factor * _slide(other, old, *rest)
+    if x.op == "div" and old not in x.args[1].axes:
+        return _slide(x.args[0], old, *rest) / x.args[1]
+    return slide(x, old, *rest)
 
 
 def _spread(x: Node, axis: Axis) -> Node:
@@ -365,7 +383,7 @@ def _push(node: Node, delta: Delta, value: Node, add: Callable[[Delta, Node], No
         old, new = node.attrs
         moved = rename(value, old, new) if old in value.axes else value
         add(frozenset((new if a == old else a, s) for a, s in delta), moved)
-    elif node.op in ("window", "join", "split", "flip", "cumsum"):
+    elif node.op in ("window", "slide", "join", "split", "flip", "cumsum"):
         touched = {"window": {node.attrs[0]}, "join": set(node.attrs[0])}.get(node.op, {node.attrs[0]})
         if any(a in touched for a, _ in delta):
             raise UnsupportedError(f"second derivatives entry by entry through {node.op} are not available; use hvp")

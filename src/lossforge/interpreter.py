@@ -14,7 +14,7 @@ import numpy as np
 
 from lossforge import special
 from lossforge.errors import ShapeError
-from lossforge.ir import STRUCTURAL, Extent, Kind, Node, Port, topological
+from lossforge.ir import STRUCTURAL, Coarse, Extent, Kind, Node, Port, topological
 from lossforge.primitives import PRIMITIVES
 
 _NUMPY: Mapping[str, Callable[..., Any]] = {
@@ -227,8 +227,17 @@ def _derive_lengths(order: Sequence[Node], lengths: dict[str, int]) -> None:
                         lengths[old] = lengths[new] + shorter
                 elif node.op == "join":
                     lengths.setdefault(node.attrs[1], math.prod(lengths[a] for a in node.attrs[0]))
+                elif node.op == "slide":
+                    old, new, tap, stencil, back = node.attrs
+                    coarse, fine = (old, new) if back else (new, old)
+                    if tap is not None:
+                        lengths.setdefault(tap, stencil.taps)
+                    lengths.setdefault(coarse, stencil.windows(lengths[fine]))
                 elif node.op == "iota" and len(node.attrs) > 1:
-                    lengths.setdefault(*node.attrs)
+                    axis, length = node.attrs
+                    if isinstance(length, Coarse):
+                        length = (lengths[length.axis] - length.cut) // length.step + 1
+                    lengths.setdefault(axis, length)
                 elif node.op == "table":
                     for axis, length in zip(*node.attrs[:2], strict=True):
                         lengths.setdefault(axis, length)
@@ -241,7 +250,9 @@ def _derive_lengths(order: Sequence[Node], lengths: dict[str, int]) -> None:
 
 
 def _structural(node: Node, x: np.ndarray, place: Mapping[str, int], lengths: Mapping[str, int]) -> np.ndarray:
-    """`window`, `join`, `split`, `flip`, `cumsum` and `argsort`."""
+    """`window`, `slide`, `join`, `split`, `flip`, `cumsum` and `argsort`."""
+    if node.op == "slide":
+        return _slide(node, x, place, lengths)
     if node.op in ("join", "split"):
         axes, one = node.attrs if node.op == "join" else node.attrs[::-1]
         many, single = [place[a] for a in axes], place[one]
@@ -265,6 +276,24 @@ def _structural(node: Node, x: np.ndarray, place: Mapping[str, int], lengths: Ma
     zeros = [(max(-first, 0), max(-last_, 0))] + [(0, 0)] * (here.ndim - 1)
     result = np.moveaxis(np.pad(here, zeros), 0, at)
     return result if old == new else np.swapaxes(result, at, place[new])
+
+
+def _slide(node: Node, x: np.ndarray, place: Mapping[str, int], lengths: Mapping[str, int]) -> np.ndarray:
+    old, new, tap, stencil, back = node.attrs
+    at, here = place[old], np.arange(lengths[new])
+    slices = []
+    for t in range(stencil.taps):
+        shift = stencil.dilation * t + stencil.start
+        source = (here - shift) // stencil.step if back else stencil.step * here + shift
+        inside = (source >= 0) & (source < x.shape[at])
+        if back:
+            inside &= (here - shift) % stencil.step == 0
+        one = x if tap is None or x.shape[place[tap]] == 1 else x.take([t], axis=place[tap])
+        picked = one.take(np.where(inside, source, 0), axis=at) if x.shape[at] else np.zeros_like(one, shape=0)
+        mask = inside.reshape([-1 if i == at else 1 for i in range(x.ndim)])
+        moved = np.where(mask, picked, np.zeros_like(picked))
+        slices.append(moved if old == new else np.swapaxes(moved, at, place[new]))
+    return slices[0] if tap is None else np.concatenate(slices, axis=place[tap])
 
 
 def _step(

@@ -124,7 +124,16 @@ def sizes(axes: Iterable[Axis]) -> Node:
     return reduce(lambda x, y: x * y, factors) if factors else constant(1.0)
 
 
-def iota(axis: Axis, length: int | None = None) -> Node:
+@dataclass(frozen=True)
+class Coarse:
+    """A length that follows another axis's: (n − cut) // step + 1, for the size n of `axis`."""
+
+    axis: Axis
+    cut: int
+    step: int
+
+
+def iota(axis: Axis, length: int | Coarse | None = None) -> Node:
     """The position along `axis`: 0, 1, 2 … A length fixes the axis's size, where no input has the axis."""
     return intern("iota", (), (axis,) if length is None else (axis, length), frozenset({axis}), Kind.INDEX)
 
@@ -257,6 +266,42 @@ def window(x: Node, old: Axis, new: Axis, start: Extent, trim: Extent) -> Node:
     return intern("window", (x,), (old, new, start, trim), (x.axes - {old}) | {new}, x.kind)
 
 
+@dataclass(frozen=True)
+class Stencil:
+    """Where sliding windows read: tap t of window i reads at step · i + dilation · t + start.
+
+    There are (n − cut) // step + 1 windows over an axis of size n, or `count`.
+    """
+
+    taps: int = 1
+    step: int = 1
+    dilation: int = 1
+    start: int = 0
+    cut: int = 1
+    count: int | None = None
+
+    def windows(self, n: int) -> int:
+        """The number of windows over an axis of size `n`."""
+        return max((n - self.cut) // self.step + 1, 0) if self.count is None else self.count
+
+
+def slide(x: Node, old: Axis, new: Axis, tap: Axis | None, stencil: Stencil, back: bool = False) -> Node:
+    """Sliding windows: entry (i, t) along `new` and `tap` is that of `x` where tap t of window i reads, 0 outside.
+
+    Where `x` has the axis `tap` already, tap t reads from entry t of it. The sum over `tap` of a product with weights
+    is a convolution. `back` turns positions round: entry (p, t) is that of the window i which reads p with its tap t,
+    and 0 where there is none. Summed over `tap`, each is the adjoint of the other.
+    """
+    if old not in x.axes:
+        raise AxisError(f"slide: no axis {old!r}; the operand has {_names(x.axes)}")
+    if new in x.axes and new != old:
+        raise AxisError(f"slide: the operand already has an axis {new!r}")
+    if tap is None and stencil.taps != 1:
+        raise AxisError(f"slide: {stencil.taps} taps need an axis")
+    taps = frozenset() if tap is None else frozenset({tap})
+    return intern("slide", (x,), (old, new, tap, stencil, back), (x.axes - {old}) | {new} | taps, x.kind)
+
+
 def join(x: Node, axes: Sequence[Axis], new: Axis) -> Node:
     """`x` with several axes made one, the last of them running fastest. `x` may lack some of them."""
     if not x.axes & set(axes):
@@ -300,8 +345,13 @@ def table(values: Sequence[float | int | bool], order: Sequence[Axis], shape: Se
     return intern("table", (), (tuple(order), tuple(shape), tuple(values)), frozenset(order), kind)
 
 
-STRUCTURAL = frozenset({"take", "rename", "window", "join", "split", "flip", "cumsum", "argsort"})
+STRUCTURAL = frozenset({"take", "rename", "window", "slide", "join", "split", "flip", "cumsum", "argsort"})
 """Operations that move entries along axes."""
+
+
+def _spread(x: Node, axis: Axis) -> Node:
+    """`x` repeated along an axis that it lacks."""
+    return where(elementwise("ge", iota(axis), constant(0, Kind.INDEX)), x, constant(0, x.kind))
 
 
 def _rebuild_structural(node: Node, x: Node) -> Node:
@@ -312,8 +362,9 @@ def _rebuild_structural(node: Node, x: Node) -> Node:
             return window(x, old, new, start, trim)
         if all(n > 0 for _, n in (*start, *trim)):
             return x
-        everywhere = elementwise("ge", iota(old), constant(0, Kind.INDEX))
-        return window(where(everywhere, x, constant(0, x.kind)), old, new, start, trim)
+        return window(_spread(x, old), old, new, start, trim)
+    if node.op == "slide":
+        return slide(x if node.attrs[0] in x.axes else _spread(x, node.attrs[0]), *node.attrs)
     if node.op == "join":
         return join(x, *node.attrs) if x.axes & set(node.attrs[0]) else x
     axis = node.attrs[0]

@@ -142,7 +142,7 @@ def bind(
 ) -> Bound:
     """Everything about a call that depends on shapes, strides and dtypes alone."""
     for node in ir.topological([o.node for o in program.outputs]):
-        if node.op in ("table", "window", "join", "split", "flip", "cumsum", "argsort"):
+        if node.op in ("table", "window", "slide", "join", "split", "flip", "cumsum", "argsort"):
             raise UnsupportedError(f"kernels do not spell {node.op}")
         if node.op in ("take", "iota") and (len(node.attrs) > 1 or node.args and node.attrs[0] in node.args[1].axes):
             raise UnsupportedError("kernels do not spell a sorted order, or an axis of constant size")

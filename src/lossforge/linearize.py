@@ -167,7 +167,7 @@ def _passes(node: Node, position: int, live: Node | None) -> Node | None:
     if node.op == "where":
         condition = node.args[0]
         return _combine("and", live, condition if position == 1 else elementwise("not", condition))
-    if node.op in STRUCTURAL and (live is not None or node.op in ("take", "window")):
+    if node.op in STRUCTURAL and (live is not None or node.op in ("take", "window", "slide")):
         # The adjoint of 1 where it is live and 0 elsewhere counts the live entries that an entry reaches.
         reached = pull_structural(node, constant(1.0) if live is None else as_kind(live, Kind.FLOAT))
         return as_kind(reached, Kind.BOOL)

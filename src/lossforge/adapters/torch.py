@@ -66,7 +66,7 @@ def _compiled(program: Program) -> _Compiled:
 
 def _stored(node: Node) -> Node:
     """The node whose memory this one may be a view of."""
-    while node.op in ("rename", "window", "join", "split", "flip"):
+    while node.op in ("rename", "window", "slide", "join", "split", "flip"):
         (node,) = node.args
     return node
 

@@ -131,6 +131,10 @@ class Backend:
         """The array with zeros before and after along a dimension."""
         raise UnsupportedError(f"{self.name} text does not spell pad")
 
+    def concatenate(self, texts: str, axis: int) -> str:
+        """A list of arrays, one after the other along a dimension."""
+        raise UnsupportedError(f"{self.name} text does not spell concatenate")
+
     def flip(self, text: str, axis: int) -> str:
         """The array in reverse along a dimension."""
         return f"{text}[{':, ' * axis}::-1]"
@@ -190,9 +194,22 @@ class _Emitter:
         self.flat = self._is_flat()
         self.uses = Counter(a for n in self.nodes for a in n.args)
         self.uses.update(self.outputs)
+        self.filters = self._filters()
         self.lines: list[str] = []
         self.expr: dict[Node, tuple[str, int, bool]] = {}
-        self.taken: set[str] = {"np", "torch", "tf", "jnp", "jax", "math", "float", "int", *backend.helpers}
+        self.taken: set[str] = {
+            "np",
+            "torch",
+            "tf",
+            "jnp",
+            "jax",
+            "math",
+            "float",
+            "int",
+            "sum",
+            "range",
+            *backend.helpers,
+        }
         self.inputs: dict[str, str] = {p.name: self._fresh(python_name(p.name)) for p in program.inputs}
         self.like = self._reference()
         self.size_names: dict[Axis, str] = {}
@@ -278,7 +295,9 @@ class _Emitter:
     def _derived_sizes(self) -> None:
         """The sizes of axes that no input has: of a piece of another axis, of several in one, of a constant."""
         pending = [
-            n for n in self.nodes if n.op in ("window", "join", "table") or (n.op == "iota" and len(n.attrs) > 1)
+            n
+            for n in self.nodes
+            if n.op in ("window", "slide", "join", "table") or (n.op == "iota" and len(n.attrs) > 1)
         ]
         while pending:
             later = []
@@ -295,7 +314,19 @@ class _Emitter:
 
     def _defined_sizes(self, node: Node) -> list[tuple[Axis, str]]:
         if node.op == "iota":
-            return [(node.attrs[0], str(node.attrs[1]))]
+            axis, length = node.attrs
+            if isinstance(length, ir.Coarse):
+                return [(axis, self._coarse(length.axis, length.cut, length.step))]
+            return [(axis, str(length))]
+        if node.op == "slide":
+            old, new, tap, stencil, back = node.attrs
+            coarse, fine = (old, new) if back else (new, old)
+            taps = [] if tap is None else [(tap, str(stencil.taps))]
+            if self._root(coarse) in self.size_names:
+                return taps
+            if stencil.count is not None:
+                return [*taps, (coarse, str(stencil.count))]
+            return [*taps, (coarse, self._coarse(fine, stencil.cut, stencil.step))]
         if node.op == "table":
             return [(a, str(n)) for a, n in zip(node.attrs[0], node.attrs[1], strict=True)]
         if node.op == "join":
@@ -310,6 +341,13 @@ class _Emitter:
             text += f" {'-' if n > 0 else '+'} " + (f"{abs(n)}{size}" if not axis or abs(n) != 1 else size)
         return [(old if back else new, text)]
 
+    def _coarse(self, axis: Axis, cut: int, step: int) -> str:
+        size = self._size_of(axis)
+        if step == 1:
+            return f"{size} {'-' if cut > 1 else '+'} {abs(cut - 1)}" if cut != 1 else size
+        less = f"({size} {'-' if cut > 0 else '+'} {abs(cut)})" if cut else size
+        return f"{less} // {step} + 1"
+
     def _extent(self, part: ir.Extent) -> str:
         """The absolute value of an extent, all of whose terms have one sign."""
         terms = []
@@ -321,7 +359,7 @@ class _Emitter:
         return " + ".join(terms)
 
     def _needed_sizes(self) -> set[Axis]:
-        wanted = {n.attrs[0] for n in self.nodes if n.op in ("size", "iota", "take", "window", "split")}
+        wanted = {n.attrs[0] for n in self.nodes if n.op in ("size", "iota", "take", "window", "slide", "split")}
         wanted |= {a for n in self.nodes if n.op == "join" for a in n.attrs[0]}
         return wanted | {self.copies.get(a, a) for a in wanted}
 
@@ -420,7 +458,7 @@ class _Emitter:
     def _define(self, node: Node) -> None:
         if node in self.expr:
             return
-        if node.op == "mul" and self._contracted(node):
+        if node in self.inside or (node.op == "mul" and self._contracted(node)):
             self.expr[node] = ("", 0, False)  # spelled by the sum above it
             return
         text, level, number = self._spell(node)
@@ -448,6 +486,54 @@ class _Emitter:
             and all(frozenset(users[0].attrs[0]) <= a.axes for a in product.args)
             and product not in self.outputs
         )
+
+    def _filters(self) -> dict[Node, tuple[Node, tuple[Node, ...]]]:
+        """For each sum over the taps of sliding windows, the windows and their weights: no window is laid out."""
+        found: dict[Node, tuple[Node, tuple[Node, ...]]] = {}
+        self.inside: set[Node] = set()
+        for node in self.nodes:
+            if node.op != "sum":
+                continue
+            factors, products = [node.args[0]], []
+            while unfolded := [f for f in factors if f.op == "mul" and self.uses[f] == 1]:
+                factors = [f for f in factors if f is not unfolded[0]] + list(unfolded[0].args)
+                products.append(unfolded[0])
+            slid = [f for f in factors if f.op == "slide" and f.attrs[2] in node.attrs[0] and self.uses[f] == 1]
+            if slid:
+                found[node] = slid[0], tuple(f for f in factors if f is not slid[0])
+                self.inside |= {slid[0], *products}
+        return found
+
+    def _windows(self, node: Node, tap: str) -> str:
+        """One tap of sliding windows."""
+        old, new, axis, stencil, back = node.attrs
+        text, at = self._operand(node.args[0]), self._place(old)
+        if axis in node.args[0].axes:
+            text = self.backend.cut(text, self._place(axis), tap, f"{tap} + 1")
+        if back and stencil.step > 1:
+            text = f"stretched({text}, {at}, {stencil.step})"
+        sign = -1 if back else 1
+        terms = [] if axis is None else [(sign * stencil.dilation, tap)]
+        terms = [*terms, (sign * stencil.start, "")] if stencil.start or not terms else terms
+        start = ""
+        for n, name in terms:
+            size = name if name and abs(n) == 1 else f"{abs(n)} * {name}" if name else str(abs(n))
+            start += (f" {'-' if n < 0 else '+'} " if start else "-" if n < 0 else "") + size
+        text = f"strided({text}, {at}, {start}, {1 if back else stencil.step}, {self._size_of(new)})"
+        return text if old == new else self.backend.swap(text, at, self._place(new), len(self.axes))
+
+    def _filtered(self, node: Node) -> str:
+        """The sum of windows times weights, tap by tap."""
+        slid, weights = self.filters[node]
+        axis, stencil = slid.attrs[2], slid.attrs[3]
+        tap = self._fresh("tap")
+        text = self._windows(slid, tap)
+        for weight in weights:
+            factor = self._paren(*self.expr[weight][:2], 21)
+            text += " * " + (
+                self.backend.cut(factor, self._place(axis), tap, f"{tap} + 1") if axis in weight.axes else factor
+            )
+        return f"sum({text} for {tap} in range({stencil.taps}))"
 
     def _spell(self, node: Node) -> tuple[str, int, bool]:
         b = self.backend
@@ -499,7 +585,14 @@ class _Emitter:
         return self.backend.reshape(text, f"({', '.join(full)},)")
 
     def _structural(self, node: Node) -> str:
-        """`window`, `join`, `split`, `flip`, `cumsum` and `argsort`."""
+        """`window`, `slide`, `join`, `split`, `flip`, `cumsum` and `argsort`."""
+        if node.op == "slide":
+            tap = node.attrs[2]
+            if tap is None:
+                return self._windows(node, "0")
+            name = self._fresh("tap")
+            every = f"[{self._windows(node, name)} for {name} in range({node.attrs[3].taps})]"
+            return self.backend.concatenate(every, self._place(tap))
         b, rank = self.backend, len(self.axes)
         text = self._operand(node.args[0])
         if node.op in ("flip", "cumsum", "argsort"):
@@ -546,10 +639,15 @@ class _Emitter:
 
     def _reduction(self, node: Node) -> str:
         (x,) = node.args
-        if x.op == "mul" and not self.expr[x][0]:
+        gone, text = frozenset(node.attrs[0]), self.expr[x][0]
+        if node in self.filters:
+            gone, text = gone - {self.filters[node][0].attrs[2]}, self._filtered(node)
+            if not gone:
+                return text
+        elif x.op == "mul" and not text:
             return self._contraction(node, x)
-        axes = None if self.flat else sorted(self._place(a) for a in node.attrs[0])
-        return self.backend.reduce(node.op, self.expr[x][0], axes)
+        axes = None if self.flat else sorted(self._place(a) for a in gone)
+        return self.backend.reduce(node.op, text, axes)
 
     def _contraction(self, node: Node, product: Node) -> str:
         letters = {a: "abcdefghijklmnopqrstuvwxyz"[i] for i, a in enumerate(self.axes)}

@@ -56,6 +56,21 @@ _TAKE = '''def take_along(x, index, axis):
 '''
 
 
+_STRIDED = '''def strided(x, axis, start, step, count):
+    """Entry i along an axis is that of x at start + step * i, and 0 outside of x."""
+    after = start + step * (count - 1) + 1 - x.shape[axis]  # a negative number of zeros takes entries away
+    ends = [(-start, after, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), ends)
+    return x if step == 1 else x[(slice(None),) * axis + (slice(None, None, step),)]
+'''
+
+_STRETCHED = '''def stretched(x, axis, step):
+    """Every entry followed by step - 1 zeros along an axis."""
+    between = [(0, step - 1, step - 1) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), between)
+'''
+
+
 class _JAX(Backend):
     def scalar(self, text: str, like: str) -> str:
         return f"jnp.asarray({text}, {like}.dtype)"
@@ -104,6 +119,9 @@ class _JAX(Backend):
     def pad(self, text: str, axis: int, before: str, after: str, rank: int) -> str:
         return f"jnp.pad({text}, [({before}, {after}) if i == {axis} else (0, 0) for i in range({rank})])"
 
+    def concatenate(self, texts: str, axis: int) -> str:
+        return f"jnp.concatenate({texts}, {axis})"
+
     def cumsum(self, text: str, axis: int) -> str:
         return f"jnp.cumsum({text}, axis={axis})"
 
@@ -117,6 +135,7 @@ class _JAX(Backend):
 
 @cache
 def jax_backend() -> Backend:
-    """The spelling, with the helper that JAX lacks."""
+    """The spelling, with the helpers that JAX lacks."""
     imports = ("import math", "", "import jax", "import jax.numpy as jnp")
-    return _JAX("jax", imports, _CALLS, {"take_along": _TAKE})
+    helpers = {"take_along": _TAKE, "strided": _STRIDED, "stretched": _STRETCHED}
+    return _JAX("jax", imports, _CALLS, helpers)

@@ -62,6 +62,24 @@ _TAKE = '''def take_along(x, index, axis):
 '''
 
 
+_STRIDED = '''def strided(x, axis, start, step, count):
+    """Entry i along an axis is that of x at start + step * i, and 0 outside of x."""
+    span = max(step * (count - 1) + 1, 0)
+    before, after = max(-start, 0), max(start + span - x.shape[axis], 0)
+    if before or after:
+        x = np.pad(x, [(before, after) if i == axis else (0, 0) for i in range(x.ndim)])
+    first = start + before
+    return x[(slice(None),) * axis + (slice(first, first + span, step),)]
+'''
+
+_STRETCHED = '''def stretched(x, axis, step):
+    """Every entry followed by step - 1 zeros along an axis."""
+    wide = np.zeros((*x.shape[:axis], step * x.shape[axis], *x.shape[axis + 1 :]), x.dtype)
+    wide[(slice(None),) * axis + (slice(None, None, step),)] = x
+    return wide
+'''
+
+
 class _NumPy(Backend):
     def scalar(self, text: str, like: str) -> str:
         return f"{like}.dtype.type({text})"
@@ -107,6 +125,9 @@ class _NumPy(Backend):
     def pad(self, text: str, axis: int, before: str, after: str, rank: int) -> str:
         return f"np.pad({text}, [({before}, {after}) if i == {axis} else (0, 0) for i in range({rank})])"
 
+    def concatenate(self, texts: str, axis: int) -> str:
+        return f"np.concatenate({texts}, {axis})"
+
     def cumsum(self, text: str, axis: int) -> str:
         return f"np.cumsum({text}, axis={axis})"
 
@@ -133,5 +154,9 @@ def numpy_backend() -> Backend:
         "digamma",
         "polygamma",
     )
-    helpers = {n: inspect.getsource(getattr(special, n)) for n in names} | {"take_along": _TAKE}
+    helpers = {n: inspect.getsource(getattr(special, n)) for n in names} | {
+        "take_along": _TAKE,
+        "strided": _STRIDED,
+        "stretched": _STRETCHED,
+    }
     return _NumPy("numpy", ("import math", "", "import numpy as np"), _CALLS, helpers)

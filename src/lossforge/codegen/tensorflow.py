@@ -98,6 +98,24 @@ _TAKE = '''def take_along(x, index, axis):
 '''
 
 
+_STRIDED = '''def strided(x, axis, start, step, count):
+    """Entry i along an axis is that of x at start + step * i, and 0 outside of x."""
+    length = sizes(x)[axis]
+    span = tf.maximum(step * (count - 1) + 1, 0)
+    before, after = tf.maximum(-start, 0), tf.maximum(start + span - length, 0)
+    x = tf.pad(x, [(before, after) if i == axis else (0, 0) for i in range(len(x.shape))])
+    first = start + before
+    return x[(slice(None),) * axis + (slice(first, first + span, step),)]
+'''
+
+_STRETCHED = '''def stretched(x, axis, step):
+    """Every entry followed by step - 1 zeros along an axis."""
+    shape = sizes(x)
+    wide = tf.pad(tf.expand_dims(x, axis + 1), [(0, step - 1 if i == axis + 1 else 0) for i in range(len(shape) + 1)])
+    return tf.reshape(wide, (*shape[:axis], step * shape[axis], *shape[axis + 1 :]))
+'''
+
+
 class _TensorFlow(Backend):
     def scalar(self, text: str, like: str) -> str:
         return f"tf.convert_to_tensor({text}, {like}.dtype)"
@@ -149,6 +167,9 @@ class _TensorFlow(Backend):
     def pad(self, text: str, axis: int, before: str, after: str, rank: int) -> str:
         return f"tf.pad({text}, [({before}, {after}) if i == {axis} else (0, 0) for i in range({rank})])"
 
+    def concatenate(self, texts: str, axis: int) -> str:
+        return f"tf.concat({texts}, {axis})"
+
     def cumsum(self, text: str, axis: int) -> str:
         return f"tf.cumsum({text}, {axis})"
 
@@ -170,5 +191,7 @@ def tensorflow_backend() -> Backend:
         "polygamma": _POLYGAMMA,
         "extreme": _EXTREME,
         "take_along": _TAKE,
+        "strided": _STRIDED,
+        "stretched": _STRETCHED,
     }
     return _TensorFlow("tensorflow", ("import math", "", "import tensorflow as tf"), _CALLS, helpers)

@@ -63,6 +63,20 @@ _HELPERS = {
 }
 
 
+_HELPERS["strided"] = '''def strided(x, axis, start, step, count):
+    """Entry i along an axis is that of x at start + step * i, and 0 outside of x."""
+    after = start + max(step * (count - 1) + 1, 0) - x.shape[axis]
+    if start or after:  # a negative number of zeros takes entries away
+        x = torch.nn.functional.pad(x, (0, 0) * (x.dim() - 1 - axis) + (-start, after))
+    return x if step == 1 else x[(slice(None),) * axis + (slice(None, None, step),)]
+'''
+_HELPERS["stretched"] = '''def stretched(x, axis, step):
+    """Every entry followed by step - 1 zeros along an axis."""
+    wide = torch.nn.functional.pad(x.unsqueeze(axis + 1), (0, 0) * (x.dim() - 1 - axis) + (0, step - 1))
+    return wide.flatten(axis, axis + 1)
+'''
+
+
 class _Torch(Backend):
     def scalar(self, text: str, like: str) -> str:
         return f"{like}.new_full((), {text})"
@@ -124,6 +138,9 @@ class _Torch(Backend):
 
     def flip(self, text: str, axis: int) -> str:
         return f"{text}.flip({axis})"
+
+    def concatenate(self, texts: str, axis: int) -> str:
+        return f"torch.cat({texts}, {axis})"
 
     def cumsum(self, text: str, axis: int) -> str:
         return f"torch.cumsum({text}, {axis})"

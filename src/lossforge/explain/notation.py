@@ -189,7 +189,20 @@ class Notation:
             + self.size(axis)[0] * bool(axis)
             for axis, n in start
         )
-        return f"{self.inside(x, _ATOM)}[{axis_name(old)} = {axis_name(new)}{steps}]", _ATOM
+        return self.placed(x, old, f"{axis_name(new)}{steps}")
+
+    def slide(self, x: Node, old: str, new: str, tap: str | None, stencil: ir.Stencil, back: bool) -> tuple[str, int]:
+        """Entry i along the new axis, t along the taps, is that of window i at tap t; 0 beyond the ends."""
+        taps = [] if tap is None else [(stencil.dilation, self.position(tap)[0])]
+        place = self.position(new)[0] if back or stencil.step == 1 else f"{stencil.step} {self.position(new)[0]}"
+        for n, name in (*taps, (stencil.start, "")):
+            sign = "+" if (n > 0) is not back else self.minus
+            place += f" {sign} {name}" if abs(n) == 1 and name else f" {sign} {abs(n)} {name}".rstrip() if n else ""
+        return self.placed(x, old, f"({place}) / {stencil.step}" if back and stencil.step > 1 else place)
+
+    def placed(self, x: Node, axis: str, place: str) -> tuple[str, int]:
+        """Entries of x at a place that is worked out."""
+        return f"{self.inside(x, _ATOM)}[{axis_name(axis)} = {place}]", _ATOM
 
     def table(self, values: Sequence[float | int | bool]) -> tuple[str, int]:
         """Numbers that are part of the definition."""
@@ -274,6 +287,8 @@ class Notation:
                 )
             case "window":
                 return self.window(args[0], *attrs)
+            case "slide":
+                return self.slide(args[0], *attrs)
             case "join" | "split":
                 old, new = (attrs[0], (attrs[1],)) if op == "join" else ((attrs[0],), attrs[1])
                 return self.renamed(args[0], ", ".join(old), ", ".join(new))
@@ -396,7 +411,11 @@ class LaTeX(Notation):
             + self.size(axis)[0] * bool(axis)
             for axis, n in start
         )
-        return rf"{self.inside(x, _ATOM)}\big|_{{{self._axis(old)} = {self._axis(new)}{steps}}}", _PREFIX
+        return self.placed(x, old, f"{self._axis(new)}{steps}")
+
+    def placed(self, x: Node, axis: str, place: str) -> tuple[str, int]:
+        """Entries of x at a place that is worked out."""
+        return rf"{self.inside(x, _ATOM)}\big|_{{{self._axis(axis)} = {place}}}", _PREFIX
 
     def table(self, values: Sequence[float | int | bool]) -> tuple[str, int]:
         """Numbers that are part of the definition."""

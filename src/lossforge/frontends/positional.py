@@ -12,7 +12,7 @@ Reshapes, permutations and broadcasts therefore leave no trace in the graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
@@ -20,8 +20,8 @@ import numpy as np
 
 from lossforge import ir
 from lossforge.errors import AdoptionError, LossforgeError
-from lossforge.frontends.recording import Recording, Ref, Step, Varying, fit
-from lossforge.ir import Axis, Kind, Node, Port
+from lossforge.frontends.recording import Recording, Ref, Step, Varying, fit, needed
+from lossforge.ir import Axis, Kind, Node, Port, Stencil
 
 Dim: TypeAlias = tuple[Axis, ...]
 Rule: TypeAlias = Callable[..., Any]
@@ -106,6 +106,7 @@ class Importer:
         self.size_nodes: dict[Axis, Node] = {}
         self.origin: dict[Axis, Axis] = {}
         self.fixed: dict[Axis, int] = {}
+        self.sources: dict[Axis, tuple[Axis, str]] = {}
         self.ports: list[Port] = []
         self.values: dict[int, Any] = {}
         self.fresh: dict[str, int] = {}
@@ -130,7 +131,7 @@ class Importer:
                 dims.append((axis,))
         return Tensor(node, tuple(dims))
 
-    def _unused(self, label: Axis, taken: Sequence[Axis] | set[Axis]) -> Axis:
+    def _unused(self, label: Axis, taken: Collection[Axis]) -> Axis:
         while label in taken:
             label += "'"
         return label
@@ -156,6 +157,12 @@ class Importer:
         if len(set(sizes)) == 1:
             expression = ir.constant(float(sizes[0]))
         return self.label(_DERIVED + name, sizes, expression)
+
+    def made_of(self, axis: Axis, stem: str, sizes: Sequence[int], size: Node, taken: Collection[Axis]) -> Axis:
+        """The axis that an operation makes of another: made alike, two are one where those that they are made of are."""
+        new = self.label(_DERIVED + self.origin[_base(axis)] + stem, sizes, size)
+        self.sources[new] = _base(axis), stem
+        return self._unused(new, taken)
 
     def number(self, stem: str) -> str:
         """`stem` with a running number: the same at every attempt, as long as the steps are."""
@@ -331,6 +338,9 @@ class Importer:
             if y[0] == 1 and not self.origin[_base(b)].startswith(_DERIVED):
                 self.table.unit(self.origin[_base(b)])
             raise Refused(f"dimensions of size {x[0]} and {y[0]} meet")
+        first, second = self.sources.get(_base(a)), self.sources.get(_base(b))
+        if first and second and first[1] == second[1] and self.sizes_of(first[0]) == self.sizes_of(second[0]):
+            self._same(first[0], second[0])
         self.table.merge(self.origin[_base(a)], self.origin[_base(b)])
 
     def _even(
@@ -431,8 +441,11 @@ class Importer:
         """Without some dimensions of size 1."""
         t = self.tensor(x)
         gone = [d for d in (range(t.rank) if dims is None else dims) if self.extents(t.dims[d])[0] == 1]
-        for d in gone:
-            if t.dims[d]:
+        for d in sorted(gone, reverse=True):
+            if t.dims[d] and t.dims[d][0] in t.node.axes and self.origin[_base(t.dims[d][0])].startswith(_DERIVED):
+                first = ir.take(t.node, ir.constant(0, Kind.INDEX), t.dims[d][0])
+                t = Tensor(first, (*t.dims[:d], (), *t.dims[d + 1 :]))
+            elif t.dims[d] and not t.dims[d][0].startswith("#"):
                 self.table.unit(self.origin[_base(t.dims[d][0])])
         return Tensor(t.node, tuple(dim for i, dim in enumerate(t.dims) if i not in gone))
 
@@ -489,12 +502,12 @@ class Importer:
         root = self.origin[_base(axis)]
         pieces = []
         taken = {a for d in t.dims for a in d}
-        for sizes in (outer, inner):
+        for place, sizes in (("outer", outer), ("inner", inner)):
             same = self.axis_of(sizes) if len(set(sizes)) > 1 else None
             if same is None:
                 if len(set(sizes)) > 1:
                     return None
-                same = self.derived(f"{root}_part{sizes[0]}", sizes, ir.constant(float(sizes[0])))
+                same = self.derived(f"{root}_{place}{sizes[0]}", sizes, ir.constant(float(sizes[0])))
             piece = self._unused(same, taken)
             taken.add(piece)
             pieces.append(piece)
@@ -633,13 +646,69 @@ class Importer:
         (axis,) = t.dims[dim]
         if axis.startswith("#") or axis not in t.node.axes:
             return Tensor(t.node, (*t.dims[:dim], (self.ghost(lengths),), *t.dims[dim + 1 :]))
+        if step > 1:
+            return self.slide(self.slice(t, dim, start, stop), dim, Stencil(step=step))
         trims = [m - b for m, b in zip(n, stop, strict=True)]
         first, last = self.extent(start), self.extent(trims)
-        if step == 1 and first is not None and last is not None:
+        if first is not None and last is not None:
             return self._window(t, dim, first, last, lengths)
-        if len(set(start)) == 1 and len(set(lengths)) == 1 and lengths[0] <= 256:
-            return self.pick(t, dim, [start[0] + step * i for i in range(lengths[0])])
+        if len(set(start)) == 1 and len(set(lengths)) == 1:
+            return self.slide(t, dim, Stencil(start=start[0], count=lengths[0]))
+        if len(set(trims)) == 1 and len(set(lengths)) == 1:
+            tail = self.slide(self.along("flip", t, dim), dim, Stencil(start=trims[0], count=lengths[0]))
+            return self.along("flip", tail, dim)
         raise Refused("a slice whose ends are not constant, or that leaves entries out")
+
+    def slide(self, x: Any, dim: int, stencil: Stencil, tap: Axis | None = None) -> Tensor:
+        """Windows along a dimension; if the stencil has several taps, `tap` or a new axis is a new last dimension."""
+        t = self.own_axis(x, dim)
+        (axis,) = t.dims[dim]
+        if stencil.taps > 1 and tap is None:
+            count = ir.constant(float(stencil.taps))
+            tap = self._unused(self.derived(f"taps{stencil.taps}", (stencil.taps,) * self.count, count), t.node.axes)
+        new = self._slid_axis(t, axis, stencil)
+        node = ir.slide(t.node, axis, new, tap, stencil)
+        dims = (*t.dims[:dim], (new,), *t.dims[dim + 1 :])
+        return Tensor(node, dims if tap is None or any(tap in d for d in dims) else (*dims, (tap,)))
+
+    def _slid_axis(self, t: Tensor, axis: Axis, stencil: Stencil) -> Axis:
+        """The axis of the windows: that of their operand, if there are as many."""
+        counts = tuple(stencil.windows(n) for n in self.sizes_of(axis))
+        if any(n < 1 for n in counts):
+            raise Refused(f"no window fits into a dimension of size {min(self.sizes_of(axis))}")
+        taken = {a for d in t.dims for a in d} | t.node.axes
+        if stencil.count is not None:
+            first = self.derived(f"first{stencil.count}", counts, ir.constant(float(stencil.count)))
+            return self._unused(first, taken)
+        if stencil.step == stencil.cut == 1:
+            return axis
+        size, less = self.size(axis), stencil.cut - 1
+        if stencil.step == 1:
+            stem = f"_{'less' if less > 0 else 'more'}{abs(less)}"
+            return self.made_of(axis, stem, counts, size - float(less), taken)
+        many = (size - float(stencil.cut) if stencil.cut else size) / float(stencil.step)
+        stem = f"_by{stencil.step}_{'less' if stencil.cut >= 0 else 'more'}{abs(stencil.cut)}"
+        return self.made_of(axis, stem, counts, ir.elementwise("floor", many) + 1.0, taken)
+
+    def own_axis(self, x: Any, dim: int) -> Tensor:
+        """`x` with one axis of its own along a dimension, also where it is constant along it."""
+        t = self.single(self.tensor(x), dim)
+        if t.dims[dim] and t.dims[dim][0] in t.node.axes:
+            return t
+        sizes = self.extents(t.dims[dim])
+        if t.dims[dim] and not t.dims[dim][0].startswith("#"):
+            position = ir.iota(t.dims[dim][0])
+        elif len(set(sizes)) == 1:
+            name = self.derived(self.number("repeated"), sizes, ir.constant(float(sizes[0])))
+            position = ir.iota(name, sizes[0])
+        else:
+            position = self.arange(sizes).node
+        axis = position.attrs[0]
+        if axis in t.node.axes:
+            raise Refused("a value that is repeated along an axis which it has already")
+        everywhere = ir.elementwise("ge", position, ir.constant(0, Kind.INDEX))
+        node = ir.where(everywhere, t.node, ir.constant(0, t.node.kind))
+        return Tensor(node, (*t.dims[:dim], (axis,), *t.dims[dim + 1 :]))
 
     def extent(self, values: Sequence[int]) -> ir.Extent | None:
         """A number of entries: constant, or the size of an axis plus a constant."""
@@ -660,8 +729,7 @@ class Importer:
         for a, n in sorted(terms.items()):
             if n:
                 size = size - float(n) * (self.size(a) if a else ir.constant(1.0))
-        new = self.derived(self.origin[_base(axis)] + stem, lengths, size) if stem else _base(axis)
-        new = axis if not stem else self._unused(new, {a for d in t.dims for a in d})
+        new = self.made_of(axis, stem, lengths, size, {a for d in t.dims for a in d}) if stem else axis
         node = ir.window(t.node, axis, new, first, last)
         return Tensor(node, (*t.dims[:dim], (new,), *t.dims[dim + 1 :]))
 
@@ -860,7 +928,7 @@ class Importer:
             Restart: the table has learnt something.
             AdoptionError: a step cannot be imported.
         """
-        for step in self.recording.steps:
+        for step in needed(self.recording):
             self.where = step.where
             rule = self.rules.get(step.op)
             if rule is None:

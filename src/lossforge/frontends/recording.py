@@ -67,6 +67,29 @@ class Recording:
     """The value of each parameter in each recording."""
 
 
+def needed(recording: Recording) -> list[Step]:
+    """The steps that the result is worked out from."""
+    wanted: set[int] = set()
+
+    def want(value: Any) -> None:
+        if isinstance(value, Ref):
+            wanted.add(value.index)
+        elif isinstance(value, list | tuple):
+            for v in value:
+                want(v)
+        elif isinstance(value, Mapping):
+            want(tuple(value.values()))
+
+    want(recording.result)
+    steps = []
+    for step in reversed(recording.steps):
+        if wanted & set(step.outputs):
+            steps.append(step)
+            want(step.args)
+            want(step.attrs)
+    return steps[::-1]
+
+
 class FrontEnd(Protocol):
     """One library: how its functions are recorded, what its operations mean, and how they are run."""
 

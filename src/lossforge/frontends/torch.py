@@ -16,6 +16,7 @@ from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lossforge.errors import AdoptionError
+from lossforge.frontends import windows
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Recording, Ref, Step, Varying
 from lossforge.ir import Kind
@@ -70,7 +71,9 @@ class TorchFrontEnd:
                 return _one(self.function(*args, **options))
 
             functional = torch.func.functionalize(call, remove="mutations")
-            table = {**core_aten_decompositions(), **_own_decompositions()}
+            core: dict[Any, Any] = dict(core_aten_decompositions())
+            core = {k: v for k, v in core.items() if not any(word in str(k) for word in _WHOLE)}
+            table = {**core, **_own_decompositions()}
             with _stack_traces():
                 traced = make_fx(
                     functional, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True
@@ -144,6 +147,10 @@ def _own_decompositions() -> dict[Any, Any]:
     ]  # fmt: skip
     kept = [op for op in wanted if op is not aten.softplus and op is not aten.log_sigmoid_forward]
     return dict(get_decompositions([op for op in kept]))
+
+
+_WHOLE = ("pad", "unfold", "im2col", "pool", "upsample", "convolution")
+"""Parts of names of operations that keep their meaning: decomposed, they are index arithmetic."""
 
 
 def _read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recording:
@@ -576,6 +583,132 @@ def _same(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
     return imp.tensor(x)
 
 
+# ------------------------------------------------------------------------------------- windows
+
+
+def _each(value: Any, count: int) -> list[int]:
+    """An option for each dimension: one for all, or a list."""
+    if isinstance(value, Varying):
+        raise Refused("a size or stride of windows that depends on sizes")
+    values = [value] if isinstance(value, int) else list(value)
+    if any(isinstance(v, Varying) for v in values):
+        raise Refused("a size or stride of windows that depends on sizes")
+    return values * count if len(values) == 1 else values
+
+
+def _convolution(
+    imp: Importer, step: Step, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, output_padding: Any, groups: Any,
+) -> Tensor:  # fmt: skip
+    if transposed:
+        raise Refused("a transposed convolution; write it as an interpolation followed by a convolution")
+    count = imp.tensor(weight).rank - 2
+    pads = [(p, p) for p in _each(padding, count)]
+    return windows.convolve(
+        imp, x, weight, bias, stride=_each(stride, count), padding=pads, dilation=_each(dilation, count), groups=groups
+    )
+
+
+def _average_pool(count: int) -> Rule:
+    def rule(
+        imp: Importer, step: Step, x: Any, size: Any, stride: Any = (), padding: Any = 0, ceil: bool = False,
+        count_padding: bool = True, divisor: Any = None,
+    ) -> Tensor:  # fmt: skip
+        sizes = _each(size, count)
+        pads = [(p, p) for p in _each(padding, count)]
+        strides = _each(stride, count) if stride else sizes
+        return windows.average_pool(
+            imp, x, sizes, strides, pads, ceil=ceil, count_padding=count_padding, divisor=divisor
+        )
+
+    return rule
+
+
+def _maximum_pool(count: int) -> Rule:
+    def rule(
+        imp: Importer, step: Step, x: Any, size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
+        ceil: bool = False,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        sizes = _each(size, count)
+        pads = [(p, p) for p in _each(padding, count)]
+        strides = _each(stride, count) if stride else sizes
+        return windows.maximum_pool(imp, x, sizes, strides, pads, dilation=_each(dilation, count), ceil=ceil), None
+
+    return rule
+
+
+def _adaptive_average(count: int) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, size: Any) -> Tensor:
+        t = imp.tensor(x)
+        for j, n in enumerate(_each(size, count)):
+            dim = t.rank - count + j
+            if n == 1:
+                t = imp.reduce("mean", t, [dim], keepdims=True)
+            elif set(imp.extents(t.dims[dim])) != {n}:
+                raise Refused("an adaptive pooling to more than one entry; use avg_pool with a constant size")
+        return t
+
+    return rule
+
+
+def _constant_pad(imp: Importer, step: Step, x: Any, pads: Any, value: Any = 0.0) -> Tensor:
+    return windows.pad(imp, x, _widths(imp, x, pads), value=value)
+
+
+def _edge_pad(mode: str) -> Rule:
+    return lambda imp, step, x, pads: windows.pad(imp, x, _widths(imp, x, pads), mode)
+
+
+def _widths(imp: Importer, x: Any, pads: Any) -> list[tuple[int, int]]:
+    """Widths for each dimension; PyTorch begins with the last."""
+    if any(isinstance(p, Varying) for p in pads):
+        raise Refused("padding whose width depends on sizes")
+    pairs = list(zip(pads[::2], pads[1::2], strict=True))[::-1]
+    return [(0, 0)] * (imp.tensor(x).rank - len(pairs)) + pairs
+
+
+def _unfold(imp: Importer, step: Step, x: Any, dim: Any, size: Any, stride: Any) -> Tensor:
+    t = imp.tensor(x)
+    return windows.patches(imp, t, [imp.dim(t, dim)], [windows.stencil_of(_each(size, 1)[0], _each(stride, 1)[0])])
+
+
+def _im2col(imp: Importer, step: Step, x: Any, size: Any, dilation: Any, padding: Any, stride: Any) -> Tensor:
+    options = zip(_each(size, 2), _each(stride, 2), _each(dilation, 2), _each(padding, 2), strict=True)
+    stencils = [windows.stencil_of(k, s, d, (p, p)) for k, s, d, p in options]
+    t = imp.tensor(x)
+    t = windows.patches(imp, t, [t.rank - 2, t.rank - 1], stencils)
+    *lead, channels, height, width, rows, columns = t.dims
+    return Tensor(t.node, (*lead, channels + rows + columns, height + width))
+
+
+def _interpolate(linear: bool) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, size: Any, *rest: Any) -> Tensor:
+        t = imp.tensor(x)
+        if linear and rest[0]:
+            raise Refused("interpolation with align_corners=True")
+        shapes = step.shapes[0]
+        for dim in range(2, t.rank):
+            old, new = imp.extents(t.dims[dim]), [s[dim] for s in shapes]
+            up = {n / m for n, m in zip(new, old, strict=True)}
+            down = {n // m for n, m in zip(old, new, strict=True)}
+            if up == {1.0}:
+                continue
+            if len(up) == 1 and min(up).is_integer():
+                t = windows.enlarge(imp, t, dim, int(min(up)), linear=linear)
+            elif len(down) == 1 and tuple(_scales(rest, t.rank - 2)[dim - 2 : dim - 1]) in ((), (1 / min(down),)):
+                t = windows.thin(imp, t, dim, min(down), linear=linear)
+            else:
+                raise Refused("interpolation by a factor that is not whole")
+        return t
+
+    return rule
+
+
+def _scales(rest: Sequence[Any], count: int) -> list[float]:
+    found = [r for r in rest if isinstance(r, float)]
+    return found if len(found) == count else []
+
+
 _PLAIN = {
     "abs": "abs", "neg": "neg", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt",
     "sin": "sin", "cos": "cos", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan", "atan2": "atan2",
@@ -590,6 +723,17 @@ def _random(imp: Importer, step: Step, *args: Any) -> Tensor:
 
 
 RULES: Mapping[str, Rule] = {
+    "convolution.default": _convolution,
+    **{f"avg_pool{n}d.default": _average_pool(n) for n in (1, 2, 3)},
+    **{f"max_pool{n}d_with_indices.default": _maximum_pool(n) for n in (2, 3)},
+    **{f"{op}_avg_pool{n}d.default": _adaptive_average(n) for op in ("adaptive", "_adaptive") for n in (1, 2, 3)},
+    "constant_pad_nd.default": _constant_pad,
+    **{f"{name}_pad{n}d.default": _edge_pad(mode) for name, mode in (("reflection", "reflect"), ("replication", "replicate"))
+       for n in (1, 2, 3)},
+    "unfold.default": _unfold, "unfold_copy.default": _unfold, "im2col.default": _im2col,
+    **{f"upsample_{mode}{n}d.{form}": _interpolate(linear) for mode, n, linear in (
+        ("nearest", 1, False), ("nearest", 2, False), ("nearest", 3, False), ("linear", 1, True), ("bilinear", 2, True),
+        ("trilinear", 3, True)) for form in ("default", "vec")},
     **{f"{op}.default": _random for op in ("rand", "randn", "rand_like", "randn_like", "native_dropout", "bernoulli", "randperm")},
     "bernoulli.p": _random, "normal_functional.default": _random,
     **{f"{k}.default": rule_for(v) for k, v in _PLAIN.items()},
