@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -318,8 +319,9 @@ class _Study:
         self.samplers = [_Sampler(a) for a in arrays]
         own = [tuple(a.shape) for a in arrays]
         first = overlay([self._record(own)], {})
-        self._import(first)  # which dimensions go together
-        self.read = self._generalise(own)
+        importer, _ = self._import(first)  # which dimensions go together
+        fixed = {importer.origin[a] for a in importer.fixed if a in importer.origin}
+        self.read = self._generalise(own, fixed)
         self._name_axes()
         self.read = replace(self.read, **self._again(self.read.importer.recording))
 
@@ -369,23 +371,48 @@ class _Study:
     def _shapes(self, sizes: Mapping[Axis, int]) -> list[tuple[int, ...]]:
         return [tuple(1 if r in self.table.units else sizes[r] for r in of) for of in self._roots()]
 
-    def _generalise(self, own: Sequence[tuple[int, ...]]) -> _Read:
-        """Record at two sets of sizes that are distinct, or as distinct as the function allows."""
+    def _example(self, own: Sequence[tuple[int, ...]]) -> dict[Axis, int]:
+        """The size of each axis in the examples."""
         example: dict[Axis, int] = {}
         for of, shape in zip(self._roots(), own, strict=True):
             for root, n in zip(of, shape, strict=True):
                 example[root] = max(n, example.get(root, 1))
-        free = [r for r in example if r not in self.table.units]
+        return example
+
+    def _tied(self, own: Sequence[tuple[int, ...]]) -> AxisTable:
+        """The table in which arguments of equal shapes have equal axes."""
+        parents = dict(self.table.parents)
+        for i, shape in enumerate(own):
+            like = own.index(shape)
+            for d in range(len(shape)):
+                a, b = (self.table.root(f"{self.names[k]}_{d}") for k in (like, i))
+                table = AxisTable(parents)
+                if table.root(a) != table.root(b):
+                    parents[table.root(b)] = table.root(a)
+        units = {AxisTable(parents).root(u) for u in self.table.units}
+        return AxisTable(parents, units, {})
+
+    def _generalise(self, own: Sequence[tuple[int, ...]], fixed: Collection[Axis]) -> _Read:
+        """Record at two sets of sizes that are distinct, or as distinct as the function allows.
+
+        `fixed` are axes that constant arrays seem to give their size.
+        """
         problem: Exception | None = None
         kept = AxisTable(dict(self.table.parents), set(self.table.units), {})
-        for draws in (_DRAWS, _LARGER, _LARGEST):
-            try:
-                return self._at(
-                    [dict(zip(free, d, strict=False)) | {r: example[r] for r in free[len(d) :]} for d in draws]
-                )
-            except (AdoptionError, Different) as error:
-                problem = problem or error
-                self.table = AxisTable(dict(kept.parents), set(kept.units), {})
+        tied = self._tied(own)
+        tables = [kept, tied] if tied.parents != kept.parents else [kept]
+        for table in tables:
+            self.table = AxisTable(dict(table.parents), set(table.units), {})
+            example = self._example(own)
+            free = [r for r in example if r not in self.table.units]
+            pinned = {r: example[r] for r in free if r in {self.table.root(f) for f in fixed}}
+            for draws, stay in itertools.product((_DRAWS, _LARGER, _LARGEST), ({}, pinned) if pinned else ({},)):
+                try:
+                    return self._at([_drawn(free, example, d, stay) for d in draws])
+                except (AdoptionError, Different) as error:
+                    problem = problem or error
+                    self.table = AxisTable(dict(table.parents), set(table.units), {})
+        kept = tables[-1]
         # Some axes have one size only: find out which.
         singles = [r for r in free if example[r] == 1]
         options: dict[Axis, list[int]] = {}
@@ -716,6 +743,15 @@ class _Study:
                 f"{self.name}: the gradient has the axes ({', '.join(axes)}), but {wrt!r} has ({', '.join(target.order)})"
             )
         return HandWritten(definition.value, target.node, stabilize(node)[0])
+
+
+def _drawn(
+    free: Sequence[Axis], example: Mapping[Axis, int], draws: Sequence[int], stay: Mapping[Axis, int]
+) -> dict[Axis, int]:
+    """A size for each axis: of `stay`, else of the draws, else of the examples."""
+    numbers = [n for n in draws if n not in stay.values()]
+    moving = [r for r in free if r not in stay]
+    return {**example, **stay, **dict(zip(moving, numbers, strict=False))}
 
 
 def _other_values(value: float) -> tuple[float, float, float]:

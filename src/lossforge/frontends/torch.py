@@ -19,6 +19,7 @@ from lossforge.errors import AdoptionError
 from lossforge.frontends import windows
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Recording, Ref, Step, Varying
+from lossforge.frontends.torch_constants import Constants
 from lossforge.ir import Kind
 
 
@@ -68,7 +69,8 @@ class TorchFrontEnd:
             warnings.simplefilter("ignore")
 
             def call(*args: torch.Tensor) -> Any:
-                return _one(self.function(*args, **options))
+                with Constants():
+                    return _one(self.function(*args, **options))
 
             functional = torch.func.functionalize(call, remove="mutations")
             core: dict[Any, Any] = dict(core_aten_decompositions())
