@@ -1,0 +1,618 @@
+"""What the operations of TensorFlow mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lossforge import ir
+from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
+from lossforge.frontends.recording import Step, Varying, rounded
+from lossforge.ir import Kind
+
+
+def _kind(dtype: str) -> Kind:
+    return Kind.BOOL if dtype == "bool" else Kind.FLOAT if "float" in dtype else Kind.INDEX
+
+
+def _arithmetic(op: str) -> Rule:
+    return lambda imp, step, *args: imp.cast(imp.elementwise(op, *args), _kind(step.dtypes[0]))
+
+
+def _formula(function: Callable[..., Any]) -> Rule:
+    return lambda imp, step, *args: imp.cast(imp.map(function, *args), _kind(step.dtypes[0]))
+
+
+def _f(op: str, *args: Any) -> Any:
+    return ir.elementwise(op, *args)
+
+
+def _axes(value: Any) -> list[int]:
+    if isinstance(value, Tensor | Varying):
+        raise Refused("axes that depend on sizes")
+    return [int(v) for v in np.atleast_1d(value)]
+
+
+def _reduce(op: str) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, axes: Any) -> Tensor:
+        if not len(_axes(axes)):
+            return imp.tensor(x)
+        return imp.cast(imp.reduce(op, x, _axes(axes), bool(step.attrs.get("keep_dims"))), _kind(step.dtypes[0]))
+
+    return rule
+
+
+def _arg(op: str) -> Rule:
+    return lambda imp, step, x, axis: imp.reduce(op, x, _axes(axis))
+
+
+def _shape(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
+    return imp.reshape(x, step.shapes[0])
+
+
+def _expand(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
+    return imp.expand(x, step.shapes[0])
+
+
+def _full(value: Any) -> Rule:
+    return lambda imp, step, *args: imp.full(imp.cast(value, _kind(step.dtypes[0])), step.shapes[0])
+
+
+def _squeeze(imp: Importer, step: Step, x: Any) -> Tensor:
+    t = imp.tensor(x)
+    wanted = step.attrs.get("squeeze_dims") or ()
+    return imp.squeeze(t, [imp.dim(t, d) for d in wanted] or None)
+
+
+def _expand_dims(imp: Importer, step: Step, x: Any, axis: Any) -> Tensor:
+    t = imp.tensor(x)
+    (d,) = _axes(axis)
+    return imp.unsqueeze(t, d + t.rank + 1 if d < 0 else d)
+
+
+def _transpose(imp: Importer, step: Step, x: Any, order: Any) -> Tensor:
+    return imp.permute(x, _axes(order))
+
+
+def _matmul(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
+    flags = step.attrs
+    left = "ki" if flags.get("transpose_a") or flags.get("adj_x") else "ik"
+    right = "jk" if flags.get("transpose_b") or flags.get("adj_y") else "kj"
+    stack = "abcdef"[: imp.tensor(x).rank - 2]
+    return imp.einsum(f"{stack}{left},{stack}{right}->{stack}ij", x, y)
+
+
+def _softmax(log: bool) -> Rule:
+    return lambda imp, step, x: imp.softmax(x, imp.tensor(x).rank - 1, log)
+
+
+def _cross_entropy(imp: Importer, step: Step, logits: Any, labels: Any) -> tuple[Tensor, None]:
+    t = imp.tensor(logits)
+    product = imp.elementwise("mul", labels, imp.softmax(t, t.rank - 1, log=True))
+    return imp.elementwise("neg", imp.reduce("sum", product, [t.rank - 1])), None
+
+
+def _sparse_cross_entropy(imp: Importer, step: Step, logits: Any, labels: Any) -> tuple[Tensor, None]:
+    logp = imp.single(imp.softmax(logits, 1, log=True), 1)
+    picked = imp.gather((Tensor(logp.node, (logp.dims[0],)), logp.dims[1]), imp.tensor(labels), 1)
+    return imp.elementwise("neg", picked), None
+
+
+def _gather(imp: Importer, step: Step, x: Any, index: Any, axis: Any = 0) -> Tensor:
+    t, at = imp.tensor(x), imp.tensor(index)
+    d, shared = imp.dim(t, _axes(axis)[0]), int(step.attrs.get("batch_dims") or 0)
+    if not shared:
+        return imp.take(t, at, d)
+    t, own = imp.single(t, d), at.rank - shared
+    others = Tensor(t.node, (*t.dims[:d], *((),) * own, *t.dims[d + 1 :]))
+    rest = t.rank - d - 1
+    full = (*at.dims[:shared], *((),) * (d - shared), *at.dims[shared:], *((),) * rest)
+    return imp.gather((others, t.dims[d]), Tensor(at.node, full), d)
+
+
+@dataclass
+class Stacked(Tensor):
+    """A tensor that was put together from `parts` along its last dimension; indices for several dimensions are."""
+
+    parts: tuple[Tensor, ...] = ()
+
+
+def _coordinates(imp: Importer, index: Any) -> list[Tensor]:
+    """The parts of an index array whose last dimension counts the dimensions that it points into."""
+    t = imp.tensor(index)
+    if isinstance(t, Stacked):
+        return list(t.parts)
+    (count,) = set(imp.extents(t.dims[-1]))
+    return [imp.select(t, t.rank - 1, i) for i in range(count)]
+
+
+def _gather_nd(imp: Importer, step: Step, x: Any, index: Any) -> Tensor:
+    t, places = imp.tensor(x), _coordinates(imp, index)
+    rank = max(p.rank for p in places)
+    for k, place in enumerate(places):  # each coordinate in turn, along the dimensions of the index
+        d = rank if k else 0
+        t = imp.single(t, d)
+        others = Tensor(t.node, (*(t.dims[:rank] if k else ((),) * rank), *t.dims[d + 1 :]))
+        at = Tensor(place.node, ((),) * (rank - place.rank) + place.dims + ((),) * (others.rank - rank))
+        t = imp.gather((others, t.dims[d]), at, d)
+    return t
+
+
+def _scattered(imp: Importer, places: Sequence[Tensor], updates: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    """Updates added up where their coordinates say; a comparison with every position."""
+    rank, extents = max(p.rank for p in places), list(zip(*shapes, strict=True))
+    count = len(places)
+    here: Tensor | None = None
+    for k, place in enumerate(places):
+        counter = imp.arange(extents[k])
+        position = Tensor(counter.node, tuple(counter.dims[0] if i == k else () for i in range(count)))
+        spread = Tensor(place.node, ((),) * (rank - place.rank) + place.dims + ((),) * count)
+        equal = imp.elementwise("eq", spread, position)
+        here = equal if here is None else imp.elementwise("and", here, equal)
+    assert here is not None
+    rest = updates.rank - rank
+    mask = Tensor(here.node, here.dims + ((),) * rest)
+    moved = Tensor(updates.node, updates.dims[:rank] + ((),) * count + updates.dims[rank:])
+    return imp.reduce("sum", imp.elementwise("where", mask, moved, 0.0), list(range(rank)))
+
+
+def _scatter_nd(imp: Importer, step: Step, index: Any, updates: Any, shape: Any) -> Tensor:
+    found = _scattered(imp, _coordinates(imp, index), imp.tensor(updates), step.shapes[0])
+    return imp.cast(found, _kind(step.dtypes[0]))
+
+
+def _scatter_update(imp: Importer, step: Step, x: Any, index: Any, updates: Any) -> Tensor:
+    places, new = _coordinates(imp, index), imp.tensor(updates)
+    written = _scattered(imp, places, new, step.shapes[0])
+    ones = Tensor(ir.constant(1.0), new.dims)
+    touched = imp.elementwise("gt", _scattered(imp, places, ones, step.shapes[0]), 0.0)
+    return imp.cast(imp.elementwise("where", touched, written, x), _kind(step.dtypes[0]))
+
+
+def _segment_sum(imp: Importer, step: Step, x: Any, segments: Any, count: Any) -> Tensor:
+    found = _scattered(imp, [imp.tensor(segments)], imp.tensor(x), step.shapes[0])
+    return imp.cast(found, _kind(step.dtypes[0]))
+
+
+def _one_hot(imp: Importer, step: Step, index: Any, depth: Any, on: Any, off: Any) -> Tensor:
+    t = imp.tensor(index)
+    d = int(step.attrs.get("axis", -1))
+    d = t.rank if d < 0 else d
+    counter = imp.arange([s[d] for s in step.shapes[0]])
+    position = Tensor(counter.node, counter.dims + ((),) * (t.rank - d))
+    chosen = imp.elementwise("eq", imp.unsqueeze(t, d), position)
+    return imp.cast(imp.elementwise("where", chosen, on, off), _kind(step.dtypes[0]))
+
+
+def _strided_slice(imp: Importer, step: Step, x: Any, begin: Any, end: Any, strides: Any) -> Tensor:
+    t = imp.tensor(x)
+    if any(isinstance(v, Tensor) for v in (begin, end, strides)):
+        raise Refused("a slice whose place depends on values; use tf.gather")
+    masks = {k: step.attrs.get(f"{k}_mask") or 0 for k in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
+    firsts, lasts = (
+        [np.atleast_1d(v) for v in (e.values if isinstance(e, Varying) else (e,) * imp.count)] for e in (begin, end)
+    )
+    steps = _axes(strides)
+    d, count = 0, len(steps)
+    for i in range(count):
+        bit = 1 << i
+        if masks["ellipsis"] & bit:
+            later = sum(1 for j in range(i + 1, count) if not masks["new_axis"] >> j & 1)
+            d = t.rank - later
+        elif masks["new_axis"] & bit:
+            t = imp.unsqueeze(t, d)
+            d += 1
+        elif masks["shrink_axis"] & bit:
+            n = imp.extents(t.dims[d])
+            values = [int(f[i]) for f in firsts]
+            if len(set(values)) > 1:
+                values = [v + m if v < 0 else v for v, m in zip(values, n, strict=True)]
+            t = imp.select(t, d, values[0] if len(set(values)) == 1 else Varying(values))
+        else:
+            n = imp.extents(t.dims[d])
+            if steps[i] < 0:
+                if steps[i] == -1 and masks["begin"] & bit and masks["end"] & bit:
+                    t = imp.along("flip", t, d)
+                    d += 1
+                    continue
+                raise Refused("a slice with a negative step")
+            first = [0 if masks["begin"] & bit else _end(int(f[i]), m) for f, m in zip(firsts, n, strict=True)]
+            last = [m if masks["end"] & bit else _end(int(e[i]), m) for e, m in zip(lasts, n, strict=True)]
+            t = imp.slice(t, d, first, last, steps[i])
+            d += 1
+    return t
+
+
+def _slice(imp: Importer, step: Step, x: Any, begin: Any, size: Any) -> Tensor:
+    t = imp.tensor(x)
+    if isinstance(begin, Tensor):
+        raise Refused("a slice whose place depends on values; use tf.gather")
+    firsts = [np.atleast_1d(v) for v in (begin.values if isinstance(begin, Varying) else (begin,) * imp.count)]
+    for d in range(t.rank):
+        first = [int(f[d]) for f in firsts]
+        t = imp.slice(t, d, first, [f + s[d] for f, s in zip(first, step.shapes[0], strict=True)])
+    return t
+
+
+def _end(value: int, size: int) -> int:
+    return min(max(value + size if value < 0 else value, 0), size)
+
+
+def _concat(imp: Importer, step: Step, *args: Any) -> Tensor:
+    *parts, axis = args
+    tensors = [imp.tensor(p) for p in parts]
+    d, last = imp.dim(tensors[0], _axes(axis)[0]), tensors[0].rank - 1
+    joined = imp.concat(tensors, d)
+    if d == last and all(set(imp.extents(t.dims[d])) == {1} for t in tensors):
+        parts = [imp.select(t, d, 0) for t in tensors]
+        return Stacked(joined.node, joined.dims, tuple(parts))
+    return joined
+
+
+def _pack(imp: Importer, step: Step, *parts: Any) -> Tensor:
+    tensors = [imp.tensor(p) for p in parts]
+    d = step.attrs.get("axis") or 0
+    d = d + tensors[0].rank + 1 if d < 0 else d
+    joined = imp.concat([imp.unsqueeze(t, d) for t in tensors], d)
+    return Stacked(joined.node, joined.dims, tuple(tensors)) if d == tensors[0].rank else joined
+
+
+def _unpack(imp: Importer, step: Step, x: Any) -> tuple[Tensor, ...]:
+    t = imp.tensor(x)
+    return tuple(imp.select(t, imp.dim(t, step.attrs.get("axis") or 0), i) for i in range(len(step.outputs)))
+
+
+def _split(imp: Importer, step: Step, axis: Any, x: Any) -> tuple[Tensor, ...]:
+    t = imp.tensor(x)
+    d, at, pieces = imp.dim(t, _axes(axis)[0]), [0] * imp.count, []
+    for shapes in step.shapes:
+        ends = [a + s[d] for a, s in zip(at, shapes, strict=True)]
+        pieces.append(imp.slice(t, d, at, ends))
+        at = ends
+    return tuple(pieces)
+
+
+def _top_k(imp: Importer, step: Step, x: Any, k: Any) -> tuple[Tensor, ...]:
+    t = imp.tensor(x)
+    found = imp.sort(t, t.rank - 1, descending=True)
+    stop = [s[-1] for s in step.shapes[0]]
+    return tuple(imp.slice(v, t.rank - 1, [0] * imp.count, stop) for v in found)
+
+
+def _cumsum(imp: Importer, step: Step, x: Any, axis: Any) -> Tensor:
+    t = imp.tensor(x)
+    found = imp.along("cumsum", t, imp.dim(t, _axes(axis)[0]), bool(step.attrs.get("reverse")))
+    if step.attrs.get("exclusive"):
+        found = imp.elementwise("sub", found, t)
+    return imp.cast(found, _kind(step.dtypes[0]))
+
+
+def _positions(imp: Importer, t: Tensor, d: int) -> Tensor:
+    """0, 1, 2 … along a dimension of `t`, and of its rank."""
+    counter = imp.arange(imp.extents(t.dims[d]))
+    return Tensor(counter.node, tuple(counter.dims[0] if i == d else () for i in range(t.rank)))
+
+
+def _running(op: str, neutral: float) -> Rule:
+    """A reduction of all entries up to each one: over a copy of the dimension, masked."""
+
+    def rule(imp: Importer, step: Step, x: Any, axis: Any) -> Tensor:
+        t = imp.tensor(x)
+        d = imp.dim(t, _axes(axis)[0])
+        t = imp.single(t, d)
+        copy = imp.unsqueeze(t, d)  # d: the entry, d + 1: those up to it
+        here, other = _positions(imp, imp.unsqueeze(t, d + 1), d), _positions(imp, copy, d + 1)
+        compare = {(False, False): "le", (False, True): "ge", (True, False): "lt", (True, True): "gt"}
+        chosen = compare[bool(step.attrs.get("exclusive")), bool(step.attrs.get("reverse"))]
+        masked = imp.elementwise("where", imp.elementwise(chosen, other, here), copy, neutral)
+        return imp.reduce(op, masked, [d + 1])
+
+    return rule
+
+
+def _band(imp: Importer, step: Step, x: Any, lower: Any, upper: Any) -> Tensor:
+    t = imp.tensor(x)
+    below = imp.elementwise("sub", _positions(imp, t, t.rank - 2), _positions(imp, t, t.rank - 1))
+    for width, side in ((lower, below), (upper, imp.elementwise("neg", below))):
+        if imp.integer(width) >= 0:
+            t = imp.elementwise("where", imp.elementwise("le", side, imp.integer(width)), t, 0)
+    return imp.cast(t, _kind(step.dtypes[0]))
+
+
+def _on_diagonal(imp: Importer, t: Tensor, inside: Any, outside: Any) -> Tensor:
+    """One value where the last two positions of `t` are equal, another elsewhere."""
+    same = imp.elementwise("eq", _positions(imp, t, t.rank - 2), _positions(imp, t, t.rank - 1))
+    return imp.elementwise("where", same, inside, outside)
+
+
+def _main_diagonal(k: Any) -> None:
+    if np.any(np.atleast_1d(k) != 0):
+        raise Refused("a diagonal beside the main one")
+
+
+def _diag(imp: Importer, step: Step, x: Any, k: Any = 0, *rest: Any) -> Tensor:
+    _main_diagonal(k)
+    t = imp.single(imp.tensor(x), imp.tensor(x).rank - 1)
+    square = Tensor(t.node, (*t.dims, t.dims[-1]))
+    found = _on_diagonal(imp, square, imp.unsqueeze(t, t.rank), 0)
+    return imp.cast(found, _kind(step.dtypes[0]))
+
+
+def _set_diag(imp: Importer, step: Step, x: Any, diagonal: Any, k: Any = 0) -> Tensor:
+    _main_diagonal(k)
+    t, entries = imp.tensor(x), imp.tensor(diagonal)
+    rows = imp.extents(entries.dims[-1]) == imp.extents(t.dims[-2])
+    spread = imp.unsqueeze(entries, entries.rank if rows else entries.rank - 1)
+    return imp.cast(_on_diagonal(imp, t, spread, t), _kind(step.dtypes[0]))
+
+
+def _diag_part(imp: Importer, step: Step, x: Any, k: Any = 0, *rest: Any) -> Tensor:
+    _main_diagonal(k)
+    t = imp.tensor(x)
+    if imp.extents(t.dims[-2]) != imp.extents(t.dims[-1]):
+        raise Refused("the diagonal of a matrix that is not square")
+    t = imp.single(t, t.rank - 1)
+    others = Tensor(t.node, t.dims[:-1])
+    return imp.gather((others, t.dims[-1]), _positions(imp, others, others.rank - 1), t.rank - 1)
+
+
+def _padding(imp: Importer, paddings: Any) -> list[tuple[int, int]]:
+    if isinstance(paddings, Tensor | Varying):
+        raise Refused("a padding that depends on sizes or values")
+    return [(int(a), int(b)) for a, b in np.asarray(paddings)]
+
+
+def _pad(imp: Importer, step: Step, x: Any, paddings: Any, value: Any = 0) -> Tensor:
+    t = imp.tensor(x)
+    for d, widths in enumerate(_padding(imp, paddings)):
+        shapes = [[imp.extents(dim)[i] for dim in t.dims] for i in range(imp.count)]
+        sides = [
+            imp.full(imp.cast(value, t.node.kind), [(*s[:d], width, *s[d + 1 :]) for s in shapes]) if width else None
+            for width in widths
+        ]
+        pieces = [p for p in (sides[0], t, sides[1]) if p is not None]
+        t = imp.concat(pieces, d)
+    return t
+
+
+def _mirror(imp: Importer, step: Step, x: Any, paddings: Any) -> Tensor:
+    t = imp.tensor(x)
+    edge = 1 if step.attrs["mode"] == "REFLECT" else 0
+    for d, (before, after) in enumerate(_padding(imp, paddings)):
+        n = imp.extents(t.dims[d])
+        pieces = [t]
+        if before:
+            pieces.insert(0, imp.along("flip", imp.slice(t, d, [edge] * imp.count, [edge + before] * imp.count), d))
+        if after:
+            ends = [m - edge for m in n]
+            pieces.append(imp.along("flip", imp.slice(t, d, [e - after for e in ends], ends), d))
+        t = imp.concat(pieces, d)
+    return t
+
+
+def _reverse(imp: Importer, step: Step, x: Any, axes: Any) -> Tensor:
+    t = imp.tensor(x)
+    for axis in _axes(axes):
+        t = imp.along("flip", t, imp.dim(t, axis))
+    return t
+
+
+def _tile(imp: Importer, step: Step, x: Any, multiples: Any) -> Tensor:
+    t = imp.tensor(x)
+    dims = []
+    for dim, wanted in zip(t.dims, zip(*step.shapes[0], strict=True), strict=True):
+        have = imp.extents(dim)
+        times = [w // h for w, h in zip(wanted, have, strict=True)]
+        dims.append(dim if set(times) == {1} else (imp.ghost(times), *dim))
+    return Tensor(t.node, tuple(dims))
+
+
+def _roll(imp: Importer, step: Step, x: Any, shift: Any, axis: Any) -> Tensor:
+    t = imp.tensor(x)
+    for s, d in zip(_axes(shift), _axes(axis), strict=True):
+        t = imp.roll(t, imp.dim(t, d), s)
+    return t
+
+
+def _range(imp: Importer, step: Step, start: Any, limit: Any, delta: Any) -> Tensor:
+    counter = imp.arange([s[0] for s in step.shapes[0]])
+    if not (isinstance(delta, int | float) and delta == 1):
+        counter = imp.elementwise("mul", counter, delta)
+    if not (isinstance(start, int | float) and start == 0):
+        counter = imp.elementwise("add", counter, start)
+    return imp.cast(counter, _kind(step.dtypes[0]))
+
+
+def _linspace(imp: Importer, step: Step, start: Any, stop: Any, count: Any) -> Tensor:
+    counter = imp.arange([s[0] for s in step.shapes[0]])
+    if set(step.shapes[0]) == {(1,)}:
+        return imp.elementwise("add", counter, start)
+    gaps = imp.elementwise("sub", imp.symbol([s[0] for s in step.shapes[0]]), 1.0)
+    share = imp.elementwise("div", counter, gaps)
+    return imp.elementwise("add", imp.elementwise("mul", share, imp.elementwise("sub", stop, start)), start)
+
+
+def _select(imp: Importer, step: Step, condition: Any, x: Any, y: Any) -> Tensor:
+    chosen = imp.tensor(condition)
+    if step.op == "Select" and chosen.rank == 1:  # the old operation chooses whole rows
+        chosen = Tensor(chosen.node, chosen.dims + ((),) * (imp.tensor(x).rank - 1))
+    return imp.cast(imp.elementwise("where", chosen, x, y), _kind(step.dtypes[0]))
+
+
+def _einsum(imp: Importer, step: Step, *operands: Any) -> Tensor:
+    spec = str(step.attrs["equation"]).replace(" ", "")
+    if "..." in spec:
+        left, _, right = spec.partition("->")
+        free = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in spec]
+        parts, most = [], 0
+        for part, operand in zip(left.split(","), operands, strict=True):
+            count = imp.tensor(operand).rank - len(part.replace("...", "")) if "..." in part else 0
+            most = max(most, count)
+            parts.append((part, count))
+        names = "".join(free[:most])
+        left = ",".join(p.replace("...", names[most - n :]) for p, n in parts)
+        spec = f"{left}->{right.replace('...', names)}"
+    return imp.einsum(spec, *operands)
+
+
+def _euclidean(imp: Importer, step: Step, x: Any, axes: Any) -> Tensor:
+    squares = imp.map(lambda a: a * a, x)
+    return imp.elementwise("sqrt", imp.reduce("sum", squares, _axes(axes), bool(step.attrs.get("keep_dims"))))
+
+
+def _l2_loss(imp: Importer, step: Step, x: Any) -> Tensor:
+    return imp.elementwise("mul", imp.reduce("sum", imp.map(lambda a: a * a, x)), 0.5)
+
+
+def _leaky(imp: Importer, step: Step, x: Any) -> Tensor:
+    slope = rounded(step.attrs["alpha"])
+    return imp.map(lambda a: ir.where(_f("gt", a, 0.0), a, slope * a), x)
+
+
+def _selu(x: Any) -> Any:
+    """Klambauer et al., Self-Normalizing Neural Networks, 2017."""
+    scale, alpha = 1.0507009873554805, 1.6732632423543772
+    return scale * ir.where(_f("gt", x, 0.0), x, alpha * _f("expm1", _f("minimum", x, 0.0)))
+
+
+def _remainder(round_: str) -> Callable[..., Any]:
+    """What a division leaves over: with "floor" of the sign of the divisor, else of the dividend."""
+    if round_ == "floor":
+        return lambda x, y: x - y * _f("floor", x / y)
+    return lambda x, y: x - y * _f("sign", x / y) * _f("floor", _f("abs", x / y))
+
+
+@dataclass
+class Bits:
+    """The bits of floating-point numbers as whole numbers, which are negative where the number is."""
+
+    of: Tensor
+
+
+def _bitcast(imp: Importer, step: Step, x: Any) -> Bits:
+    t = imp.tensor(x)
+    if t.node.kind is not Kind.FLOAT or "int" not in step.dtypes[0] or step.dtypes[0].startswith("u"):
+        raise Refused("a reinterpretation of bits")
+    return Bits(t)
+
+
+def _bitwise(op: str) -> Rule:
+    """Of truth values; and the sign bit, which a mask cuts out of the bits of a number."""
+
+    def rule(imp: Importer, step: Step, x: Any, y: Any) -> Any:
+        if isinstance(x, Bits) and op == "and" and y == -(2**31):
+            return x
+        if step.dtypes[0] != "bool":
+            raise Refused("an operation on bits")
+        return imp.elementwise(op, x, y)
+
+    return rule
+
+
+def _less(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
+    if isinstance(x, Bits) and y == 0:
+        return imp.elementwise("lt", x.of, 0.0)
+    return imp.elementwise("lt", x, y)
+
+
+def _isnan(imp: Importer, step: Step, x: Any) -> Tensor:
+    return imp.map(lambda a: _f("ne", a, a), x)
+
+
+def _isfinite(imp: Importer, step: Step, x: Any) -> Tensor:
+    return imp.map(lambda a: _f("lt", _f("abs", a), float("inf")), x)
+
+
+def _isinf(imp: Importer, step: Step, x: Any) -> Tensor:
+    return imp.map(lambda a: _f("eq", _f("abs", a), float("inf")), x)
+
+
+def _cross(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
+    a, b = imp.tensor(x), imp.tensor(y)
+    p, q = ([imp.select(t, t.rank - 1, i) for i in range(3)] for t in (a, b))
+    parts = [
+        imp.elementwise("sub", imp.elementwise("mul", p[i], q[j]), imp.elementwise("mul", p[j], q[i]))
+        for i, j in ((1, 2), (2, 0), (0, 1))
+    ]
+    return imp.concat([imp.unsqueeze(t, a.rank - 1) for t in parts], a.rank - 1)
+
+
+def _refused(reason: str) -> Rule:
+    def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
+        raise Refused(reason)
+
+    return rule
+
+
+def _div_no_nan(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
+    if not isinstance(y, Tensor):  # a count of entries
+        return imp.elementwise("div", x, y)
+    return imp.map(lambda a, b: ir.where(_f("eq", b, 0.0), 0.0, a / ir.where(_f("eq", b, 0.0), 1.0, b)), x, y)
+
+
+def _clip(imp: Importer, step: Step, x: Any, low: Any, high: Any) -> Tensor:
+    return imp.elementwise("minimum", imp.elementwise("maximum", x, low), high)
+
+
+def _same(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
+    return imp.tensor(x)
+
+
+_PLAIN = {
+    "Exp": "exp", "Log": "log", "Log1p": "log1p", "Expm1": "expm1", "Sqrt": "sqrt", "Sin": "sin", "Cos": "cos", "Tan": "tan",
+    "Asin": "asin", "Acos": "acos", "Atan": "atan", "Atan2": "atan2", "Sinh": "sinh", "Cosh": "cosh", "Tanh": "tanh",
+    "Asinh": "asinh", "Acosh": "acosh", "Atanh": "atanh", "Erf": "erf", "Erfc": "erfc", "Lgamma": "lgamma",
+    "Digamma": "digamma", "Sigmoid": "sigmoid", "Softplus": "softplus", "Floor": "floor", "Ceil": "ceil", "Rint": "round",
+    "Round": "round", "LessEqual": "le", "Greater": "gt", "GreaterEqual": "ge", "Equal": "eq", "NotEqual": "ne",
+    "LogicalAnd": "and", "LogicalOr": "or", "LogicalNot": "not", "StopGradient": "stop_gradient", "Xlogy": "xlogy",
+}  # fmt: skip
+
+RULES: Mapping[str, Rule] = {
+    **{k: rule_for(v) for k, v in _PLAIN.items()},
+    **{k: _arithmetic(v) for k, v in {
+        "AddV2": "add", "Add": "add", "Sub": "sub", "Mul": "mul", "RealDiv": "div", "Maximum": "maximum", "Minimum": "minimum",
+        "Neg": "neg", "Abs": "abs", "Sign": "sign", "Pow": "pow"}.items()}, "SelectV2": _select, "Select": _select,
+    "Square": _formula(lambda x: x * x), "SquaredDifference": _formula(lambda x, y: (x - y) * (x - y)),
+    "Rsqrt": _formula(lambda x: 1.0 / _f("sqrt", x)), "Reciprocal": _formula(lambda x: 1.0 / x), "Inv": _formula(lambda x: 1.0 / x),
+    "Relu": _formula(lambda x: _f("maximum", x, 0.0)), "DivNoNan": _div_no_nan, "ClipByValue": _clip,
+    "MulNoNan": _formula(lambda x, y: ir.where(_f("eq", y, 0.0), 0.0, x * y)), "Xdivy": _formula(lambda x, y: ir.where(_f("eq", x, 0.0), 0.0, x / y)),
+    "Xlog1py": _formula(lambda x, y: ir.where(_f("eq", x, 0.0), 0.0, x * _f("log1p", y))),
+    "IsNan": _isnan, "IsFinite": _isfinite, "IsInf": _isinf, "Less": _less, "Bitcast": _bitcast, "BitwiseAnd": _bitwise("and"), "BitwiseOr": _bitwise("or"),
+    "FloorMod": _formula(_remainder("floor")), "Mod": _formula(_remainder("zero")), "TruncateMod": _formula(_remainder("zero")),
+    "FloorDiv": _formula(lambda x, y: _f("floor", x / y)), "Div": _arithmetic("div"),
+    "Elu": _formula(lambda x: ir.where(_f("gt", x, 0.0), x, _f("expm1", _f("minimum", x, 0.0)))), "Selu": _formula(_selu),
+    "Relu6": _formula(lambda x: _f("minimum", _f("maximum", x, 0.0), 6.0)), "LeakyRelu": _leaky,
+    "Softsign": _formula(lambda x: x / (1.0 + _f("abs", x))), "Polygamma": rule_for("polygamma"),
+    "EuclideanNorm": _euclidean, "L2Loss": _l2_loss, "Cross": _cross, "BiasAdd": _arithmetic("add"),
+    "AddN": lambda imp, step, *xs: _sum(imp, xs),
+    "Sum": _reduce("sum"), "Mean": _reduce("mean"), "Max": _reduce("max"), "Min": _reduce("min"), "Prod": _reduce("prod"),
+    "Any": _reduce("any"), "All": _reduce("all"), "ArgMax": _arg("argmax"), "ArgMin": _arg("argmin"),
+    "Reshape": _shape, "BroadcastTo": _expand, "Squeeze": _squeeze, "ExpandDims": _expand_dims, "Transpose": _transpose,
+    "MatMul": _matmul, "BatchMatMulV2": _matmul, "BatchMatMul": _matmul, "BatchMatMulV3": _matmul, "Einsum": _einsum,
+    "Softmax": _softmax(False), "LogSoftmax": _softmax(True), "SoftmaxCrossEntropyWithLogits": _cross_entropy,
+    "SparseSoftmaxCrossEntropyWithLogits": _sparse_cross_entropy,
+    "Cast": lambda imp, step, x: imp.cast(x, _kind(step.dtypes[0])),
+    "GatherV2": _gather, "OneHot": _one_hot, "StridedSlice": _strided_slice, "ConcatV2": _concat, "Pack": _pack, "Unpack": _unpack,
+    "Split": _split, "SplitV": lambda imp, step, x, sizes, axis: _split(imp, step, axis, x), "TopKV2": _top_k, "Cumsum": _cumsum,
+    "Cumprod": _running("prod", 1.0), "CumulativeLogsumexp": _running("logsumexp", float("-inf")), "MatrixBandPart": _band,
+    "MatrixDiagV3": _diag, "MatrixSetDiagV3": _set_diag, "MatrixDiagPartV3": _diag_part, "Pad": _pad, "PadV2": _pad,
+    "MirrorPad": _mirror, "ReverseV2": _reverse, "Tile": _tile, "Roll": _roll, "LinSpace": _linspace, "GatherNd": _gather_nd,
+    "ScatterNd": _scatter_nd, "TensorScatterUpdate": _scatter_update, "UnsortedSegmentSum": _segment_sum, "Fill": lambda imp, step, dims, v: imp.full(v, step.shapes[0]),
+    "OnesLike": _full(1), "ZerosLike": _full(0), "Identity": _same, "PreventGradient": _same, "EnsureShape": _same, "CheckNumericsV2": _same,
+    "Slice": _slice, "Range": _range, "IdentityN": lambda imp, step, *xs: tuple(imp.tensor(x) for x in xs),
+    **dict.fromkeys(
+        ("RandomUniform", "RandomStandardNormal", "RandomUniformInt", "RandomShuffle", "TruncatedNormal", "Multinomial",
+         "StatelessRandomUniformV2", "StatelessRandomNormalV2", "StatelessRandomUniformIntV2", "StatelessTruncatedNormalV2"),
+        _refused("random numbers; a loss gives one value for its inputs. Make the random array an argument")),
+    **dict.fromkeys(("PyFunc", "PyFuncStateless", "EagerPyFunc"), _refused("Python code in the middle of the graph, which nothing sees into; use TensorFlow's operations")),
+}  # fmt: skip
+
+
+def _sum(imp: Importer, terms: Sequence[Any]) -> Tensor:
+    result = imp.tensor(terms[0])
+    for t in terms[1:]:
+        result = imp.elementwise("add", result, t)
+    return result
