@@ -390,6 +390,8 @@ class Importer:
     def elementwise(self, op: str, *operands: Any) -> Tensor:
         """An operation of the table at each entry, with broadcasting."""
         nodes, dims = self.align([self.tensor(x) for x in operands])
+        if op == "where" and all(n.kind is Kind.BOOL for n in nodes[1:]):
+            return Tensor(_chosen(*nodes), dims)
         return Tensor(ir.elementwise(op, *nodes), dims)
 
     def map(self, function: Callable[..., Node], *operands: Any) -> Tensor:
@@ -805,7 +807,8 @@ class Importer:
             if self.sizes_of(node.attrs[0]) != self.sizes_of(axis):
                 raise Refused("a range as index into a dimension of another size")
             self._same(node.attrs[0], axis)
-            return Tensor(relabel(moved, {apart: node.attrs[0]}), dims)
+            if node.attrs[0] not in moved.axes:  # else a diagonal
+                return Tensor(relabel(moved, {apart: node.attrs[0]}), dims)
         return Tensor(ir.take(moved, ir.as_kind(node, Kind.INDEX), apart), dims)
 
     def _usable(self, index: Node) -> None:
@@ -975,6 +978,20 @@ def _counting(index: Node) -> Node:
         if position is index.args[1] and ignored.op == "constant" and ignored.attrs[0] < 0:
             return position
     return index
+
+
+def _chosen(condition: Node, x: Node, y: Node) -> Node:
+    """A choice between truth values."""
+    if x.op == "constant":
+        return ir.elementwise("or", condition, y) if x.attrs[0] else ir.elementwise("and", _not(condition), y)
+    if y.op == "constant":
+        return ir.elementwise("or", _not(condition), x) if y.attrs[0] else ir.elementwise("and", condition, x)
+    first, second = ir.elementwise("and", condition, x), ir.elementwise("and", _not(condition), y)
+    return ir.elementwise("or", first, second)
+
+
+def _not(condition: Node) -> Node:
+    return ir.elementwise("not", condition)
 
 
 def relabel(node: Node, mapping: Mapping[Axis, Axis]) -> Node:

@@ -31,11 +31,11 @@ _NUMBERS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("Slice", "SplitV", "Roll", "MatrixBandPart"), (1, 2)), "StridedSlice": (1, 2, 3),
     "GatherV2": (2,), "ConcatV2": (-1,), "Split": (0,), "Fill": (0,), "Range": (0, 1, 2), "LinSpace": (0, 1, 2),
     "MatrixDiagV3": (1, 2, 3, 4), "MatrixDiagPartV3": (1, 2), "MatrixSetDiagV3": (2,), "ScatterNd": (2,),
-    "UnsortedSegmentSum": (2,), "UnsortedSegmentMax": (2,), "UnsortedSegmentMin": (2,), "TensorListReserve": (0, 1),
+    "UnsortedSegmentSum": (2,), "UnsortedSegmentMax": (2,), "UnsortedSegmentMin": (2,), "ResizeBilinear": (1,), "ResizeNearestNeighbor": (1,),
 }  # fmt: skip
 """Operands that say what is done (axes, shapes, counts), in contrast to those that it is done with."""
 
-_ARRAYS_OF_SIZES = frozenset({"Range", "Fill", "LinSpace"})
+_ARRAYS_OF_SIZES = frozenset({"Range", "Fill", "LinSpace", "Tile", "BroadcastTo"})
 """Their results grow with the sizes of arrays, and are read as formulas where they meet values."""
 
 _EFFECTS: Mapping[str, str] = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lossforge import ir
+from lossforge.frontends import windows
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Step, Varying, rounded
 from lossforge.ir import Kind
@@ -130,15 +131,7 @@ def _coordinates(imp: Importer, index: Any) -> list[Tensor]:
 
 
 def _gather_nd(imp: Importer, step: Step, x: Any, index: Any) -> Tensor:
-    t, places = imp.tensor(x), _coordinates(imp, index)
-    rank = max(p.rank for p in places)
-    for k, place in enumerate(places):  # each coordinate in turn, along the dimensions of the index
-        d = rank if k else 0
-        t = imp.single(t, d)
-        others = Tensor(t.node, (*(t.dims[:rank] if k else ((),) * rank), *t.dims[d + 1 :]))
-        at = Tensor(place.node, ((),) * (rank - place.rank) + place.dims + ((),) * (others.rank - rank))
-        t = imp.gather((others, t.dims[d]), at, d)
-    return t
+    return imp.index(x, list(enumerate(_coordinates(imp, index))))
 
 
 def _scattered(imp: Importer, places: Sequence[Tensor], updates: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
@@ -359,38 +352,14 @@ def _diag_part(imp: Importer, step: Step, x: Any, k: Any = 0, *rest: Any) -> Ten
     return imp.gather((others, t.dims[-1]), _positions(imp, others, others.rank - 1), t.rank - 1)
 
 
-def _padding(imp: Importer, paddings: Any) -> list[tuple[int, int]]:
-    if isinstance(paddings, Tensor | Varying):
-        raise Refused("a padding that depends on sizes or values")
-    return [(int(a), int(b)) for a, b in np.asarray(paddings)]
+def _pad(mode: str) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, paddings: Any, value: Any = 0) -> Tensor:
+        if isinstance(paddings, Tensor | Varying) or isinstance(value, Tensor | Varying):
+            raise Refused("a padding that depends on sizes or values")
+        chosen = {"REFLECT": "reflect", "SYMMETRIC": "symmetric"}.get(str(step.attrs.get("mode")), mode)
+        return windows.pad(imp, x, [(int(a), int(b)) for a, b in np.asarray(paddings)], chosen, float(value))
 
-
-def _pad(imp: Importer, step: Step, x: Any, paddings: Any, value: Any = 0) -> Tensor:
-    t = imp.tensor(x)
-    for d, widths in enumerate(_padding(imp, paddings)):
-        shapes = [[imp.extents(dim)[i] for dim in t.dims] for i in range(imp.count)]
-        sides = [
-            imp.full(imp.cast(value, t.node.kind), [(*s[:d], width, *s[d + 1 :]) for s in shapes]) if width else None
-            for width in widths
-        ]
-        pieces = [p for p in (sides[0], t, sides[1]) if p is not None]
-        t = imp.concat(pieces, d)
-    return t
-
-
-def _mirror(imp: Importer, step: Step, x: Any, paddings: Any) -> Tensor:
-    t = imp.tensor(x)
-    edge = 1 if step.attrs["mode"] == "REFLECT" else 0
-    for d, (before, after) in enumerate(_padding(imp, paddings)):
-        n = imp.extents(t.dims[d])
-        pieces = [t]
-        if before:
-            pieces.insert(0, imp.along("flip", imp.slice(t, d, [edge] * imp.count, [edge + before] * imp.count), d))
-        if after:
-            ends = [m - edge for m in n]
-            pieces.append(imp.along("flip", imp.slice(t, d, [e - after for e in ends], ends), d))
-        t = imp.concat(pieces, d)
-    return t
+    return rule
 
 
 def _reverse(imp: Importer, step: Step, x: Any, axes: Any) -> Tensor:
@@ -561,6 +530,120 @@ def _same(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
     return imp.tensor(x)
 
 
+# ------------------------------------------------------------------------------------- windows
+
+
+def _channels_first(step: Step, x: Tensor) -> list[int]:
+    """The order of dimensions that puts channels behind the batch."""
+    if str(step.attrs.get("data_format", "NHWC")).startswith("NC"):
+        return list(range(x.rank))
+    return [0, x.rank - 1, *range(1, x.rank - 1)]
+
+
+def _as_before(order: Sequence[int]) -> list[int]:
+    return [list(order).index(d) for d in range(len(order))]
+
+
+def _space(values: Any, order: Sequence[int]) -> list[int]:
+    """An option that has a number for each dimension, for those of space."""
+    return [int(values[d]) for d in order[2:]]
+
+
+def _borders(
+    imp: Importer, step: Step, t: Tensor, taps: Sequence[int], strides: Sequence[int], spread: Sequence[int]
+) -> list[tuple[int, int]]:
+    """The padding that an option stands for; space begins at dimension 2."""
+    kind = step.attrs.get("padding")
+    if kind == "VALID":
+        return [(0, 0)] * len(taps)
+    if kind != "SAME":
+        raise Refused(f"padding {kind!r}; pad before the operation, with tf.pad")
+    result = []
+    for dim, k, s, d in zip(t.dims[2:], taps, strides, spread, strict=True):
+        missing = {max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0) for n in imp.extents(dim)}
+        if len(missing) > 1:
+            raise Refused("padding 'SAME' with strides, whose width depends on the sizes; pad with tf.pad")
+        (total,) = missing
+        result.append((total // 2, total - total // 2))
+    return result
+
+
+def _convolution(depthwise: bool) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, kernel: Any) -> Tensor:
+        t, w = imp.tensor(x), imp.tensor(kernel)
+        order = _channels_first(step, t)
+        t = imp.permute(t, order)
+        taps = [imp.extents(d)[0] for d in w.dims[:-2]]
+        strides, spread = (_space(step.attrs[k], order) for k in ("strides", "dilations"))
+        groups: Any = 1
+        w = imp.permute(w, [w.rank - 1, w.rank - 2, *range(w.rank - 2)])
+        if depthwise:  # the outputs of each channel stand next to each other
+            groups = Varying(imp.extents(t.dims[1]))
+            w = Tensor(w.node, (w.dims[1] + w.dims[0], (), *w.dims[2:]))
+        elif imp.extents(w.dims[1]) != imp.extents(t.dims[1]):
+            raise Refused("a convolution in groups")
+        padding = _borders(imp, step, t, taps, strides, spread)
+        found = windows.convolve(imp, t, w, stride=strides, padding=padding, dilation=spread, groups=groups)
+        return imp.permute(found, _as_before(order))
+
+    return rule
+
+
+def _pool(largest: bool) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any) -> Tensor:
+        t = imp.tensor(x)
+        order = _channels_first(step, t)
+        t, sizes = imp.permute(t, order), step.attrs["ksize"]
+        if int(sizes[order[0]]) != 1 or int(sizes[order[1]]) != 1:
+            raise Refused("pooling over the batch or channels; use tf.reduce_max or tf.reduce_mean")
+        taps, strides = _space(sizes, order), _space(step.attrs["strides"], order)
+        padding = _borders(imp, step, t, taps, strides, [1] * len(taps))
+        if largest:
+            found = windows.maximum_pool(imp, t, taps, strides, padding)
+        else:
+            found = windows.average_pool(imp, t, taps, strides, padding, count_padding=False)
+        return imp.permute(found, _as_before(order))
+
+    return rule
+
+
+def _patches(imp: Importer, step: Step, x: Any) -> Tensor:
+    t = imp.tensor(x)
+    taps, strides, spread = ([int(v) for v in step.attrs[k][1:3]] for k in ("ksizes", "strides", "rates"))
+    padding = _borders(imp, step, imp.permute(t, [0, 3, 1, 2]), taps, strides, spread)
+    stencils = [windows.stencil_of(*options) for options in zip(taps, strides, spread, padding, strict=True)]
+    found = windows.patches(imp, t, [1, 2], stencils)
+    batch, rows, columns, channels, down, across = found.dims
+    return Tensor(found.node, (batch, rows, columns, down + across + channels))
+
+
+def _resize(linear: bool) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, size: Any) -> Tensor:
+        t, centred = imp.tensor(x), bool(step.attrs.get("half_pixel_centers"))
+        for d in (1, 2):
+            have, want = imp.extents(t.dims[d]), [s[d] for s in step.shapes[0]]
+            up = {w / h for w, h in zip(want, have, strict=True)}
+            factor = max(up) if max(up) >= 1 else 1 / max(up)
+            if len(up) > 1 or factor != int(factor):
+                raise Refused("resizing by a factor that is not a whole number, or depends on the sizes")
+            if factor == 1:
+                continue
+            if step.attrs.get("align_corners") or (linear and not centred):
+                raise Refused("resizing without half_pixel_centers")
+            if max(up) > 1:
+                t = windows.enlarge(imp, t, d, int(factor), linear=linear)
+            elif linear or not centred:
+                t = windows.thin(imp, t, d, int(factor), linear=linear)
+            else:  # the entry at the centre
+                t = imp.slide(t, d, ir.Stencil(1, int(factor), 1, int(factor) // 2, int(factor)))
+        return t
+
+    return rule
+
+
+# ------------------------------------------------------------------------------------- the table
+
+
 _PLAIN = {
     "Exp": "exp", "Log": "log", "Log1p": "log1p", "Expm1": "expm1", "Sqrt": "sqrt", "Sin": "sin", "Cos": "cos", "Tan": "tan",
     "Asin": "asin", "Acos": "acos", "Atan": "atan", "Atan2": "atan2", "Sinh": "sinh", "Cosh": "cosh", "Tanh": "tanh",
@@ -598,10 +681,13 @@ RULES: Mapping[str, Rule] = {
     "GatherV2": _gather, "OneHot": _one_hot, "StridedSlice": _strided_slice, "ConcatV2": _concat, "Pack": _pack, "Unpack": _unpack,
     "Split": _split, "SplitV": lambda imp, step, x, sizes, axis: _split(imp, step, axis, x), "TopKV2": _top_k, "Cumsum": _cumsum,
     "Cumprod": _running("prod", 1.0), "CumulativeLogsumexp": _running("logsumexp", float("-inf")), "MatrixBandPart": _band,
-    "MatrixDiagV3": _diag, "MatrixSetDiagV3": _set_diag, "MatrixDiagPartV3": _diag_part, "Pad": _pad, "PadV2": _pad,
-    "MirrorPad": _mirror, "ReverseV2": _reverse, "Tile": _tile, "Roll": _roll, "LinSpace": _linspace, "GatherNd": _gather_nd,
+    "MatrixDiagV3": _diag, "MatrixSetDiagV3": _set_diag, "MatrixDiagPartV3": _diag_part, "Pad": _pad("constant"), "PadV2": _pad("constant"),
+    "MirrorPad": _pad("reflect"), "ReverseV2": _reverse, "Tile": _tile, "Roll": _roll, "LinSpace": _linspace, "GatherNd": _gather_nd,
     "ScatterNd": _scatter_nd, "TensorScatterUpdate": _scatter_update, "UnsortedSegmentSum": _segment_sum, "Fill": lambda imp, step, dims, v: imp.full(v, step.shapes[0]),
     "OnesLike": _full(1), "ZerosLike": _full(0), "Identity": _same, "PreventGradient": _same, "EnsureShape": _same, "CheckNumericsV2": _same,
+    "Conv2D": _convolution(False), "Conv3D": _convolution(False), "DepthwiseConv2dNative": _convolution(True), "ExtractImagePatches": _patches,
+    **{f"{kind}Pool{space}": _pool(kind == "Max") for kind in ("Max", "Avg") for space in ("", "3D")},
+    "ResizeBilinear": _resize(True), "ResizeNearestNeighbor": _resize(False),
     "Slice": _slice, "Range": _range, "IdentityN": lambda imp, step, *xs: tuple(imp.tensor(x) for x in xs),
     **dict.fromkeys(
         ("RandomUniform", "RandomStandardNormal", "RandomUniformInt", "RandomShuffle", "TruncatedNormal", "Multinomial",
