@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lossforge as lf
-from adoption import binary, check, classes, drawn, one_hot, positive, real, simplex, unit
+from adoption import binary, check, classes, drawn, one_hot, positive, real, signs, simplex, unit
 
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
@@ -59,6 +59,8 @@ CASES = {
     "msle": (K.MeanSquaredLogarithmicError(), [positive, positive], [NC, NC]),
     "log cosh": (K.LogCosh(), [real, real], [NC, NC]),
     "cosine": (K.CosineSimilarity(), [real, real], [NC, NC]),
+    "hinge of signs": (K.Hinge(), [signs, real], [NC, NC]),
+    "squared hinge of classes": (K.SquaredHinge(), [binary, real], [NC, NC]),
     "categorical hinge": (K.CategoricalHinge(), [one_hot, real], [NC, NC]),
     "kl": (K.KLDivergence(), [simplex, simplex], [NC, NC]),
     "poisson": (K.Poisson(), [positive, positive], [NC, NC]),
@@ -93,6 +95,7 @@ def test_delta_is_a_parameter() -> None:
     np.testing.assert_allclose(loss(x, y, delta=0.25), huber_loss(x, y, 0.25), rtol=1e-5)
 
 
-def test_a_branch_on_values_is_refused_by_name() -> None:
-    with pytest.raises(lf.errors.AdoptionError, match="depends on values"):
-        lf.adopt(K.Hinge(), np.ones((6, 4), np.float32), np.ones((6, 4), np.float32))
+def test_examples_on_a_kink_decide_nothing() -> None:
+    ones = np.ones((6, 4), np.float32)
+    loss = lf.adopt(K.Hinge(), ones, ones)  # max(1 - 1 · 1, 0), where each library has its own subgradient
+    np.testing.assert_allclose(loss(ones, 0.5 * ones), 0.5)
