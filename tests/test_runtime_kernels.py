@@ -50,6 +50,22 @@ def test_dtypes_and_axes(dtype: str, ndim: int, rng: np.random.Generator) -> Non
         np.testing.assert_array_equal(copy, view)
 
 
+def test_a_flat_array_may_come_as_its_address() -> None:
+    source = (
+        "from lossforge.codegen.memory import load, store\n"
+        "def double(a, b, n):\n    for i in range(n):\n        store(b, i, 2.0 * load(a, i))\n"
+    )
+    kernel = compile_kernel(source, "double", ["float64[::1]", "float64[:]", "int64"])
+    array, found = np.arange(5.0), np.zeros(5)
+    kernel(array.ctypes.data, found.ctypes.data, 5)
+    np.testing.assert_array_equal(found, 2 * array)
+    kernel(array.ctypes.data + 8, found, 4)
+    np.testing.assert_array_equal(found, [2, 4, 6, 8, 8])
+    for wrong in (-(2**70), 2**70):
+        with pytest.raises(OverflowError):
+            kernel(wrong, found, 0)
+
+
 def test_both_64_bit_integers_of_numpy_are_int64() -> None:
     kernel = compile_kernel("def one(a):\n    a[0] = 1\n", "one", ["int64[::1]"])
     for code in "lq":

@@ -59,7 +59,8 @@ def compile_kernel(source: str, entry: str, signature: Sequence[str], *, fastmat
     strides), `"int64"`, `"float64"`. The function returns nothing and allocates nothing (scratch is an
     argument). An array that it writes must not overlap any other argument: the compiler relies on it.
 
-    The answer takes its arguments by position. It raises `TypeError` where one does not match the signature,
+    The answer takes its arguments by position; in place of a flat array, the address of its first entry will do (its
+    length is then 0 to the kernel). It raises `TypeError` where one does not match the signature,
     and `RuntimeError` if the kernel raises. Errors of compilation are Numba's, and show lines of `source`.
     """
     identity = (source, entry, tuple(signature), fastmath)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import llvmlite.binding as llvm
 
 ENTRY = "lossforge_entry"
-OBJECTS = (np.ndarray, None, TypeError, RuntimeError)  # what an entry needs of the interpreter; its `self`
+OBJECTS = (np.ndarray, int, None, TypeError, RuntimeError)  # what an entry needs of the interpreter; its `self`
 _METH_FASTCALL = 0x0080
 
 

@@ -144,14 +144,41 @@ class _EntryBuilder:
             value = self._call("PyLong_AsLongLong", _I64, item)
         else:
             raise TypeError(f"scalar {name!r} is {kind}: a kernel takes scalars as int64 or float64")
+        self._return_if_raised()
+        return value
+
+    def _return_if_raised(self) -> None:
         error = self._call("PyErr_Occurred", _POINTER)
         with self.builder.if_then(self.builder.icmp_unsigned("!=", error, _POINTER(None)), likely=False):
             self.builder.ret(_POINTER(None))
-        return value
 
     def _unpack_array(self, item: ir.Value, name: str, kind: types.Array) -> ir.Value:
-        """Check the array and read its fields. The checks are those whose failure would corrupt memory."""
-        context, builder = self.result.target_context, self.builder
+        """The array as the kernel takes it. A flat one may come as the address of its first entry."""
+        if kind.ndim != 1:
+            return self._array_of(kind, *self._read_array(item, name, kind))
+        is_address = self.builder.icmp_unsigned("==", self._field(item, TYPE, _POINTER), self._object(int))
+        with self.builder.if_else(is_address) as (given, otherwise):
+            with given:
+                number = self._call("PyLong_AsVoidPtr", _POINTER, item)
+                self._return_if_raised()
+                length, step = _I64(0), _I64(np.dtype(as_dtype(kind.dtype)).itemsize)
+                from_address = self.builder.block
+            with otherwise:
+                data, (size,), (stride,) = self._read_array(item, name, kind)
+                from_array = self.builder.block
+        merged = []
+        for by_address, by_array in ((number, data), (length, size), (step, stride)):
+            phi = self.builder.phi(by_array.type)
+            phi.add_incoming(by_address, from_address)
+            phi.add_incoming(by_array, from_array)
+            merged.append(phi)
+        return self._array_of(kind, merged[0], merged[1:2], merged[2:])
+
+    def _read_array(
+        self, item: ir.Value, name: str, kind: types.Array
+    ) -> tuple[ir.Value, list[ir.Value], list[ir.Value]]:
+        """Check a NumPy array and read its data, shape and strides. Failure of what is checked would corrupt memory."""
+        builder = self.builder
         order = "C-contiguous, " if kind.layout == "C" else ""
         message = (
             f"kernel {self.name}(): argument {name} must be a NumPy array with {kind.ndim} axes, "
@@ -173,13 +200,22 @@ class _EntryBuilder:
         ]
         self._require(_reduce(builder.and_, checks), message)
 
-        array = context.make_array(kind)(context, builder)
-        shape, strides = (self._field(item, offset, _I64.as_pointer()) for offset in (SHAPE, STRIDES))
+        shape, strides = (
+            [builder.load(builder.gep(first, [_I64(axis)])) for axis in range(kind.ndim)]
+            for first in (self._field(item, offset, _I64.as_pointer()) for offset in (SHAPE, STRIDES))
+        )
+        return self._field(item, DATA, _POINTER), shape, strides
+
+    def _array_of(
+        self, kind: types.Array, data: ir.Value, shape: Sequence[ir.Value], strides: Sequence[ir.Value]
+    ) -> ir.Value:
+        context = self.result.target_context
+        array = context.make_array(kind)(context, self.builder)
         populate_array(
             array,
-            data=builder.bitcast(self._field(item, DATA, _POINTER), array.data.type),
-            shape=[builder.load(builder.gep(shape, [_I64(axis)])) for axis in range(kind.ndim)],
-            strides=[builder.load(builder.gep(strides, [_I64(axis)])) for axis in range(kind.ndim)],
+            data=self.builder.bitcast(data, array.data.type),
+            shape=list(shape),
+            strides=list(strides),
             itemsize=context.get_abi_sizeof(context.get_data_type(kind.dtype)),
             meminfo=None,
         )
