@@ -12,6 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,22 @@ def attempt(
     formats: Sequence[str | None] | None = None,
 ) -> tuple[np.ndarray, ...] | None:
     """As `run`; None where kernels are off, or the program holds an operation that they do not spell."""
+    found = attempt_bound(program, arrays, real, dtypes, formats)
+    return None if found is None else found(arrays)
+
+
+def attempt_bound(
+    program: Program,
+    arrays: Sequence[Any],
+    real: str,
+    dtypes: Sequence[str | None],
+    formats: Sequence[str | None] | None = None,
+) -> Bound | None:
+    """As `bound`; None where kernels are off, or the program holds an operation that they do not spell."""
     if program in _unspelled or not use_kernels():
         return None
     try:
-        return run(program, arrays, real, dtypes, formats)
+        return bound(program, arrays, real, dtypes, formats)
     except UnsupportedError:
         _unspelled.add(program)
         return None
@@ -202,6 +215,18 @@ def _split(program: Program, ranks: Mapping[Axis, int]) -> Program:
 # ------------------------------------------------------------------------------------- a bound program
 
 
+@dataclass(frozen=True)
+class Room:
+    """Memory that an output asks for: a shape, its dimensions from the slowest to the fastest (None: in C order)."""
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...] | None
+    dtype: str
+
+    def make(self) -> np.ndarray:
+        """An array that nobody else holds."""
+        return _BUFFERS.take(self.shape, _dtype(self.dtype), order=self.order)
+
 class Bound:
     """A program for arrays of certain shapes, strides and dtypes, ready to run."""
 
@@ -245,6 +270,7 @@ class Bound:
         self.kernels: list[Kernel] = []
         self.steps: list[Callable[[dict[Node, Any]], None]] = []
         self.pending: dict[Node, int] = {}
+        self._rooms: dict[int, Room] = {}
         self.direct: dict[Node, int] = {}  # what kernels write as the caller wants it, and which output it is
         for place, output in enumerate(self.schedule.outputs):
             self.pending.setdefault(output, place)
@@ -260,6 +286,38 @@ class Bound:
             self._finish(node, port, dtype)
             for node, port, dtype in zip(self.schedule.outputs, self.program.outputs, self.dtypes, strict=True)
         ]
+        self._numbers = [
+            (n, self.constants.get(n))
+            for n, p in zip(self.schedule.outputs, self.program.outputs, strict=True)
+            if not p.order
+        ]
+
+    @cached_property
+    def rooms(self) -> tuple[Room | None, ...] | None:
+        """What the caller of `at` provides for each output: memory, or None for a number; None if it cannot be called."""
+        found: list[Room | None] = []
+        for place, (node, port) in enumerate(zip(self.schedule.outputs, self.program.outputs, strict=True)):
+            if self.direct.get(node) == place:
+                found.append(self._rooms[place])
+            elif not port.order:
+                found.append(None)
+            else:
+                return None
+        return None if any(isinstance(s, Product) for s in self.schedule.steps) else tuple(found)
+
+    def at(self, inputs: Sequence[float], outputs: Sequence[int]) -> list[float]:
+        """Run on memory by its addresses, of inputs and outputs that lie as bound; returns outputs that are numbers.
+
+        Args:
+            inputs: for each input the address of its first entry, or a number if it has no axes.
+            outputs: for each of `rooms` an address, or anything where it is None.
+        """
+        values: dict[Node, Any] = dict(zip(self.inputs, inputs, strict=True))
+        for node, place in self.direct.items():
+            values[node] = (outputs[place], None)
+        for step in self.steps:
+            step(values)
+        return [values[n] if c is None else c for n, c in self._numbers]
 
     def __call__(self, arrays: Sequence[Any], out: Sequence[np.ndarray] | None = None) -> tuple[np.ndarray, ...]:
         """Run on arrays of the same shapes, strides and dtypes."""
@@ -450,7 +508,6 @@ class Bound:
         port = None if i is None else self.program.outputs[i]
         if port is not None and frozenset(port.order) == node.axes:
             held = self.dtypes[i or 0]
-            dtype = _dtype(held)
             like = next(
                 (p.node for p in self.program.inputs if p.order == port.order and p.node in self.templates), None
             )
@@ -471,9 +528,11 @@ class Bound:
                 steps.append((axis, one))
             lie = Lie(tuple(steps), held)
             self.lies[node] = lie
+            room = Room(shape, order, held)
             if node.op != "input":
                 self.direct[node] = i or 0
-            return (lambda: (_BUFFERS.take(shape, dtype, order=order), None)), lie
+                self._rooms[i or 0] = room
+            return (lambda: (room.make(), None)), lie
         return self._temporary(node)
 
     def _temporary(self, node: Node) -> tuple[Callable[[], tuple[np.ndarray, Any]], Lie]:
@@ -685,8 +744,10 @@ def _as(value: Any, held: str) -> np.ndarray:
     return np.where(np.isnan(value), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
-def _flat(array: np.ndarray, dtype: str) -> np.ndarray:
-    """A flat view that begins where the array does; its length does not matter to a kernel."""
+def _flat(array: Any, dtype: str) -> np.ndarray | int:
+    """A flat view that begins where the array does; its length does not matter to a kernel. An address stays one."""
+    if type(array) is int:
+        return array
     if dtype == "float16":
         array = array.view(np.uint16)
     elif dtype == "bool":

@@ -27,6 +27,8 @@ from lossforge.codegen.torch import torch_backend
 from lossforge.compiler import REDUCTIONS, Plan, Reduction, batched, program_jvp, program_vjp
 from lossforge.errors import ParameterError
 from lossforge.ir import Kind, Node, Port, Program
+from lossforge.runtime.switch import use_kernels
+from lossforge.runtime.threads import get_num_threads
 from lossforge.simplify import erase_gradient_marks
 
 if TYPE_CHECKING:
@@ -216,36 +218,81 @@ def _leading(value: Value, dim: int | None) -> Value:
     return value.movedim(dim, 0) if isinstance(value, Tensor) and dim is not None else value
 
 
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """How a reduced loss is taken, with its gradient, for tensors of one form."""
+
+    plan: Plan
+    dtype: torch.dtype
+    wrt: tuple[str, ...]
+    run: Callable[[Sequence[Value]], tuple[Tensor, ...]]
+    """inputs → loss and, unless that is left to the backward pass, a gradient for each of `wrt`."""
+    places: tuple[int | None, ...]
+    """For each input its place in `wrt`."""
+
+
+def _step(plan: Plan, arrays: Sequence[Value], needed: Sequence[bool]) -> _Step:
+    dtype, wrt = precision(plan.inputs, arrays), _chosen(plan.inputs, needed)
+    owners = [a for a, n in zip(arrays, needed, strict=True) if n]
+    # float16 would lose small gradients that a large upstream factor (of a GradScaler) saves: there the backward
+    # pass computes the gradient with that factor. The exponents of bfloat16 are those of float32.
+    late = any(isinstance(a, Tensor) and a.dtype is torch.float16 for a in owners)
+    program = plan.value() if late else plan.value_and_gradient(wrt)
+    described = torch_kernels.form(arrays)
+    ready = None if described is None else torch_kernels.ready(program, arrays, dtype, described, narrow=True)
+    places = tuple(wrt.index(p.name) if n else None for p, n in zip(plan.inputs, needed, strict=True))
+    return _Step(plan, dtype, wrt, ready or (lambda values: evaluate(program, values, dtype)), places)
+
+
+_MAX_STEPS = 1024
+_steps: dict[Any, _Step] = {}
+
+
+def _known_step(plan: Plan, arrays: Sequence[Value], needed: tuple[bool, ...]) -> _Step:
+    """`_step`, kept where tensors are plain and no dispatch mode is active."""
+    described = None if torch._C._len_torch_dispatch_stack() else torch_kernels.form(arrays)
+    if described is None:
+        return _step(plan, arrays, needed)
+    # The step holds the plan, so that another plan cannot have its identity.
+    key = (id(plan), needed, use_kernels(), get_num_threads(), described)
+    try:
+        return _steps[key]
+    except KeyError:
+        if len(_steps) >= _MAX_STEPS:
+            _steps.clear()
+        found = _steps[key] = _step(plan, arrays, needed)
+        return found
+
+
 class ReducedLoss(torch.autograd.Function):
     """A reduced loss in plain eager mode: the gradient comes with the value, and backward scales it."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, dtype: torch.dtype, *arrays: Value) -> Tensor:
+    def forward(ctx: Any, step: _Step, *arrays: Value) -> Tensor:
         """The loss."""
-        wrt = _chosen(plan.inputs, ctx.needs_input_grad[2:])
-        # Not narrowed yet: half precision would lose what a large upstream factor (of a GradScaler) saves.
-        loss, *gradients = evaluate(plan.value_and_gradient(wrt), arrays, dtype, narrow=False)
-        ctx.plan, ctx.dtype, ctx.wrt, ctx.gradients = plan, dtype, wrt, gradients
-        _save(ctx, arrays)
+        loss, *gradients = step.run(arrays)
+        ctx.step = step
+        if gradients:
+            ctx.gradients = gradients
+        ctx.numbers = [None if isinstance(a, Tensor) else a for a in arrays]
+        ctx.save_for_backward(*[a for a in arrays if isinstance(a, Tensor)])
         return loss
 
     @staticmethod
     @_unseen_by_dynamo
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient times the upstream one."""
-        plan, dtype, wrt, arrays = ctx.plan, ctx.dtype, ctx.wrt, _saved(ctx)
-        if torch.is_grad_enabled():
-            found = apply(Graph(plan.vjp(wrt), dtype), (*arrays, cotangent))
-        else:
-            # Given away once, as it may become somebody's `.grad`; a second pass computes it anew.
-            found = vars(ctx).pop("gradients", None)
-            if found is None:
-                found = evaluate(plan.gradient(wrt), arrays, dtype, narrow=False)
-            if not (_is_known(cotangent) and cotangent.item() == 1):
-                found = tuple(g * cotangent for g in found)
-        gradients = dict(zip(wrt, found, strict=True))
-        by_input = ((gradients.get(p.name), a) for p, a in zip(plan.inputs, arrays, strict=True))
-        return (None, None, *(None if g is None else narrowed(g, a) for g, a in by_input))
+        step, tensors = ctx.step, ctx.saved_tensors  # an error if one was changed in place
+        # Given away once, as it may become somebody's `.grad`; a second pass computes it anew.
+        found = None if torch.is_grad_enabled() else vars(ctx).pop("gradients", None)
+        if found is None:
+            graph, arrays = Graph(step.plan.vjp(step.wrt), step.dtype), _merged(ctx.numbers, tensors)
+            found = apply(graph, (*arrays, cotangent))
+        elif not torch_kernels.is_plain(cotangent) or torch._C._len_torch_dispatch_stack():
+            found = [(g * cotangent).to(g.dtype) for g in found]
+        elif cotangent.item() != 1:
+            found = [g.mul_(cotangent) for g in found]
+        return (None, *[None if place is None else found[place] for place in step.places])
 
 
 def _chosen(ports: Sequence[Port], chosen: Sequence[bool]) -> tuple[str, ...]:
@@ -261,8 +308,12 @@ def _save(ctx: Any, arrays: Sequence[Value]) -> None:
 
 
 def _saved(ctx: Any) -> list[Value]:
-    tensors = iter(ctx.saved_tensors)
-    return [next(tensors) if a is None else a for a in ctx.numbers]
+    return _merged(ctx.numbers, ctx.saved_tensors)
+
+
+def _merged(numbers: Sequence[float | None], tensors: Sequence[Tensor]) -> list[Value]:
+    rest = iter(tensors)
+    return [next(rest) if a is None else a for a in numbers]
 
 
 def apply(graph: Graph, arrays: Sequence[Value]) -> tuple[Tensor, ...]:
@@ -333,11 +384,13 @@ class TorchAdapter:
 
     def call(self, plan: Plan, arrays: Sequence[Value]) -> Tensor:
         """The loss, in autograd."""
-        dtype = precision(plan.inputs, arrays)
-        if plan.reduction != "none" and _requires_grad(arrays) and not _is_transformed(arrays):
-            loss: Tensor = ReducedLoss.apply(plan, dtype, *arrays)  # type: ignore[no-untyped-call]
-            return loss
-        return apply(Graph(plan.value(), dtype, plan), arrays)[0]
+        if plan.reduction != "none" and torch.is_grad_enabled():
+            needed = tuple([isinstance(a, Tensor) and a.requires_grad for a in arrays])
+            if True in needed and not _is_transformed(arrays):
+                step = _known_step(plan, arrays, needed)
+                loss: Tensor = ReducedLoss.apply(step, *arrays)  # type: ignore[no-untyped-call]
+                return loss
+        return apply(Graph(plan.value(), precision(plan.inputs, arrays), plan), arrays)[0]
 
     def run(self, program: Program, arrays: Sequence[Value]) -> tuple[Tensor, ...]:
         """The program's outputs: constants for autograd, but a function of their inputs for `torch.func`."""

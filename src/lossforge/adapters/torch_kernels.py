@@ -1,9 +1,13 @@
-"""PyTorch's CPU tensors in our kernels, without a copy on the way in or out."""
+"""PyTorch's CPU tensors in our kernels, without a copy on the way in or out.
+
+What a call decides by the form of its tensors alone (dtypes, shapes, strides) is decided once and kept; a call of
+a form seen before hands over addresses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,56 +15,157 @@ from torch import Tensor, nn
 
 from lossforge import kernels
 from lossforge.ir import Program
+from lossforge.runtime.buffers import SMALL
+from lossforge.runtime.switch import use_kernels
+from lossforge.runtime.threads import get_num_threads
+
+Form: TypeAlias = tuple[Any, ...]
+"""What a call's tensors are like: dtype, shape and strides of each."""
 
 _NAMES = {
     torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64",
     torch.bool: "bool", torch.uint8: "uint8", torch.int8: "int8", torch.int16: "int16", torch.int32: "int32",
     torch.int64: "int64",
 }  # fmt: skip
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_CPU = torch.device("cpu")
+
+_MAX_READY = 1024
+_ready: dict[Form, Ready | None] = {}
+
+
+def _keys(tensor: Tensor) -> int:
+    keys: int = torch._C._dispatch_keys(tensor).raw_repr()
+    return keys
+
+
+with torch.inference_mode():
+    _PLAIN = {_keys(torch.empty(0, device=_CPU))}
+with torch.inference_mode(False):
+    _PLAIN.add(_keys(torch.empty(0, device=_CPU)))
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether this is a CPU tensor whose memory holds its values: none of a subclass, a transform or a lazy kind."""
+    return type(tensor) in (Tensor, nn.Parameter) and _keys(tensor) in _PLAIN
+
+
+def form(arrays: Sequence[Tensor | float]) -> Form | None:
+    """The form of a call; None if a tensor is not plain."""
+    found: list[Any] = []
+    for a in arrays:
+        if isinstance(a, Tensor):
+            if type(a) not in (Tensor, nn.Parameter) or torch._C._dispatch_keys(a).raw_repr() not in _PLAIN:
+                return None
+            found += (a.dtype, a.shape, a.stride())
+        else:
+            found.append(None)
+    return tuple(found)
 
 
 def run(
     program: Program, arrays: Sequence[Tensor | float], dtype: torch.dtype, *, narrow: bool
 ) -> tuple[Tensor, ...] | None:
-    """The program's outputs; None if these are not plain CPU tensors, or kernels do not spell the program."""
-    ready: list[object] = []
-    dtypes: list[torch.dtype | None] = []
-    for array, port in zip(arrays, program.inputs, strict=True):
-        if not isinstance(array, Tensor):
-            ready.append(array)
-            dtypes.append(None)
-            continue
-        if type(array) not in (Tensor, nn.Parameter) or array.device.type != "cpu" or array.dtype not in _NAMES:
-            return None
-        if torch._C._functorch.is_legacy_batchedtensor(array):  # of autograd.grad(is_grads_batched=True)
-            return None
-        if array._is_zerotensor() or array.is_neg():  # what it holds is not what its memory says
-            return None
-        if not port.order:
-            ready.append(array.item())
-            dtypes.append(array.dtype)
-            continue
-        plain = array.detach()
-        bits = array.dtype is torch.bfloat16
-        ready.append(plain.view(torch.int16).numpy().view(np.uint16) if bits else plain.numpy())
-        dtypes.append(array.dtype)
-    results, formats = _formats(program, tuple(dtypes), narrow)
-    found = kernels.attempt(program, ready, _NAMES[dtype], results, formats)
-    if found is None:
+    """The program's outputs; None if these are not plain CPU tensors, or kernels do not spell the program.
+
+    An output has the dtype of the input that it belongs to if `narrow`, else the one to compute in.
+    """
+    described = form(arrays)
+    if described is None:
         return None
-    return tuple(
-        torch.from_numpy(f.view(np.int16)).view(torch.bfloat16) if d == "bfloat16" else torch.from_numpy(f)
-        for f, d in zip(found, results, strict=True)
-    )
+    found = ready(program, arrays, dtype, described, narrow=narrow)
+    return None if found is None else found(arrays)
 
 
-@lru_cache(maxsize=1024)
-def _formats(
-    program: Program, dtypes: tuple[torch.dtype | None, ...], narrow: bool
-) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
-    """The dtype of each output (None: the computing one), and of each input."""
-    by_name = {p.name: d for p, d in zip(program.inputs, dtypes, strict=True)}
-    like = [by_name[n] if n is not None else None for n in program.like]
-    results = tuple(_NAMES[d] if narrow and d is not None and d.is_floating_point else None for d in like)
-    held = ((p.order, d) for p, d in zip(program.inputs, dtypes, strict=True))
-    return results, tuple(_NAMES[d] if order and d is not None else None for order, d in held)
+def ready(
+    program: Program, arrays: Sequence[Tensor | float], dtype: torch.dtype, described: Form, *, narrow: bool
+) -> Ready | None:
+    """The program for tensors of a form; None if kernels are off, or do not spell it."""
+    if not use_kernels():
+        return None
+    key = (program, dtype, narrow, get_num_threads(), described)
+    try:
+        return _ready[key]
+    except KeyError:
+        if len(_ready) >= _MAX_READY:
+            _ready.clear()
+        found = _ready[key] = _prepare(program, arrays, dtype, narrow=narrow)
+        return found
+
+
+def _prepare(program: Program, arrays: Sequence[Tensor | float], dtype: torch.dtype, *, narrow: bool) -> Ready | None:
+    dtypes = {p.name: a.dtype for p, a in zip(program.inputs, arrays, strict=True) if isinstance(a, Tensor)}
+    if any(d not in _NAMES for d in dtypes.values()):
+        return None
+    results: list[str] = []
+    for name in program.like:
+        own = dtypes.get(name) if narrow and name is not None else None
+        results.append(_NAMES[own if own is not None and own.is_floating_point else dtype])
+    formats = [_NAMES[dtypes[p.name]] if p.order and p.name in dtypes else None for p in program.inputs]
+    samples = [_as_array(a) for a in arrays]
+    bound = kernels.attempt_bound(program, samples, _NAMES[dtype], tuple(results), tuple(formats))
+    return None if bound is None else Ready(bound, program, results)
+
+
+class Ready:
+    """A program's kernels for tensors of one form."""
+
+    def __init__(self, bound: kernels.Bound, program: Program, results: Sequence[str]) -> None:
+        self.bound = bound
+        self.has_axes = tuple(bool(p.order) for p in program.inputs)
+        self.dtypes = tuple(_DTYPES[r] for r in results)
+        self.makers: list[Callable[[], Tensor] | None] | None = None
+        if bound.rooms is not None:
+            self.makers = [None if room is None else _maker(room) for room in bound.rooms]
+
+    def __call__(self, arrays: Sequence[Tensor | float]) -> tuple[Tensor, ...]:
+        """The program's outputs."""
+        if self.makers is None:
+            return self._by_arrays(arrays)
+        inputs = [
+            a if type(a) is float or not isinstance(a, Tensor) else a.data_ptr() if has_axes else a.item()
+            for a, has_axes in zip(arrays, self.has_axes, strict=True)
+        ]
+        made = [None if make is None else make() for make in self.makers]
+        numbers = self.bound.at(inputs, [0 if m is None else m.data_ptr() for m in made])
+        if numbers:
+            rest = iter(numbers)
+            return tuple(
+                torch.scalar_tensor(next(rest), dtype=dtype, device=_CPU) if m is None else m
+                for m, dtype in zip(made, self.dtypes, strict=True)
+            )
+        return tuple(made)  # type: ignore[arg-type]  # all are memory
+
+    def _by_arrays(self, arrays: Sequence[Tensor | float]) -> tuple[Tensor, ...]:
+        inputs = [
+            _as_array(a) if has_axes else a.item() if isinstance(a, Tensor) else a
+            for a, has_axes in zip(arrays, self.has_axes, strict=True)
+        ]
+        return tuple(_as_tensor(f, d) for f, d in zip(self.bound(inputs), self.dtypes, strict=True))
+
+
+def _maker(room: kernels.Room) -> Callable[[], Tensor]:
+    """How to allocate a result: from PyTorch where it is small, else from buffers that are used again."""
+    dtype = _DTYPES[room.dtype]
+    shape, strides = room.shape, [0] * len(room.shape)
+    step = 1
+    for d in reversed(room.order if room.order is not None else range(len(shape))):
+        strides[d] = step
+        step *= max(shape[d], 1)
+    if step * dtype.itemsize < SMALL:
+        return lambda: torch.empty_strided(shape, strides, dtype=dtype, device=_CPU)
+    return lambda: _as_tensor(room.make(), dtype)
+
+
+def _as_array(value: Tensor | float) -> Any:
+    """A tensor's memory as NumPy sees it; bfloat16, which NumPy does not know, by its bits."""
+    if not isinstance(value, Tensor):
+        return value
+    plain = value.detach()
+    return plain.view(torch.int16).numpy().view(np.uint16) if plain.dtype is torch.bfloat16 else plain.numpy()
+
+
+def _as_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    if dtype is torch.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
