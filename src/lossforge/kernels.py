@@ -227,6 +227,7 @@ class Room:
         """An array that nobody else holds."""
         return _BUFFERS.take(self.shape, _dtype(self.dtype), order=self.order)
 
+
 class Bound:
     """A program for arrays of certain shapes, strides and dtypes, ready to run."""
 
