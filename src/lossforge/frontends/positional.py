@@ -902,10 +902,13 @@ class Importer:
             return ir.constant(int(values[0]), Kind.INDEX)
         return ir.as_kind(self.symbol(values), Kind.INDEX)
 
-    def roll(self, x: Any, dim: int, shift: int) -> Tensor:
+    def roll(self, x: Any, dim: int, shift: Any) -> Tensor:
         """Entries moved along a dimension; what falls off comes in at the other end."""
         t = self.single(self.tensor(x), dim)
         n = self.extents(t.dims[dim])
+        if isinstance(shift, Varying):
+            return self._roll_by(t, dim, [s % m for s, m in zip(shift.values, n, strict=True)])
+        shift = int(shift)
         move = shift if abs(shift) < min(n) else None
         if move is None or not move:
             if shift == 0:
@@ -922,6 +925,22 @@ class Importer:
             moved = ir.where(ir.elementwise("eq", at, place), ir.take(t.node, source, axis), moved)
         return Tensor(moved, t.dims)
 
+    def _roll_by(self, t: Tensor, dim: int, shifts: Sequence[int]) -> Tensor:
+        """A roll by a number that depends on sizes, as the half of a dimension does that a spectrum is centred by."""
+        if not t.dims[dim] or t.dims[dim][0] not in t.node.axes:
+            return t
+        (axis,) = t.dims[dim]
+        size, n = self.size(axis), self.sizes_of(axis)
+        for extra in (0, 1):
+            if all(s == (m + extra) // 2 for s, m in zip(shifts, n, strict=True)):
+                shift = ir.elementwise("floor", (size + float(extra)) / 2.0)
+                break
+        else:
+            shift = self.symbol(shifts)
+        at = ir.as_kind(ir.iota(axis), Kind.FLOAT) - shift
+        index = ir.where(ir.elementwise("lt", at, 0.0), at + size, at)
+        return Tensor(ir.take(t.node, ir.as_kind(index, Kind.INDEX), axis), t.dims)
+
     # ------------------------------------------------------------------ running
 
     def run(self, arguments: str = "") -> Tensor:
@@ -937,7 +956,7 @@ class Importer:
             if rule is None:
                 raise AdoptionError(_refusal(step, "lossforge does not know this operation"))
             try:
-                result = rule(self, step, *(self._argument(a) for a in step.args))
+                result = rule(self, step, *[self._argument(a) for a in step.args])
                 results = result if isinstance(result, tuple) else (result,)
                 for index, value, shapes in zip(step.outputs, results, step.shapes, strict=False):
                     self._check(value, shapes)

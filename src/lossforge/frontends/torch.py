@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lossforge.errors import AdoptionError
-from lossforge.frontends import windows
+from lossforge.frontends import spectral, windows
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Recording, Ref, Step, Varying
+from lossforge.frontends.spectral import Complex
 from lossforge.frontends.torch_constants import Constants
 from lossforge.ir import Kind
 
@@ -144,14 +146,14 @@ def _own_decompositions() -> dict[Any, Any]:
         aten.softplus, aten.log_sigmoid_forward, aten.hardtanh, aten.leaky_relu, aten.logit, aten.nan_to_num,
         aten.addmm, aten.baddbmm, aten.rsub, aten.frac, aten.trace, aten.diag_embed, aten.std, aten.std_mean,
         aten.var_mean, aten.dist, aten.renorm, aten.index_add, aten.margin_ranking_loss, aten.multi_margin_loss,
-        aten.multilabel_margin_loss_forward, aten.roll, aten.rot90, aten.tril, aten.triu, aten.lerp, aten.sinc,
+        aten.multilabel_margin_loss_forward, aten.rot90, aten.tril, aten.triu, aten.lerp, aten.sinc,
         aten.heaviside, aten._euclidean_dist, aten.cdist, aten._cdist_forward, aten.special_entr,
     ]  # fmt: skip
     kept = [op for op in wanted if op is not aten.softplus and op is not aten.log_sigmoid_forward]
     return dict(get_decompositions([op for op in kept]))
 
 
-_WHOLE = ("pad", "unfold", "im2col", "pool", "upsample", "convolution")
+_WHOLE = ("pad", "unfold", "im2col", "pool", "upsample", "convolution", "aten.roll")
 """Parts of names of operations that keep their meaning: decomposed, they are index arithmetic."""
 
 
@@ -230,10 +232,14 @@ _FLOATS = ("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64")
 
 
 def _kind(dtype: str) -> Kind:
+    if "complex" in dtype:
+        raise Refused("complex numbers in this operation; use it on the real and imaginary parts")
     return Kind.FLOAT if dtype in _FLOATS else Kind.BOOL if dtype == "torch.bool" else Kind.INDEX
 
 
-def _cast(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
+def _cast(imp: Importer, step: Step, x: Any, *rest: Any) -> Any:
+    if "complex" in step.dtypes[0]:
+        return spectral.complex_of(imp, x)
     return imp.cast(x, _kind(step.dtypes[0]))
 
 
@@ -711,6 +717,98 @@ def _scales(rest: Sequence[Any], count: int) -> list[float]:
     return found if len(found) == count else []
 
 
+# ------------------------------------------------------------------------------------- complex numbers
+
+_NORMS = {0: 0.0, 1: 0.5, 2: 1.0}
+"""PyTorch's numbers of norms: none, by the root of the count, by the count."""
+
+
+def _fourier(imp: Importer, step: Step, x: Any, dims: Any, norm: int, flag: bool) -> Complex:
+    onesided, forward = (flag, True) if step.op.startswith("_fft_r2c") else (False, flag)
+    value = spectral.complex_of(imp, x)
+    at = [imp.dim(value.real, d) for d in dims]
+    return spectral.fourier(imp, value, at, inverse=not forward, half=onesided, scale=_NORMS[norm])
+
+
+def _real_inverse(imp: Importer, step: Step, x: Complex, dims: Any, norm: int, last: Any) -> Tensor:
+    at = [imp.dim(x.real, d) for d in dims]
+    return spectral.real_inverse(imp, x, at, [s[at[-1]] for s in step.shapes[0]], scale=_NORMS[norm])
+
+
+def _as_strided(imp: Importer, step: Step, x: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
+    """Overlapping frames of the last dimension, as the short-time Fourier transform takes them."""
+    t = imp.tensor(x)
+    hop, one = strides[-2:]
+    if len(shape) != t.rank + 1 or one != 1 or isinstance(hop, Varying) or isinstance(shape[-1], Varying) or any(rest):
+        raise Refused("as_strided; use unfold, slices or reshape")
+    return windows.patches(imp, t, [t.rank - 1], [windows.stencil_of(shape[-1], hop)])
+
+
+def _on_complex(base: str, rule: Rule) -> Rule:
+    """The meaning of an operation on complex operands; on real ones it is `rule`."""
+
+    def parts(imp: Importer, step: Step, *args: Any) -> Any:
+        real = replace(step, dtypes=tuple("torch.float32" for _ in step.dtypes))
+
+        def part(value: Any, name: str) -> Any:
+            if isinstance(value, Complex):
+                return getattr(value, name)
+            return tuple(part(v, name) for v in value) if isinstance(value, list | tuple) else value
+
+        found = [rule(imp, real, *(part(a, name) for a in args)) for name in ("real", "imag")]
+        if isinstance(found[0], tuple):
+            return tuple(Complex(r, i) for r, i in zip(*found, strict=True))
+        return Complex(*found)
+
+    def chosen(imp: Importer, step: Step, *args: Any) -> Any:
+        flat = [b for a in args for b in (a if isinstance(a, list | tuple) else (a,))]
+        if not any(isinstance(a, Complex | complex) for a in flat):
+            return rule(imp, step, *args)
+        if base in _COMPLEX:
+            return _COMPLEX[base](imp, step, *args)
+        if base in _EACH_PART:
+            even = [_even(imp, a) for a in args]
+            return parts(imp, step, *even)
+        raise Refused("complex numbers in this operation; use it on the real and imaginary parts")
+
+    return chosen
+
+
+def _even(imp: Importer, value: Any) -> Any:
+    """Complex operands with both parts of one shape."""
+    if isinstance(value, Complex):
+        return Complex(*spectral.parts(imp, value))
+    return tuple(_even(imp, v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _complex_power(imp: Importer, step: Step, x: Complex, y: Any) -> Complex:
+    if y != 2:
+        raise Refused("a power of complex numbers; use abs first")
+    return spectral.multiply(imp, x, x)
+
+
+_COMPLEX: Mapping[str, Rule] = {
+    "add": lambda imp, step, x, y: spectral.add(imp, x, y),
+    "sub": lambda imp, step, x, y: spectral.add(imp, x, spectral.negative(imp, y)),
+    "mul": lambda imp, step, x, y: spectral.multiply(imp, x, y),
+    "div": lambda imp, step, x, y: spectral.divide(imp, x, y),
+    "neg": lambda imp, step, x: spectral.negative(imp, x),
+    "pow": _complex_power,
+    "abs": lambda imp, step, x: spectral.magnitude(imp, x),
+    "angle": lambda imp, step, x: spectral.phase(imp, x),
+    "exp": lambda imp, step, x: spectral.exponential(imp, x),
+    "_to_copy": lambda imp, step, x, *rest: (
+        x if "complex" in step.dtypes[0] else imp.cast(x.real, _kind(step.dtypes[0]))
+    ),
+}
+_EACH_PART = frozenset({
+    "view", "reshape", "_unsafe_view", "expand", "permute", "squeeze", "unsqueeze", "t", "transpose", "clone", "alias",
+    "contiguous", "select", "slice", "split", "split_with_sizes", "unbind", "cat", "stack", "flip", "roll", "sum", "mean",
+    "index_select", "constant_pad_nd", "detach", "lift_fresh_copy", "unfold",
+})  # fmt: skip
+"""Operations that are linear over the reals."""
+
+
 _PLAIN = {
     "abs": "abs", "neg": "neg", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt",
     "sin": "sin", "cos": "cos", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan", "atan2": "atan2",
@@ -770,7 +868,7 @@ RULES: Mapping[str, Rule] = {
     "empty_like.default": _full,
     "copy.default": lambda imp, step, x, source: imp.expand(imp.cast(source, _kind(step.dtypes[0])), step.shapes[0]),
     "detach.default": lambda imp, step, x: imp.elementwise("stop_gradient", x),
-    "squeeze.dim": _squeeze, "squeeze.dims": _squeeze, "transpose.int": _transpose, "arange.start_step": _arange,
+    "squeeze.dim": _squeeze, "squeeze.dims": _squeeze, "transpose.int": _transpose, "transpose.default": _transpose, "arange.start_step": _arange,
     "arange.start": _arange, "clamp.Tensor": _clamp, "clamp_min.default": _clamp,
     "clamp_max.default": lambda imp, step, x, high: _clamp(imp, step, x, None, high),
     "sum.dim_IntList": _reduce("sum"), "mean.dim": _reduce("mean"), "any.dim": _reduce("any"), "all.dim": _reduce("all"),
@@ -789,10 +887,25 @@ RULES: Mapping[str, Rule] = {
 }  # fmt: skip
 
 
+_TABLE = RULES
+RULES = {
+    **{op: _on_complex(op.partition(".")[0], rule) for op, rule in _TABLE.items()},
+    **{f"{op}.default": _fourier for op in ("_fft_r2c", "_fft_c2c")},
+    "_fft_c2r.default": _real_inverse,
+    "angle.default": lambda imp, step, x: spectral.phase(imp, spectral.complex_of(imp, x)),
+    "view_as_real.default": lambda imp, step, x: spectral.as_real(imp, x),
+    "view_as_complex.default": lambda imp, step, x: spectral.as_complex(imp, x),
+    "real.default": lambda imp, step, x: x.real if isinstance(x, Complex) else x,
+    "imag.default": lambda imp, step, x: spectral.parts(imp, x)[1],
+    "_conj.default": lambda imp, step, x: spectral.conjugate(imp, x),
+    "as_strided.default": _as_strided,
+}
+
+
 def _roll(imp: Importer, x: Any, shifts: Any, dims: Any) -> Tensor:
     t = imp.tensor(x)
     for s, d in zip(shifts, dims, strict=True):
-        t = imp.roll(t, imp.dim(t, d), imp.integer(s))
+        t = imp.roll(t, imp.dim(t, d), s)
     return t
 
 
