@@ -323,7 +323,7 @@ class Plan:
 
     def _program(self, key: tuple[Any, ...], build: Callable[[], Program]) -> Program:
         if key not in self._programs:
-            self._programs[key] = build()
+            self._programs[key] = replace(build(), nonnegative=frozenset(self._assumed()))
         return self._programs[key]
 
     def _assumed(self) -> tuple[Node, ...]:

@@ -505,6 +505,8 @@ class Program:
     output_names: tuple[str, ...] = ()
     like: tuple[str | None, ...] = ()
     """The input whose dtype each output takes (a gradient has that of what it belongs to); None: the computing one."""
+    nonnegative: frozenset[Node] = frozenset()
+    """Inputs without axes that are known to be ≥ 0."""
 
     def input(self, name: str) -> Port:
         """The input called `name`."""

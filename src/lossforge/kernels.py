@@ -11,14 +11,17 @@ import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from lossforge import ir
+from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.numba import LANES, Kernel, Layout, Total, emit_kernel
+from lossforge.codegen.numpy import numpy_backend
 from lossforge.errors import UnsupportedError
 from lossforge.interpreter import Float64
 from lossforge.ir import Axis, Kind, Node, Port, Program
@@ -34,6 +37,21 @@ CHUNK = 1 << 16
 
 SHORT = 32
 """The longest inner axis for which blocks are transposed rather than run along."""
+
+FEW = 4096
+"""Entries for which NumPy's operations cost less than compiling a kernel, and hardly more at each call."""
+
+UNROLLED = 8
+"""The most positions of the inner axes for which loops over them are written out."""
+
+LONGEST_TEXT = 600
+"""The most values that are written out, lest compiling takes seconds."""
+
+BLOCK_BYTES = 1 << 16
+"""Of one array in a block of lanes, so that all that a block works on stays in cache."""
+
+KEPT_BYTES = 1 << 19
+"""Of the values that are kept from one inner loop to the next; longer rows are computed again."""
 
 EXACT = frozenset({"nsz"})
 """Flags for kernels in which a value computed twice must be the same bits twice."""
@@ -209,7 +227,7 @@ def _split(program: Program, ranks: Mapping[Axis, int]) -> Program:
         inputs, outputs = found[: len(inputs)], found[len(inputs) :]
         orders = [tuple(b for a in o for b in (pieces if a == axis else (a,))) for o in orders]
     ports = [Port(n, o) for n, o in zip([*inputs, *outputs], orders, strict=True)]
-    return Program(tuple(ports[: len(inputs)]), tuple(ports[len(inputs) :]), program.output_names, program.like)
+    return replace(program, inputs=tuple(ports[: len(inputs)]), outputs=tuple(ports[len(inputs) :]))
 
 
 # ------------------------------------------------------------------------------------- a bound program
@@ -277,7 +295,7 @@ class Bound:
             self.pending.setdefault(output, place)
         for step in self.schedule.steps:
             if isinstance(step, Sweep):
-                self.steps.append(self._sweep(step))
+                self.steps.append(self._few(step) if self._is_few(step) else self._sweep(step))
             elif isinstance(step, Product):
                 self.steps.append(self._product(step))
             else:
@@ -448,8 +466,12 @@ class Bound:
 
         return run_step
 
-    def _operand(self, node: Node, values: dict[Node, Any], order: Sequence[Axis]) -> np.ndarray:
-        """An array in the computing precision with its axes in an order."""
+    def _operand(
+        self, node: Node, values: dict[Node, Any], order: Sequence[Axis], real: DTypeLike = None
+    ) -> np.ndarray:
+        """An array in a precision (the computing one unless given) with its axes in an order."""
+        if not node.axes:
+            return np.asarray(values[node], real or self.real)
         renamed: dict[Axis, Axis] = {}
         while node.op == "rename" and node not in values:
             old, new = node.attrs
@@ -471,7 +493,46 @@ class Bound:
                 )
             )
         here = [renamed.get(a, a) for a in axes]
-        return array.astype(self.real, copy=False).transpose([here.index(a) for a in order])
+        return array.astype(real or self.real, copy=False).transpose([here.index(a) for a in order])
+
+    # ------------------------------------------------------------------ sweeps over few entries
+
+    def _is_few(self, sweep: Sweep) -> bool:
+        """Whether a sweep only works on results of earlier ones, and on so few that a kernel would not pay."""
+        entries = math.prod(self.sizes[a] for a in (*sweep.outer, *sweep.inner))
+        return entries <= FEW and all(n.op in ir.REDUCTIONS for n in reads(sweep))
+
+    def _few(self, sweep: Sweep) -> Callable[[dict[Node, Any]], None]:
+        """The sweep as NumPy's operations, in float64."""
+        given: dict[Node, Node] = {}
+        stack = list(sweep.results)
+        while stack:
+            n = stack.pop()
+            if n in self.constants:
+                given[n] = ir.constant(self.constants[n])
+            elif n not in sweep.results and (not n.axes or n in self.lies):
+                given.setdefault(n, ir.input_(f"x{len(given)}", n.axes))
+            else:
+                stack.extend(n.args)
+        results = [Port(n, tuple(sorted(n.axes))) for n in sweep.results]
+        nodes = ir.substitute([r.node for r in results], given)
+        leaves = [n for n in given if n not in self.constants]
+        inputs = tuple(Port(given[n], tuple(sorted(n.axes))) for n in leaves)
+        outputs = tuple(Port(n, r.order) for n, r in zip(nodes, results, strict=True))
+        backend = numpy_backend()
+        text = assemble(backend, [emit(Program(inputs, outputs, tuple(f"y{i}" for i in range(len(outputs)))), backend)])
+        function = compile_text(text, "program", "numpy")
+        for r in results:
+            if r.order:
+                self.lies[r.node] = _dense(r.order, [self.sizes[a] for a in r.order], self.real)
+
+        def run_step(values: dict[Node, Any]) -> None:
+            with np.errstate(all="ignore"):
+                found = function(*(self._operand(n, values, p.order, np.float64) for n, p in zip(leaves, inputs, strict=True)))
+            for r, value in zip(results, found if isinstance(found, tuple) else (found,), strict=True):
+                values[r.node] = (np.asarray(value).astype(self.real), r.order) if r.order else float(value)
+
+        return run_step
 
     # ------------------------------------------------------------------ sweeps
 
@@ -483,12 +544,7 @@ class Bound:
             allocate[n], lies[n] = self._allocation(n, lies)
         sizes = dict(self.sizes)
         dropped = self._merge(sweep, lies, sizes)
-        lane = self._lane(sweep, lies, sizes, dropped)
-        lane, width, transposed = self._transposition(sweep, lane, lies, sizes, dropped)
-        unit = frozenset(n for n, lie in lies.items() if lane is not None and lane in n.axes and lie.stride(lane) == 1)
-        layout = Layout(
-            lane, unit, tuple((n, lie.dtype) for n, lie in lies.items()), frozenset(dropped), width, transposed
-        )
+        layout = self._layout(sweep, lies, sizes, dropped)
         names = {p.node: p.name for p in self.program.inputs if p.node in lies}
         names.update(
             {o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=False) if o in lies}
@@ -591,25 +647,52 @@ class Bound:
             return sweep.inner[-1]
         return max(candidates, key=lambda a: (votes.get(a, 0.0), sizes[a]), default=None)
 
-    def _transposition(
-        self, sweep: Sweep, lane: Axis | None, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]
-    ) -> tuple[Axis | None, int, frozenset[Node]]:
-        """Run along an outer axis after all if the contiguous one is inner and short (channels last, say)."""
-        if len(sweep.inner) != 1 or lane != sweep.inner[0] or not 1 < sizes[lane] <= SHORT:
-            return lane, 0, frozenset()
-        width = sizes[lane]
-        fits: dict[Axis, list[Node]] = {}
-        for node, lie in lies.items():
-            floats = node.kind is Kind.FLOAT
-            for axis in node.axes - dropped if lane in node.axes and lie.stride(lane) == 1 and floats else ():
-                if axis in sweep.outer and lie.stride(axis) == width:
-                    fits.setdefault(axis, []).append(node)
+    def _layout(
+        self, sweep: Sweep, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]
+    ) -> Layout:
+        """The lane, and how loops over the inner axes are written."""
+        lane = self._lane(sweep, lies, sizes, dropped)
         kept = {a for n in sweep.totals for a in n.axes}
-        candidates = {a: n for a, n in fits.items() if a not in kept and sizes[a] >= LANES}
-        if not candidates:
-            return lane, 0, frozenset()
-        best = max(candidates, key=lambda a: sizes[a])
-        return best, width, frozenset(candidates[best])
+        outer = [a for a in sweep.outer if a not in dropped and a not in kept]
+        inner = math.prod(sizes[a] for a in sweep.inner)
+        width, transposed = 0, frozenset[Node]()
+        unrolled: tuple[tuple[Axis, int], ...] = ()
+        longest = max(outer, key=lambda a: sizes[a], default=None)
+        written = inner * len(ir.topological(sweep.results))
+        if sweep.inner and 0 < inner <= UNROLLED and written <= LONGEST_TEXT and longest and sizes[longest] >= inner:
+            if lane not in outer:
+                lane = longest
+            unrolled = tuple((a, sizes[a]) for a in sweep.inner)
+            if len(sweep.inner) == 1:
+                width, transposed = inner, self._turned(sweep.inner[0], lane, lies, sizes, dropped)
+        elif len(sweep.inner) == 1 and lane == sweep.inner[0] and 1 < inner <= SHORT:
+            # Run along an outer axis after all if the contiguous one is inner and short (channels last, say).
+            fits = {a: self._turned(lane, a, lies, sizes, dropped) for a in outer if sizes[a] >= LANES}
+            best = max((a for a in fits if fits[a]), key=lambda a: sizes[a], default=None)
+            if best is not None:
+                lane, width, transposed = best, inner, fits[best]
+        lanes = LANES
+        while lanes > 32 and lanes * inner * self.real.itemsize > BLOCK_BYTES:
+            lanes //= 2
+        room = inner * self.real.itemsize * (lanes if lane in outer else 1)
+        unit = frozenset(n for n, lie in lies.items() if lane is not None and lane in n.axes and lie.stride(lane) == 1)
+        return Layout(
+            lane, unit, tuple((n, lie.dtype) for n, lie in lies.items()), frozenset(dropped), width, transposed,
+            unrolled, lanes, keep=room <= KEPT_BYTES, narrow=lane is None or sizes[lane] < 1 << 31,
+            nonnegative=self.program.nonnegative,
+        )  # fmt: skip
+
+    @staticmethod
+    def _turned(
+        inner: Axis, lane: Axis | None, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]
+    ) -> frozenset[Node]:
+        """Arrays of floats in which a short inner axis is innermost, and the lane just around it."""
+        return frozenset(
+            n
+            for n, lie in lies.items()
+            if n.kind is Kind.FLOAT and lane in n.axes - dropped and inner in n.axes
+            if lie.stride(inner) == 1 and lie.stride(lane or "") == sizes[inner]
+        )
 
     def _launch(
         self,
@@ -635,7 +718,7 @@ class Bound:
         arguments = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.arrays]
         stores = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.stores]
         real, constants, direct = self.real, self.constants, self.direct
-        own = [n for n in (kernel.scratch, kernel.tile) if n]
+        own = [n for n in (kernel.scratch, kernel.tile, kernel.kept * inner) if n]
         outputs = [self._combiner(t, kernel, sizes, tasks if t.per_task else chunks, pieces) for t in kernel.totals]
 
         def run_step(values: dict[Node, Any]) -> None:

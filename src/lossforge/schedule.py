@@ -17,6 +17,7 @@ sweep of its own that can be cut anywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -107,22 +108,42 @@ def _is_boundary(node: Node, sweep: Sweep) -> bool:
 
 
 def _prepare(program: Program) -> tuple[Node, ...]:
-    """The outputs with marks erased and log-sum-exps that cannot be inner ones left for `_decompose`."""
-    return tuple(simplify(erase_gradient_marks([o.node for o in program.outputs])))
+    """The outputs with marks erased, and log-sum-exps as reductions that a sweep can run."""
+    return tuple(_decompose(simplify(erase_gradient_marks([o.node for o in program.outputs]))))
 
 
-def _decompose(roots: Sequence[Node], which: set[Node]) -> list[Node]:
-    """Log-sum-exp as max and sum, for those that are accumulated across a sweep."""
+def _decompose(roots: Sequence[Node]) -> list[Node]:
+    """Log-sum-exp as top + log(sum(exp(x − top))), and what is made of it by way of these parts.
+
+    x − logsumexp(x) as (x − top) − log(sum …) keeps the digits that a large logsumexp would cost, and its exponential,
+    softmax, is exp(x − top) / sum, which the sum has computed already.
+    """
+    parts: dict[Node, tuple[Node, Node, Node]] = {}
 
     def visit(node: Node, args: tuple[Node, ...]) -> Node:
-        if node not in which:
-            return ir.rebuild(node, args)
-        (x,) = args
-        axes = node.attrs[0]
-        top = reduction("max", x, axes)
-        finite = elementwise("lt", elementwise("abs", top), float("inf"))
-        top = ir.where(finite, top, 0.0)
-        return top + elementwise("log", reduction("sum", elementwise("exp", x - top), axes))
+        if node.op == "logsumexp":
+            (x,) = args
+            highest = reduction("max", x, node.attrs[0])
+            # All entries −∞: e⁰ must not appear. One of them ∞: so is the sum; ∞ − ∞ must not hide it.
+            top = ir.where(elementwise("eq", highest, -math.inf), 0.0, highest)
+            powers = elementwise("exp", x - top)
+            total = ir.where(
+                elementwise("eq", highest, math.inf), math.inf, reduction("sum", powers, node.attrs[0])
+            )
+            parts[node] = top, powers, total
+            return top + elementwise("log", total)
+        if node.op == "sub" and node.args[1] in parts:
+            top, _, total = parts[node.args[1]]
+            return (args[0] - top) - elementwise("log", total)
+        if node.op == "sub" and node.args[0] in parts:
+            top, _, total = parts[node.args[0]]
+            return elementwise("log", total) - (args[1] - top)
+        if node.op == "exp" and node.args[0].op == "sub":
+            x, sum_ = node.args[0].args
+            if sum_ in parts and sum_.args[0] is x:
+                _, powers, total = parts[sum_]
+                return powers * (1.0 / total)
+        return ir.rebuild(node, args)
 
     return transform(roots, visit)
 
@@ -182,14 +203,8 @@ class _Scheduler:
     def __init__(self, program: Program, outputs: tuple[Node, ...], inner: Axes) -> None:
         self.program = program
         self.inner = inner
-        roots = list(outputs)
-        while True:
-            self.outputs = roots
-            self._survey()
-            spread = {n for n in self.reductions if n.op == "logsumexp" and not self._is_inner(n)}
-            if not spread:
-                break
-            roots = _decompose(roots, spread)
+        self.outputs = list(outputs)
+        self._survey()
 
     def _survey(self) -> None:
         self.nodes = ir.topological(self.outputs)

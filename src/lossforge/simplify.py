@@ -145,6 +145,45 @@ def nonnegative(node: Node, assumed: frozenset[Node] = frozenset()) -> bool:
     return bool(node.op == "cast")
 
 
+def nonpositive(node: Node, assumed: frozenset[Node] = frozenset()) -> bool:
+    """Whether `node` is known to be ≤ 0 wherever it is defined, given that `assumed` are ≥ 0."""
+
+    def known(n: Node) -> bool:
+        return nonpositive(n, assumed)
+
+    def other(n: Node) -> bool:
+        return nonnegative(n, assumed)
+
+    if node.op == "constant":
+        return float(node.attrs[0]) <= 0
+    if node.op == "log_sigmoid":
+        return True
+    if node.op == "neg":
+        return other(node.args[0])
+    if node.op == "sub":
+        x, y = node.args
+        return _is_maximum(y, x) or (known(x) and other(y))
+    if node.op in ("mul", "div"):
+        x, y = node.args
+        return (known(x) and other(y)) or (other(x) and known(y))
+    if node.op in ("add", "maximum"):
+        return all(map(known, node.args))
+    if node.op == "minimum":
+        return any(map(known, node.args))
+    if node.op == "where":
+        return all(map(known, node.args[1:]))
+    if node.op in ("sum", "max", "min", "take", "rename", "stop_gradient"):
+        return known(node.args[0])
+    return False
+
+
+def _is_maximum(node: Node, x: Node) -> bool:
+    """Whether `node` is the maximum of x over some axes, be it with a number in place of −∞."""
+    if node.op == "where" and node.args[0].op == "eq" and node.args[0].args == (node.args[2], constant(-math.inf)):
+        node = node.args[2]
+    return node.op == "max" and node.args[0] is x
+
+
 def _is_negative(bound: Mapping[str, Node]) -> bool:
     return bound["k"].attrs[0] < 0
 

@@ -51,16 +51,39 @@ def select(typingctx: Any, condition: Any, x: Any, y: Any) -> Any:
     return x(types.boolean, x, x), codegen
 
 
-@intrinsic
-def largest(typingctx: Any, x: Any, y: Any) -> Any:
-    """The larger of two numbers, either if one is NaN: the form of maximum that reductions vectorise."""
+def _extreme(instruction: str, x: Any) -> Any:
+    """The signature and the code of a maximum or minimum; a NaN among the two is the answer."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        flags = ("nnan", "nsz")
-        bigger = builder.fcmp_ordered(">", args[0], args[1], flags=flags)
-        return builder.select(bigger, args[0], args[1])
+        kind = args[0].type
+        function = builder.module.declare_intrinsic(instruction, [kind], ir.FunctionType(kind, [kind, kind]))
+        return builder.call(function, args, fastmath=("nsz",))
 
     return x(x, x), codegen
+
+
+@intrinsic
+def maximum(typingctx: Any, x: Any, y: Any) -> Any:
+    """The larger of two numbers; NaN if one is."""
+    return _extreme("llvm.maximum", x)
+
+
+@intrinsic
+def minimum(typingctx: Any, x: Any, y: Any) -> Any:
+    """The smaller of two numbers; NaN if one is."""
+    return _extreme("llvm.minimum", x)
+
+
+@intrinsic
+def narrow(typingctx: Any, position: Any) -> Any:
+    """A position as a 32-bit integer, which compares in half the time; −1 where it does not fit."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(32)
+        fits = builder.icmp_unsigned("<", args[0], ir.Constant(args[0].type, 2**31 - 1))
+        return builder.select(fits, builder.trunc(args[0], word), ir.Constant(word, -1))
+
+    return types.int32(types.int64), codegen
 
 
 @intrinsic
@@ -111,4 +134,6 @@ def to_float16(typingctx: Any, value: Any) -> Any:
     return types.uint16(types.float32), codegen
 
 
-__all__ = ["from_bfloat16", "from_float16", "largest", "load", "select", "store", "to_bfloat16", "to_float16"]
+__all__ = [
+    "from_bfloat16", "from_float16", "load", "maximum", "minimum", "narrow", "select", "store", "to_bfloat16", "to_float16",
+]  # fmt: skip

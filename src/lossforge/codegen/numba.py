@@ -3,9 +3,14 @@
 A kernel works on a range of *tasks*. A task is one position of the sweep's rows (its outer axes but the lane), and a
 piece of the lane, which is the axis that is contiguous in memory and that the innermost loop runs along. The lane is
 
-- an outer axis (elementwise losses; a softmax over channels that come first): inner reductions then keep a value for
-  each lane of a short block, in scratch memory that stays in the first-level cache; or
-- an inner axis (a softmax over channels that come last): they are then plain sums along a row.
+- an outer axis, where the inner axes are so short (the channels of an image) that loops over them are written out:
+  all that belongs to one position is then in registers, whichever axis comes first in memory;
+- an outer axis otherwise (a softmax over a leading axis): inner reductions keep a value for each lane of a short block,
+  in scratch memory that stays in cache; or
+- an inner axis (a softmax over a trailing axis): they are then plain sums along a row.
+
+A value is computed in the outermost loop that knows its position, and a costly one (an exponential) that several loops
+over the inner axes need is kept in scratch memory from the first to the last.
 
 Sums run over at most `BLOCK` entries in the computing precision, in as many vector lanes as the processor has, and
 are then added to float64 totals. Totals are kept for each task or chunk of tasks, never for each thread, so that the
@@ -14,22 +19,26 @@ answer is the same for any number of threads.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lossforge import ir
+from lossforge.codegen.blocks import Block, Scope
 from lossforge.codegen.emitter import _INFIX
 from lossforge.errors import UnsupportedError
 from lossforge.frontends.signature import python_name
 from lossforge.ir import REDUCTIONS, Axes, Axis, Kind, Node
 from lossforge.schedule import Sweep, reads
+from lossforge.simplify import nonpositive
 
 BLOCK = 4096
 """Entries that are summed in the computing precision before they are added to a float64 total."""
 
 LANES = 256
-"""Lanes of a block when inner reductions keep a value for each of them."""
+"""Lanes of a block, at most, when inner reductions keep a value for each of them."""
 
 _LONGEST = 76
 _ATOM = 100
@@ -39,10 +48,12 @@ _CALLS = frozenset({
     "atan2", "logaddexp", "polygamma", "xlogy",
 })  # fmt: skip
 _RESERVED = frozenset({
-    "np", "math", "real", "load", "store", "select", "largest", "begin", "end", "chunk", "piece", "pieces", "first",
-    "task", "row", "lane_begin", "lane_end", "block", "length", "j", "k", "scratch", "tile", "abs", "min", "max", "range",
-    "sum", *_CALLS,
+    "np", "math", "real", "load", "store", "select", "begin", "end", "chunk", "piece", "pieces", "first",
+    "task", "row", "lane_begin", "lane_end", "block", "length", "j", "k", "scratch", "tile", "kept", "abs", "min", "max",
+    "range", "sum", "maximum", "minimum", "narrow", "exp_nonpositive", *_CALLS,
 })  # fmt: skip
+_COSTLY = _CALLS | {"div", "sqrt"}
+"""What is not computed again for each position of an axis that it does not depend on."""
 _IDENTITY = {"sum": "0.0", "prod": "1.0", "max": "-np.inf", "min": "np.inf"}
 
 
@@ -88,6 +99,8 @@ class Kernel:
     """Entries of scratch memory (of the computing dtype)."""
     tile: int
     """Entries of memory for transposed blocks (of the computing dtype)."""
+    kept: int
+    """Entries of memory for each position of the inner axes, for values that several loops need."""
     signature: tuple[str, ...]
 
 
@@ -102,9 +115,21 @@ class Layout:
     dropped: frozenset[Axis] = frozenset()
     """Outer axes that were merged into another one, because all arrays step through both as through one."""
     width: int = 0
-    """The size of the inner axis, where it is part of the text: some arrays have it innermost in memory, and it is
-    too short to run along. Blocks of these arrays are transposed on the way in and out."""
+    """The size of the inner axis, where it is part of the text because some arrays have it innermost in memory and it
+    is too short to run along."""
     transposed: frozenset[Node] = frozenset()
+    """These arrays. Unless loops over the inner axes are written out, blocks of them are transposed on the way in and
+    out."""
+    unrolled: tuple[tuple[Axis, int], ...] = ()
+    """The inner axes and their sizes, if loops over them are written out."""
+    lanes: int = LANES
+    """Lanes of a block."""
+    keep: bool = True
+    """Whether there is room to keep values of all positions of the inner axes."""
+    narrow: bool = True
+    """Whether positions along the lane fit in 32 bits."""
+    nonnegative: frozenset[Node] = frozenset()
+    """Numbers that are known to be ≥ 0."""
 
 
 def emit_kernel(sweep: Sweep, layout: Layout, real: str, names: Mapping[Node, str], entry: str = "kernel") -> Kernel:
@@ -123,25 +148,6 @@ def emit_kernel(sweep: Sweep, layout: Layout, real: str, names: Mapping[Node, st
     return _KernelEmitter(sweep, layout, real, names).run(entry)
 
 
-class _Scope:
-    """One loop body: statements, the position along each axis, and what is already computed there."""
-
-    def __init__(self, parent: _Scope | None, indent: int, env: Mapping[Axis, str]) -> None:
-        self.parent = parent
-        self.indent = indent
-        self.env: dict[Axis, str] = dict(parent.env) if parent else {}
-        self.env.update(env)
-        self.known: dict[tuple[Node, tuple[str, ...]], str] = {}
-
-    def find(self, key: tuple[Node, tuple[str, ...]]) -> str | None:
-        scope: _Scope | None = self
-        while scope is not None:
-            if key in scope.known:
-                return scope.known[key]
-            scope = scope.parent
-        return None
-
-
 class _KernelEmitter:
     def __init__(self, sweep: Sweep, layout: Layout, real: str, names: Mapping[Node, str]) -> None:
         self.sweep = sweep
@@ -153,8 +159,8 @@ class _KernelEmitter:
         self.rows = tuple(a for a in self.outer if a != self.lane)
         self.inner = self._inner_order()
         self.lane_is_outer = self.lane is not None and self.lane in self.outer
+        self.blocked = self.lane_is_outer and bool(self.inner) and not layout.unrolled
         self.dtypes = dict(layout.dtypes)
-        self.lines: list[str] = []
         self.functions: dict[str, None] = {}
         self.memory: dict[str, None] = {"load": None, "store": None}
         self.taken: set[str] = set(_RESERVED)
@@ -162,10 +168,14 @@ class _KernelEmitter:
         self.sizes: dict[Axis, str] = {}
         self.temps: dict[Node, str] = {}
         self.slots: dict[Node, int] = {}
+        self.tiles: dict[Node, int] = {}
+        self.kept: dict[Node, int] = {}
+        self.stored: set[Node] = set()
         self.scalars: dict[Node, str] = {}
         self.counter = 0
-        self.tiles: dict[Node, int] = {}
         self.uses: Counter[Node] = Counter()
+        self.pending: set[Node] = set()
+        self.here: Block | None = None
 
     def _inner_order(self) -> tuple[Axis, ...]:
         """Inner axes from the outermost loop to the innermost."""
@@ -187,7 +197,7 @@ class _KernelEmitter:
             self.sizes[axis] = self._fresh(f"n_{python_name(axis)}")
         self.totals = [self._total(n) for n in self.sweep.totals]
         self._collect_scalars()
-        self._body()
+        body = self._body()
         arguments = ["begin", "end", "chunk", "piece", "pieces", *self.sizes.values()]
         signature = ["int64"] * len(arguments)
         for a in (*arrays, *stores):
@@ -198,22 +208,22 @@ class _KernelEmitter:
         for t in self.totals:
             arguments.append(t.name)
             signature.append("float64[::1]")
-        if self.slots:
-            arguments.append("scratch")
-            signature.append(f"{self.real}[::1]")
-        if self.tiles:
-            arguments.append("tile")
-            signature.append(f"{self.real}[::1]")
+        for name, used in (("scratch", self.slots), ("tile", self.tiles), ("kept", self.kept)):
+            if used:
+                arguments.append(name)
+                signature.append(f"{self.real}[::1]")
         head = ["import math", "", "import numpy as np", ""]
         head.append(f"from lossforge.codegen.memory import {', '.join(sorted(self.memory))}")
         if self.functions:
             head.append(f"from lossforge.codegen.vector_math import {', '.join(sorted(self.functions))}")
         head += ["", f"real = np.{self.real}", "", ""]
-        text = "\n".join(head) + f"\ndef {entry}({', '.join(arguments)}):\n" + "\n".join(self.lines) + "\n"
+        text = "\n".join(head) + f"\ndef {entry}({', '.join(arguments)}):\n" + "\n".join(body.lines()) + "\n"
+        lanes = self.layout.lanes
         return Kernel(
             text, entry, self.rows, self.lane if self.lane_is_outer else None, self.inner, tuple(self.sizes),
             tuple(arrays), tuple(stores), tuple(self.scalars), tuple(self.totals),
-            len(self.slots) * LANES, len(self.tiles) * self.layout.width * LANES, tuple(signature),
+            len(self.slots) * lanes, len(self.tiles) * self.layout.width * lanes,
+            len(self.kept) * (lanes if self.blocked else 1), tuple(signature),
         )  # fmt: skip
 
     def _array(self, node: Node, *, store: bool = False) -> ArrayArgument:
@@ -223,10 +233,12 @@ class _KernelEmitter:
         )
         order = [a for a in (*self.rows, *self.inner, *self.outer) if a in node.axes]
         extra = sorted(node.axes - set(order) - self.layout.dropped)
+        known = {self.lane, *self.inner} if node in self.layout.transposed else set()
         axes = tuple(
             a
             for a in dict.fromkeys([*order, *extra])
             if a not in self.layout.dropped and not (a == self.lane and node in self.layout.unit)
+            if not (a in known and self.layout.unrolled)
         )
         return ArrayArgument(node, name, self.dtypes[node], axes)
 
@@ -268,25 +280,20 @@ class _KernelEmitter:
         self.taken.add(candidate)
         return candidate
 
-    def _line(self, scope: _Scope, text: str) -> None:
-        self.lines.append("    " * scope.indent + text)
-
     # ------------------------------------------------------------------ loops
 
-    def _body(self) -> None:
-        top = _Scope(None, 1, {})
+    def _body(self) -> Block:
+        top = Scope(Block())
         for scalar in self.scalars.values():
-            self._line(top, f"{scalar} = real({scalar})")
-        self._line(top, "for first in range(begin, end, chunk):")
-        chunk = _Scope(top, 2, {})
+            top.add(f"{scalar} = real({scalar})")
+        chunk = top.open("for first in range(begin, end, chunk):")
         for t in self.totals:
             if not t.per_task and not t.inner:
-                self._line(chunk, f"{self._sum64(t)} = {_IDENTITY[t.node.op]}")
-        self._line(chunk, "for task in range(first, min(first + chunk, end)):")
-        task = _Scope(chunk, 3, {})
+                chunk.add(f"{self._sum64(t)} = {_IDENTITY[t.node.op]}")
+        task = chunk.open("for task in range(first, min(first + chunk, end)):", self._positions_of_rows())
         for t in self.totals:
             if t.per_task and not t.inner:
-                self._line(task, f"{self._sum64(t)} = {_IDENTITY[t.node.op]}")
+                task.add(f"{self._sum64(t)} = {_IDENTITY[t.node.op]}")
         self._rows(task)
         if self.lane_is_outer:
             self._lanes(task)
@@ -294,105 +301,63 @@ class _KernelEmitter:
             self._row(task)
         for t in self.totals:
             if t.per_task and not t.inner:
-                self._line(task, f"store({t.name}, task, {self._sum64(t)})")
+                task.add(f"store({t.name}, task, {self._sum64(t)})")
         for t in self.totals:
             if not t.per_task and not t.inner:
-                self._line(chunk, f"store({t.name}, first // chunk, {self._sum64(t)})")
+                chunk.add(f"store({t.name}, first // chunk, {self._sum64(t)})")
+        return top.block
 
     def _sum64(self, total: Total) -> str:
         return total.name.removesuffix("_parts")
 
-    def _rows(self, scope: _Scope) -> None:
+    def _positions_of_rows(self) -> dict[Axis, str]:
+        return {a: self._fresh(f"i_{python_name(a)}") for a in self.rows}
+
+    def _rows(self, scope: Scope) -> None:
         """The position along each row axis, from the number of the task."""
         if not self.rows:
             return
         rest = "task // pieces" if self.lane_is_outer else "task"
         if len(self.rows) == 1:
-            (only,) = self.rows
-            scope.env[only] = self._fresh(f"i_{python_name(only)}")
-            self._line(scope, f"{scope.env[only]} = {rest}")
+            scope.add(f"{scope.env[self.rows[0]]} = {rest}")
             return
-        self._line(scope, f"row = {rest}")
+        scope.add(f"row = {rest}")
         for i, axis in enumerate(reversed(self.rows)):
-            scope.env[axis] = self._fresh(f"i_{python_name(axis)}")
             if i == len(self.rows) - 1:
-                self._line(scope, f"{scope.env[axis]} = row")
+                scope.add(f"{scope.env[axis]} = row")
             else:
-                self._line(scope, f"{scope.env[axis]} = row % {self.sizes[axis]}")
-                self._line(scope, f"row = row // {self.sizes[axis]}")
+                scope.add(f"{scope.env[axis]} = row % {self.sizes[axis]}")
+                scope.add(f"row = row // {self.sizes[axis]}")
 
-    def _lanes(self, task: _Scope) -> None:
-        """The lane is an outer axis: blocks of lanes, and inner loops around them."""
+    def _lanes(self, task: Scope) -> None:
+        """The lane is an outer axis: blocks of lanes, and inner loops within them."""
         assert self.lane is not None
-        length = BLOCK if not self.inner else LANES
-        self._line(task, "lane_begin = (task % pieces) * piece")
-        self._line(task, f"lane_end = min(lane_begin + piece, {self.sizes[self.lane]})")
-        self._line(task, f"for block in range(lane_begin, lane_end, {length}):")
-        block = _Scope(task, task.indent + 1, {})
-        self._line(block, f"length = min({length}, lane_end - block)")
-        self._transpose_in(block)
-        for group in self._levels():
-            self._lane_reductions(block, group)
-        outer_only = [n for n in self.sweep.results if not self._domain(n) & set(self.inner)]
-        with_inner = [n for n in self.sweep.results if n not in outer_only]
-        if outer_only:
-            self._lane_loop(block, outer_only)
-        if with_inner:
-            scope = self._inner_loops(block, self._axes_of_results(with_inner))
-            self._lane_loop(scope, with_inner)
-        self._transpose_out(block)
+        count = math.prod(n for _, n in self.layout.unrolled)
+        length = self.layout.lanes if self.blocked else BLOCK // count
+        task.add("lane_begin = (task % pieces) * piece")
+        task.add(f"lane_end = min(lane_begin + piece, {self.sizes[self.lane]})")
+        block = task.open(f"for block in range(lane_begin, lane_end, {length}):")
+        block.add(f"length = min({length}, lane_end - block)")
+        if self.blocked:
+            self._blocks_of_lanes(block)
+        else:
+            self._written_out(block)
 
-    def _transpose_in(self, block: _Scope) -> None:
-        """Blocks of arrays whose short inner axis is innermost in memory, turned so that lanes are contiguous."""
-        for node, argument in self.array_of.items():
-            if node in self.layout.transposed:
-                inner = self._tile_loops(block, node)
-                self._line(
-                    inner, f"store(tile, {self._tile_offset(inner, node)}, {self._from_memory(inner, argument)})"
-                )
-
-    def _transpose_out(self, block: _Scope) -> None:
-        for node, argument in self.store_names.items():
-            if node in self.layout.transposed:
-                inner = self._tile_loops(block, node)
-                self._to_memory(inner, argument, f"load(tile, {self._tile_offset(inner, node)})")
-
-    def _tile_loops(self, block: _Scope, node: Node) -> _Scope:
-        self.tiles.setdefault(node, len(self.tiles))
-        (axis,) = self.inner
-        lanes = self._for_lanes(block)
-        self._line(lanes, f"for k in range({self.layout.width}):")
-        return _Scope(lanes, lanes.indent + 1, {axis: "k"})
-
-    def _tile_offset(self, scope: _Scope, node: Node) -> str:
-        (axis,) = self.inner
-        start = self.tiles[node] * self.layout.width
-        return f"({start} + {scope.env[axis]}) * {LANES} + j" if start else f"{scope.env[axis]} * {LANES} + j"
-
-    def _row(self, task: _Scope) -> None:
-        """The lane is an inner axis, or there is none: reductions along the row."""
-        for group in self._levels():
-            self._row_reductions(task, group)
-        outer_only = [n for n in self.sweep.results if not self._domain(n) & set(self.inner)]
-        with_inner = [n for n in self.sweep.results if n not in outer_only]
-        for n in outer_only:
-            if n in self.store_names:
-                self._store(task, n)
-            else:
-                t = self._total_of(n)
-                value = self._value(task, n.args[0])
-                self._line(task, self._combine(n.op, self._sum64(t), f"np.float64({value})"))
-        if with_inner:
-            self._row_loop(task, with_inner)
+    def _for_lanes(self, scope: Scope) -> Scope:
+        assert self.lane is not None
+        return scope.open("for j in range(length):", {self.lane: "block + j"})
 
     def _total_of(self, node: Node) -> Total:
         return next(t for t in self.totals if t.node is node)
 
+    def _domain(self, result: Node) -> frozenset[Axis]:
+        return result.args[0].axes if result in self.sweep.totals else result.axes
+
     def _axes_of_results(self, results: Iterable[Node]) -> Axes:
         return frozenset(a for n in results for a in self._domain(n))
 
-    def _domain(self, result: Node) -> frozenset[Axis]:
-        return result.args[0].axes if result in self.sweep.totals else result.axes
+    def _roots(self, results: Iterable[Node]) -> list[Node]:
+        return [n.args[0] if n in self.sweep.totals else n for n in results]
 
     def _levels(self) -> list[list[Node]]:
         """Inner reductions in groups that do not need one another."""
@@ -405,94 +370,200 @@ class _KernelEmitter:
             groups.setdefault((level[n], n.args[0].axes & set(self.inner)), []).append(n)
         return [groups[k] for k in sorted(groups, key=lambda k: (k[0], sorted(k[1])))]
 
-    def _inner_loops(self, scope: _Scope, used: Axes, *, skip_lane: bool = False) -> _Scope:
+    def _inner_loops(self, scope: Scope, used: Axes, *, skip_lane: bool = False) -> Scope:
         for axis in self.inner:
             if axis not in used or (skip_lane and axis == self.lane):
                 continue
             index = f"i_{python_name(axis)}"
             count = str(self.layout.width) if self.layout.width else self.sizes[axis]
-            self._line(scope, f"for {index} in range({count}):")
-            scope = _Scope(scope, scope.indent + 1, {axis: index})
+            scope = scope.open(f"for {index} in range({count}):", {axis: index})
         return scope
 
-    # ---------------------------------------------------------------- lane outside
+    # ---------------------------------------------------------------- lane outside, inner axes written out
 
-    def _slot(self, node: Node, part: str = "") -> int:
-        key = node if not part else ir.intern("slot", (node,), (part,), frozenset(), Kind.FLOAT)
-        return self.slots.setdefault(key, len(self.slots))
+    def _at_each(self, axes: Iterable[Axis]) -> Iterator[dict[Axis, str]]:
+        """Every position along those of some axes that are written out."""
+        wanted = frozenset(axes)
+        spans = [[(a, str(i)) for i in range(n)] for a, n in self.layout.unrolled if a in wanted]
+        return (dict(p) for p in itertools.product(*spans))
 
-    def _scratch(self, slot: int, lane: str = "j") -> str:
-        return f"{slot * LANES} + {lane}" if slot else lane
+    def _written_out(self, block: Scope) -> None:
+        """One loop over lanes, which computes all that there is."""
+        accumulated: list[tuple[Node, dict[Axis, str], str]] = []
+        for t in self.totals:
+            for env in self._at_each(t.inner):
+                name = self._fresh("_".join([self._sum64(t), "block", *env.values()]))
+                accumulated.append((t.node, env, name))
+                block.add(f"{name} = real({_IDENTITY[t.node.op]})")
+        loop = self._for_lanes(block)
+        self._share([*self._roots(self.sweep.results), *(n.args[0] for n in self.sweep.reductions)])
+        for n in self.sweep.results:
+            for env in self._at_each(self._domain(n)):
+                place = loop.at(env)
+                if n in self.store_names:
+                    self._store(place, n)
+                    continue
+                target = next(
+                    name for m, at, name in accumulated if m is n and all(env[a] == i for a, i in at.items())
+                )
+                place.add(self._combine(n.op, target, self._value(place, n.args[0])))
+        for n, env, name in accumulated:
+            self._flush(block.at(env), n, name)
 
-    def _for_lanes(self, scope: _Scope) -> _Scope:
-        assert self.lane is not None
-        self._line(scope, "for j in range(length):")
-        return _Scope(scope, scope.indent + 1, {self.lane: "block + j"})
+    def _reduced(self, scope: Scope, node: Node) -> str:
+        """An inner reduction as one expression."""
+        (x,) = node.args
+        terms = [self._expression(scope.at(env), x) for env in self._at_each(x.axes)]
+        if node.op in ("sum", "prod"):
+            symbol, level = ("+", 10) if node.op == "sum" else ("*", 20)
+            return f" {symbol} ".join(t if n >= level else f"({t})" for t, n in terms)
+        texts = [t for t, _ in terms]
+        while len(texts) > 1:  # by halves, for the sake of short chains
+            pairs = [texts[i : i + 2] for i in range(0, len(texts), 2)]
+            texts = [self._combined(node.op, *p) if len(p) == 2 else p[0] for p in pairs]
+        return texts[0]
 
-    def _lane_reductions(self, block: _Scope, group: Sequence[Node]) -> None:
+    # ---------------------------------------------------------------- lane outside, loops over inner axes
+
+    def _blocks_of_lanes(self, block: Scope) -> None:
+        """Inner loops around loops over lanes, with what belongs to each lane in scratch memory."""
+        self._transpose_in(block)
+        levels = self._levels()
+        outer_only = [n for n in self.sweep.results if not self._domain(n) & set(self.inner)]
+        with_inner = [n for n in self.sweep.results if n not in outer_only]
+        self._choose_kept([*([n.args[0] for n in group] for group in levels), self._roots(with_inner)])
+        for group in levels:
+            self._stage(block, [n.args[0] for n in group])
+            self._lane_reductions(block, group)
+        if outer_only:
+            self._lane_loop(block, outer_only)
+        if with_inner:
+            self._stage(block, self._roots(with_inner))
+            self._lane_loop(self._inner_loops(block, self._axes_of_results(with_inner)), with_inner)
+        self._transpose_out(block)
+
+    def _transpose_in(self, block: Scope) -> None:
+        """Blocks of arrays whose short inner axis is innermost in memory, turned so that lanes are contiguous."""
+        for node, argument in self.array_of.items():
+            if node in self.layout.transposed:
+                inner = self._tile_loops(block, node)
+                inner.add(f"store(tile, {self._tile_offset(inner, node)}, {self._from_memory(inner, argument)})")
+
+    def _transpose_out(self, block: Scope) -> None:
+        for node, argument in self.store_names.items():
+            if node in self.layout.transposed:
+                inner = self._tile_loops(block, node)
+                self._to_memory(inner, argument, f"load(tile, {self._tile_offset(inner, node)})")
+
+    def _tile_loops(self, block: Scope, node: Node) -> Scope:
+        self.tiles.setdefault(node, len(self.tiles))
+        (axis,) = self.inner
+        return self._for_lanes(block).open(f"for k in range({self.layout.width}):", {axis: "k"})
+
+    def _tile_offset(self, scope: Scope, node: Node) -> str:
+        (axis,) = self.inner
+        start, lanes = self.tiles[node] * self.layout.width, self.layout.lanes
+        return f"({start} + {scope.env[axis]}) * {lanes} + j" if start else f"{scope.env[axis]} * {lanes} + j"
+
+    def _slot(self, node: Node) -> int:
+        return self.slots.setdefault(node, len(self.slots))
+
+    def _scratch(self, slot: int) -> str:
+        return f"{slot * self.layout.lanes} + j" if slot else "j"
+
+    def _lane_reductions(self, block: Scope, group: Sequence[Node]) -> None:
         start = self._for_lanes(block)
         for n in group:
-            if n.op not in ("sum", "prod", "max", "min", "logsumexp"):
-                raise UnsupportedError(f"kernels do not spell {n.op}")
-            first = "max" if n.op == "logsumexp" else n.op
-            self._line(start, f"store(scratch, {self._scratch(self._slot(n))}, real({_IDENTITY[first]}))")
-            if n.op == "logsumexp":
-                self._line(start, f"store(scratch, {self._scratch(self._slot(n, 'sum'))}, real(0.0))")
+            _require_known(n)
+            start.add(f"store(scratch, {self._scratch(self._slot(n))}, real({_IDENTITY[n.op]}))")
         loop = self._for_lanes(self._inner_loops(block, _axes_of_operands(group)))
+        self._share([n.args[0] for n in group])
         for n in group:
             value = self._value(loop, n.args[0])
             at = self._scratch(self._slot(n))
-            op = "max" if n.op == "logsumexp" else n.op
-            self._line(loop, f"store(scratch, {at}, {self._combined(op, f'load(scratch, {at})', value)})")
-        exponentials = [n for n in group if n.op == "logsumexp"]
-        if exponentials:
-            self.functions.update(exp=None, log=None)
-            self.memory["select"] = None
-            loop = self._for_lanes(block)
-            for n in exponentials:  # an infinite maximum must not make inf − inf
-                at = self._scratch(self._slot(n))
-                top = self._fresh("top")
-                self._line(loop, f"{top} = load(scratch, {at})")
-                self._line(loop, f"store(scratch, {at}, select(abs({top}) < real(np.inf), {top}, real(0.0)))")
-            loop = self._for_lanes(self._inner_loops(block, _axes_of_operands(exponentials)))
-            for n in exponentials:
-                at, to = self._scratch(self._slot(n)), self._scratch(self._slot(n, "sum"))
-                value = self._value(loop, n.args[0])
-                self._line(loop, f"store(scratch, {to}, load(scratch, {to}) + exp({value} - load(scratch, {at})))")
-            loop = self._for_lanes(block)
-            for n in exponentials:
-                at, to = self._scratch(self._slot(n)), self._scratch(self._slot(n, "sum"))
-                self._line(loop, f"store(scratch, {at}, load(scratch, {at}) + log(load(scratch, {to})))")
+            loop.add(f"store(scratch, {at}, {self._combined(n.op, f'load(scratch, {at})', value)})")
+        self._finish_loop()
 
-    def _lane_loop(self, scope: _Scope, results: Sequence[Node]) -> None:
+    def _lane_loop(self, scope: Scope, results: Sequence[Node]) -> None:
         totals = [n for n in results if n in self.sweep.totals]
         for n in totals:
-            self._line(scope, f"{self._sum32(n)} = real({_IDENTITY[n.op]})")
+            scope.add(f"{self._sum32(n)} = real({_IDENTITY[n.op]})")
         loop = self._for_lanes(scope)
-        self._share(loop, [n.args[0] if n in self.sweep.totals else n for n in results])
+        self._share(self._roots(results))
         for n in results:
             if n in self.store_names:
                 self._store(loop, n)
             else:
-                self._line(loop, self._combine(n.op, self._sum32(n), self._value(loop, n.args[0])))
+                loop.add(self._combine(n.op, self._sum32(n), self._value(loop, n.args[0])))
         for n in totals:
-            self._flush(scope, n)
+            self._flush(scope, n, self._sum32(n))
+        self._finish_loop()
+
+    def _stage(self, block: Scope, roots: Sequence[Node]) -> None:
+        """Costly values that are the same along the inner axes, computed once for each lane."""
+        found: dict[Node, None] = {}
+
+        def visit(node: Node) -> None:
+            if self._is_at_hand(node):
+                return
+            if self._varies_by_lane(node) and not node.axes & set(self.inner):
+                if self._is_costly(node):
+                    found[node] = None
+                return
+            for a in node.args:
+                visit(a)
+
+        for root in roots:
+            visit(root)
+        if not found:
+            return
+        loop = self._for_lanes(block)
+        self._share(list(found))
+        values = [self._value(loop, n) for n in found]
+        for n, value in zip(found, values, strict=True):
+            loop.add(f"store(scratch, {self._scratch(self._slot(n))}, {value})")
+
+    def _is_at_hand(self, node: Node) -> bool:
+        """Whether a value is read from somewhere rather than computed."""
+        return (
+            node in self.slots or node in self.stored or node in self.scalars or node in self.array_of
+            or node in self.temps or node.op in ("constant", "iota")
+        )  # fmt: skip
+
+    def _computed(self, node: Node) -> Iterator[Node]:
+        """What is computed for a value, itself included, down to what is at hand, which is included too."""
+        seen: set[Node] = set()
+        stack = [node]
+        while stack:
+            n = stack.pop()
+            if n not in seen:
+                seen.add(n)
+                yield n
+                if not self._is_at_hand(n):
+                    stack.extend(n.args)
+
+    def _is_costly(self, node: Node) -> bool:
+        return any(n.op in _COSTLY and not self._is_at_hand(n) for n in self._computed(node))
+
+    def _varies_by_lane(self, node: Node) -> bool:
+        """Whether a value needs a position of the lane, be it to find what is in scratch memory."""
+        return self.lane in node.axes or any(n in self.slots for n in self._computed(node))
 
     def _sum32(self, node: Node) -> str:
         return f"{self.names[node]}_block"
 
-    def _flush(self, scope: _Scope, node: Node) -> None:
+    def _flush(self, scope: Scope, node: Node, block_sum: str) -> None:
         """Add a block's sum to its float64 total."""
         total = self._total_of(node)
-        block = f"np.float64({self._sum32(node)})"
+        block = f"np.float64({block_sum})"
         if not total.inner:
-            self._line(scope, self._combine(node.op, self._sum64(total), block))
+            scope.add(self._combine(node.op, self._sum64(total), block))
             return
         place = self._slot_of(scope, total)
         new = self._combined(node.op, f"load({total.name}, {place})", block)
-        self._line(scope, f"store({total.name}, {place}, {new})")
+        scope.add(f"store({total.name}, {place}, {new})")
 
-    def _slot_of(self, scope: _Scope, total: Total) -> str:
+    def _slot_of(self, scope: Scope, total: Total) -> str:
         place = "task" if total.per_task else "(first // chunk)"
         for axis in total.inner:
             place = f"({place} * {self.sizes[axis]} + {scope.env[axis]})"
@@ -500,45 +571,42 @@ class _KernelEmitter:
 
     # ---------------------------------------------------------------- lane inside
 
-    def _row_reductions(self, task: _Scope, group: Sequence[Node]) -> None:
-        exponentials = [n for n in group if n.op == "logsumexp"]
-        plain = [n for n in group if n.op != "logsumexp"]
-        for n in group:
-            if n.op not in ("sum", "prod", "max", "min", "logsumexp"):
-                raise UnsupportedError(f"kernels do not spell {n.op}")
-            self.temps[n] = self._fresh(self.given.get(n) or n.op)
-        for n in plain:
-            self._line(task, f"{self.temps[n]}_64 = np.float64({_IDENTITY[n.op]})")
-        tops = {n: self._fresh("top") for n in exponentials}
-        for n in exponentials:
-            self._line(task, f"{tops[n]} = real(-np.inf)")
-        loop, flush = self._blocks(task, _axes_of_operands(group), [(f"{self.temps[n]}_block", n.op) for n in plain])
-        self._share(loop, [n.args[0] for n in group])
-        for n in plain:
-            self._line(loop, self._combine(n.op, f"{self.temps[n]}_block", self._value(loop, n.args[0])))
-        for n in exponentials:
-            self.memory["largest"] = None
-            self._line(loop, f"{tops[n]} = largest({self._value(loop, n.args[0])}, {tops[n]})")
-        for n in plain:
-            self._line(flush, self._combine(n.op, f"{self.temps[n]}_64", f"np.float64({self.temps[n]}_block)"))
-        for n in plain:
-            self._line(task, f"{self.temps[n]} = real({self.temps[n]}_64)")
-        if exponentials:
-            self.functions.update(exp=None, log=None)
-            for n in exponentials:
-                self._line(task, f"if not abs({tops[n]}) < np.inf:")
-                self._line(_Scope(task, task.indent + 1, {}), f"{tops[n]} = real(0.0)")
-                self._line(task, f"{self.temps[n]}_64 = 0.0")
-            loop, flush = self._blocks(
-                task, _axes_of_operands(exponentials), [(f"{self.temps[n]}_block", "sum") for n in exponentials]
-            )
-            for n in exponentials:
-                self._line(loop, f"{self.temps[n]}_block += exp({self._value(loop, n.args[0])} - {tops[n]})")
-                self._line(flush, f"{self.temps[n]}_64 += np.float64({self.temps[n]}_block)")
-            for n in exponentials:
-                self._line(task, f"{self.temps[n]} = {tops[n]} + log(real({self.temps[n]}_64))")
+    def _row(self, task: Scope) -> None:
+        """The lane is an inner axis, or there is none: reductions along the row."""
+        levels = self._levels()
+        outer_only = [n for n in self.sweep.results if not self._domain(n) & set(self.inner)]
+        with_inner = [n for n in self.sweep.results if n not in outer_only]
+        self._choose_kept([*([n.args[0] for n in group] for group in levels), self._roots(with_inner)])
+        for group in levels:
+            self._row_reductions(task, group)
+        self._share(self._roots(outer_only))
+        for n in outer_only:
+            if n in self.store_names:
+                self._store(task, n)
+            else:
+                value = self._value(task, n.args[0])
+                task.add(self._combine(n.op, self._sum64(self._total_of(n)), f"np.float64({value})"))
+        if with_inner:
+            self._row_loop(task, with_inner)
 
-    def _blocks(self, task: _Scope, used: Axes, sums: Sequence[tuple[str, str]]) -> tuple[_Scope, _Scope]:
+    def _row_reductions(self, task: Scope, group: Sequence[Node]) -> None:
+        names = {n: self._fresh(self.given.get(n) or {"max": "top", "min": "bottom"}.get(n.op, n.op)) for n in group}
+        for n, name in names.items():
+            _require_known(n)
+            task.add(f"{name}_64 = np.float64({_IDENTITY[n.op]})")
+        blocks = {n: f"{name}_block" for n, name in names.items()}
+        loop, flush = self._blocks(task, _axes_of_operands(group), [(blocks[n], n.op) for n in group])
+        self._share([n.args[0] for n in group])
+        for n in group:
+            loop.add(self._combine(n.op, blocks[n], self._value(loop, n.args[0])))
+        for n, name in names.items():
+            flush.add(self._combine(n.op, f"{name}_64", f"np.float64({blocks[n]})"))
+        for n, name in names.items():
+            task.add(f"{name} = real({name}_64)")
+        self.temps.update(names)
+        self._finish_loop()
+
+    def _blocks(self, task: Scope, used: Axes, sums: Sequence[tuple[str, str]]) -> tuple[Scope, Scope]:
         """Loops over the inner axes, the innermost in blocks. Returns the body and the scope after each block.
 
         Statements for the second scope must be added after all of the first's.
@@ -547,90 +615,141 @@ class _KernelEmitter:
         along = self.inner[-1]
         if along not in used or (self.lane is not None and along != self.lane):
             for name, op in sums:
-                self._line(scope, f"{name} = real({_IDENTITY[op]})")
+                scope.add(f"{name} = real({_IDENTITY[op]})")
             if along in used and along not in scope.env:
                 raise AssertionError("an inner axis without a loop")
-            return _Scope(scope, scope.indent, {}), scope
-        self._line(scope, f"for block in range(0, {self.sizes[along]}, {BLOCK}):")
-        flush = _Scope(scope, scope.indent + 1, {})
+            return scope, scope
+        flush = scope.open(f"for block in range(0, {self.sizes[along]}, {BLOCK}):")
         for name, op in sums:
-            self._line(flush, f"{name} = real({_IDENTITY[op]})")
+            flush.add(f"{name} = real({_IDENTITY[op]})")
         index = f"i_{python_name(along)}"
-        self._line(flush, f"for {index} in range(block, min(block + {BLOCK}, {self.sizes[along]})):")
-        return _Scope(flush, flush.indent + 1, {along: index}), flush
+        body = flush.open(
+            f"for {index} in range(block, min(block + {BLOCK}, {self.sizes[along]})):", {along: index}
+        )
+        return body, flush
 
-    def _row_loop(self, task: _Scope, results: Sequence[Node]) -> None:
+    def _row_loop(self, task: Scope, results: Sequence[Node]) -> None:
         totals = [n for n in results if n in self.sweep.totals]
         along = [n for n in totals if self.lane is None or self.lane not in self._total_of(n).inner]
         loop, flush = self._blocks(task, self._axes_of_results(results), [(self._sum32(n), n.op) for n in along])
-        self._share(loop, [n.args[0] if n in self.sweep.totals else n for n in results])
+        self._share(self._roots(results))
         for n in results:
             if n in self.store_names:
                 self._store(loop, n)
             elif n in along:
-                self._line(loop, self._combine(n.op, self._sum32(n), self._value(loop, n.args[0])))
+                loop.add(self._combine(n.op, self._sum32(n), self._value(loop, n.args[0])))
             else:  # one total for each lane
                 total = self._total_of(n)
                 place = self._slot_of(loop, total)
                 value = f"np.float64({self._value(loop, n.args[0])})"
-                self._line(
-                    loop, f"store({total.name}, {place}, {self._combined(n.op, f'load({total.name}, {place})', value)})"
+                loop.add(
+                    f"store({total.name}, {place}, {self._combined(n.op, f'load({total.name}, {place})', value)})"
                 )
         for n in along:
-            self._flush(flush, n)
+            self._flush(flush, n, self._sum32(n))
+        self._finish_loop()
+
+    # ---------------------------------------------------------------- values that several loops need
+
+    def _choose_kept(self, loops: Sequence[Sequence[Node]]) -> None:
+        """Choose the costly values that an earlier loop leaves for a later one."""
+        if not self.layout.keep:
+            return
+        inside = set(self.inner)
+        before: set[Node] = set()
+        for roots in loops:
+            new: set[Node] = set()
+            stack = list(roots)
+            while stack:
+                n = stack.pop()
+                if n in before:
+                    self.kept.setdefault(n, len(self.kept))
+                elif n not in self.sweep.reductions and not self._is_at_hand(n):
+                    in_reach = n.axes & inside == inside and (not self.blocked or self.lane in n.axes)
+                    if n.op in _CALLS and in_reach and n not in new:
+                        new.add(n)
+                    stack.extend(n.args)
+            before |= new
+
+    def _kept_offset(self, scope: Scope, node: Node) -> str:
+        place = str(self.kept[node])
+        for axis in self.inner:
+            size = str(self.layout.width) if self.layout.width else self.sizes[axis]
+            place = scope.env[axis] if place == "0" else f"({place} * {size} + {_tight(scope.env[axis])})"
+        if self.blocked:
+            return f"{place} * {self.layout.lanes} + j"
+        return place.removeprefix("(").removesuffix(")") if place.startswith("(") else place
+
+    def _finish_loop(self) -> None:
+        """What the loop has kept may be read from now on."""
+        self.stored |= self.pending
 
     # ------------------------------------------------------------------ expressions
 
-    def _store(self, scope: _Scope, node: Node) -> None:
+    def _store(self, scope: Scope, node: Node) -> None:
         argument = self.store_names[node]
         value = self._value(scope, node)
-        if node in self.layout.transposed:
+        if node in self.layout.transposed and self.blocked:
             self.tiles.setdefault(node, len(self.tiles))
-            self._line(scope, f"store(tile, {self._tile_offset(scope, node)}, {value})")
+            scope.add(f"store(tile, {self._tile_offset(scope, node)}, {value})")
         else:
             self._to_memory(scope, argument, value)
 
-    def _to_memory(self, scope: _Scope, argument: ArrayArgument, value: str) -> None:
+    def _to_memory(self, scope: Scope, argument: ArrayArgument, value: str) -> None:
         if argument.dtype in ("float16", "bfloat16"):
             self.memory[f"to_{argument.dtype}"] = None
             value = f"to_{argument.dtype}({value})"
-        self._line(scope, f"store({argument.name}, {self._offset(scope, argument)}, {value})")
+        scope.add(f"store({argument.name}, {self._offset(scope, argument)}, {value})")
 
-    def _offset(self, scope: _Scope, argument: ArrayArgument) -> str:
+    def _offset(self, scope: Scope, argument: ArrayArgument) -> str:
         parts = [f"{_tight(scope.env[a])} * {argument.name}_{python_name(a)}" for a in argument.axes]
-        if self.lane is not None and self.lane in argument.node.axes and self.lane not in argument.axes:
+        if argument.node in self.layout.transposed and self.layout.unrolled:
+            ((axis, width),) = self.layout.unrolled
+            assert self.lane is not None
+            parts += [f"{_tight(scope.env[self.lane])} * {width}", scope.env[axis]]
+        elif self.lane is not None and self.lane in argument.node.axes and self.lane not in argument.axes:
             parts.append(scope.env[self.lane])
         return " + ".join(parts) or "0"
 
-    def _share(self, scope: _Scope, roots: Sequence[Node]) -> None:
+    def _share(self, roots: Sequence[Node]) -> None:
         """Count uses, so that what a body needs more than once gets a name."""
         self.uses = Counter(roots)
+        self.pending = set()
         for n in ir.topological(roots):
             self.uses.update(n.args)
 
-    def _value(self, scope: _Scope, node: Node) -> str:
+    def _value(self, scope: Scope, node: Node) -> str:
         """The text of a value at the scope's position."""
+        outermost, self.here = self.here is None, self.here or scope.block
         text, _ = self._expression(scope, node)
+        if outermost:
+            self.here = None
         return text
 
-    def _expression(self, scope: _Scope, node: Node) -> tuple[str, int]:
-        axes = node.axes - self.layout.dropped
-        key = (node, tuple(scope.env.get(a, "") for a in sorted(axes)))
-        known = scope.find(key)
+    def _emit(self, scope: Scope, text: str) -> None:
+        """A statement on the way to a value: in front of the loop in which the value is needed."""
+        scope.block.add(text, before=self.here)
+
+    def _expression(self, scope: Scope, node: Node) -> tuple[str, int]:
+        axes = sorted(node.axes - self.layout.dropped)
+        key = (node, tuple(scope.env.get(a, "") for a in axes))
+        known = scope.block.find(key)
         if known is not None:
             return known, _ATOM
-        text, level = self._spell(scope, node)
-        simple = node.op in ("constant", "iota") or node in self.scalars
-        if not simple and (self.uses_of(node) > 1 or len(text) > _LONGEST or node.op == "input"):
+        if node in self.scalars or node in self.temps or node.op in ("constant", "iota"):
+            return self._spell(scope, node)
+        home = scope if self.blocked and self._varies_by_lane(node) else scope.home(axes)
+        text, level = self._spell(home, node)
+        shared = self.uses[node] > 1 or len(text) > _LONGEST or node.op == "input" or node in self.sweep.reductions
+        if shared or home is not scope or node in self.kept:
             name = self._local(node)
-            self._line(scope, f"{name} = {text}")
-            scope.known[key] = name
+            self._emit(home, f"{name} = {text}")
+            home.block.known[key] = name
+            if node in self.kept and node not in self.stored:
+                self._emit(home, f"store(kept, {self._kept_offset(home, node)}, {name})")
+                self.pending.add(node)
             return name, _ATOM
         return text, level
-
-    def uses_of(self, node: Node) -> int:
-        """How often the current body uses a value."""
-        return self.uses[node]
 
     def _local(self, node: Node) -> str:
         wanted = self.given.get(node)
@@ -641,13 +760,15 @@ class _KernelEmitter:
         self.counter += 1
         return self._fresh(f"t{self.counter}")
 
-    def _spell(self, scope: _Scope, node: Node) -> tuple[str, int]:
+    def _spell(self, scope: Scope, node: Node) -> tuple[str, int]:
         if node in self.scalars:
             return self.scalars[node], _ATOM
         if node in self.temps:
             return self.temps[node], _ATOM
         if node in self.slots and node not in self.array_of:
             return f"load(scratch, {self._scratch(self.slots[node])})", _ATOM
+        if node in self.stored:
+            return f"load(kept, {self._kept_offset(scope, node)})", _ATOM
         if node in self.array_of:
             return self._load(scope, node), _ATOM
         if node.op == "constant":
@@ -658,17 +779,20 @@ class _KernelEmitter:
             return self._take(scope, node), _ATOM
         if node.op == "rename":
             old, new = node.attrs
-            return self._expression(_Scope(scope, scope.indent, {old: scope.env[new]}), node.args[0])
+            return self._expression(scope.at({old: scope.env[new]}), node.args[0])
+        if node in self.sweep.reductions and self.layout.unrolled:
+            _require_known(node)
+            return self._reduced(scope, node), 10
         if node.op in REDUCTIONS | ir.INDEX_REDUCTIONS:
             raise UnsupportedError(f"kernels do not spell {node.op} here")
         return self._elementwise(scope, node)
 
-    def _load(self, scope: _Scope, node: Node) -> str:
-        if node in self.layout.transposed:
+    def _load(self, scope: Scope, node: Node) -> str:
+        if node in self.layout.transposed and self.blocked:
             return f"load(tile, {self._tile_offset(scope, node)})"
         return self._from_memory(scope, self.array_of[node])
 
-    def _from_memory(self, scope: _Scope, argument: ArrayArgument) -> str:
+    def _from_memory(self, scope: Scope, argument: ArrayArgument) -> str:
         node = argument.node
         text = f"load({argument.name}, {self._offset(scope, argument)})"
         if node.kind is Kind.BOOL:
@@ -691,26 +815,26 @@ class _KernelEmitter:
             return f"real({'-' if value < 0 else ''}np.inf)"
         return f"real({value!r})"
 
-    def _take(self, scope: _Scope, node: Node) -> str:
+    def _take(self, scope: Scope, node: Node) -> str:
         """The operand at another position along an axis; NaN outside of it."""
         x, index = node.args
         axis = node.attrs[0]
-        at = self._value(scope, index)
         name = self._fresh("at")
-        self._line(scope, f"{name} = {at}")
+        self._emit(scope, f"{name} = {self._value(scope, index)}")
         inside = self._fresh("inside")
         size = self.sizes[axis]
-        self._line(scope, f"{inside} = ({name} >= 0) & ({name} < {size})")
+        self._emit(scope, f"{inside} = ({name} >= 0) & ({name} < {size})")
         self.memory["select"] = None
         safe = self._fresh("position")
-        self._line(scope, f"{safe} = select({inside}, {name}, np.int64(0))")
-        there = _Scope(scope, scope.indent, {axis: safe})
-        value = self._value(there, x)
+        self._emit(scope, f"{safe} = select({inside}, {name}, np.int64(0))")
+        value = self._value(scope.at({axis: safe}), x)
         return f"select({inside}, {value}, real(np.nan))"
 
-    def _elementwise(self, scope: _Scope, node: Node) -> tuple[str, int]:
-        parts = [self._expression(scope, a) for a in node.args]
+    def _elementwise(self, scope: Scope, node: Node) -> tuple[str, int]:
         op = node.op
+        if op in ("eq", "ne") and (compared := self._compared_positions(scope, node)):
+            return f"{compared[0]} {_INFIX[op][0]} {compared[1]}", _INFIX[op][1]
+        parts = [self._expression(scope, a) for a in node.args]
         texts = [p[0] for p in parts]
         if op in ir.LOGICAL:
             wrapped = [f"({t})" if p < _ATOM else t for t, p in parts]
@@ -736,40 +860,49 @@ class _KernelEmitter:
         if op == "where":
             self.memory["select"] = None
             return f"select({texts[0]}, {texts[1]}, {texts[2]})", _ATOM
-        if op in ("minimum", "maximum", "sign"):
-            return self._composed(scope, node, op), _ATOM
+        if op in ("minimum", "maximum"):
+            self.memory[op] = None
+            return f"{op}({texts[0]}, {texts[1]})", _ATOM
+        if op == "sign":
+            self.memory["select"] = None
+            x = self._named(scope, node.args[0])
+            return f"select({x} > 0, real(1.0), select({x} < 0, real(-1.0), {x}))", _ATOM
+        if op == "narrow":
+            return f"narrow({texts[0]})", _ATOM
         if op in _CALLS:
-            self.functions[op] = None
-            return f"{op}({', '.join(texts)})", _ATOM
+            name = "exp_nonpositive" if op == "exp" and nonpositive(node.args[0], self.layout.nonnegative) else op
+            self.functions[name] = None
+            return f"{name}({', '.join(texts)})", _ATOM
         raise UnsupportedError(f"kernels do not spell {op}")
 
-    def _named(self, scope: _Scope, node: Node) -> str:
+    def _compared_positions(self, scope: Scope, node: Node) -> tuple[str, str] | None:
+        """The position along the lane and one that is the same for all of it, as 32-bit integers."""
+        position, index = node.args if node.args[0].op == "iota" else node.args[::-1]
+        along = position.op == "iota" and position.attrs[0] == self.lane and self.layout.narrow
+        if not along or index.kind is not Kind.INDEX or index.op == "constant" or self.lane in index.axes:
+            return None
+        self.memory["narrow"] = None
+        narrow = ir.intern("narrow", (index,), (), index.axes, Kind.INDEX)
+        self.uses[narrow] = 2
+        return f"np.int32({self._value(scope, position)})", self._value(scope, narrow)
+
+    def _named(self, scope: Scope, node: Node) -> str:
         """The value under a name, so that it can be used twice."""
         text, _ = self._expression(scope, node)
-        if text.isidentifier():
-            return text
-        if node.op == "constant":
+        if text.isidentifier() or node.op == "constant":
             return text
         name = self._local(node)
-        self._line(scope, f"{name} = {text}")
-        axes = node.axes - self.layout.dropped
-        scope.known[node, tuple(scope.env.get(a, "") for a in sorted(axes))] = name
+        self._emit(scope, f"{name} = {text}")
+        axes = sorted(node.axes - self.layout.dropped)
+        scope.block.known[node, tuple(scope.env.get(a, "") for a in axes)] = name
         return name
-
-    def _composed(self, scope: _Scope, node: Node, op: str) -> str:
-        self.memory["select"] = None
-        x = self._named(scope, node.args[0])
-        if op == "sign":
-            return f"select({x} > 0, real(1.0), select({x} < 0, real(-1.0), {x}))"
-        y = self._named(scope, node.args[1])
-        return self._combined("min" if op == "minimum" else "max", x, y)
 
     def _combined(self, op: str, x: str, y: str) -> str:
         if op in ("sum", "prod"):
             return f"{x} {'+' if op == 'sum' else '*'} {y}"
-        self.memory["select"] = None
-        # NaN in gives NaN out: a comparison with NaN fails, and `x` is then chosen for being NaN itself.
-        return f"select(({x} {'>' if op == 'max' else '<'} {y}) | ({x} != {x}), {x}, {y})"
+        function = {"max": "maximum", "min": "minimum"}[op]
+        self.memory[function] = None
+        return f"{function}({x}, {y})"
 
     def _combine(self, op: str, target: str, value: str) -> str:
         if op == "sum":
@@ -777,6 +910,11 @@ class _KernelEmitter:
         if op == "prod":
             return f"{target} *= {value}"
         return f"{target} = {self._combined(op, target, value)}"
+
+
+def _require_known(reduction: Node) -> None:
+    if reduction.op not in ("sum", "prod", "max", "min"):
+        raise UnsupportedError(f"kernels do not spell {reduction.op}")
 
 
 _STORAGE = {

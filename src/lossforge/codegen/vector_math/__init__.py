@@ -68,9 +68,16 @@ FUNCTIONS: Mapping[str, Any] = {
 }
 """The callables by the name of the operation, as in `lossforge.primitives`."""
 
+VARIANTS: Mapping[str, Any] = {
+    "exp_nonpositive": as_intrinsic("exp_nonpositive", exponential.exp_negative, SINGLE, 1),
+}
+"""Cheaper ones for arguments that are known to lie in a part of the domain."""
+
 
 def __getattr__(name: str) -> Any:
     """So that a kernel's source can say `from lossforge.codegen.vector_math import exp`."""
     if name in FUNCTIONS:
         return FUNCTIONS[name]
+    if name in VARIANTS:
+        return VARIANTS[name]
     raise AttributeError(f"module {__name__!r} has no function {name!r}; it has {', '.join(FUNCTIONS)}")
