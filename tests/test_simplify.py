@@ -11,9 +11,22 @@ from hypothesis import assume, given, settings
 
 from conftest import SEED
 from lossforge.interpreter import HighPrecision, evaluate
-from lossforge.ir import Kind, Node, Port, constant, input_, intern, iota, size, topological
+from lossforge.ir import (
+    Kind,
+    Node,
+    Port,
+    constant,
+    elementwise,
+    input_,
+    intern,
+    iota,
+    reduction,
+    size,
+    topological,
+    where,
+)
 from lossforge.rewrite import Rule, parse
-from lossforge.simplify import IDENTITIES, SIGNS, _under_assumptions, simplify
+from lossforge.simplify import IDENTITIES, SIGNS, _under_assumptions, nonnegative, nonpositive, simplify
 from lossforge.stabilize import TABLE, stabilize
 
 SAMPLE, ENTRY = "sample", "entry"
@@ -262,3 +275,45 @@ def test_simplified_and_stabilized_expressions_keep_their_value(text, seed):
         for index in np.argwhere(defined & small):
             a, b = x[tuple(index)], y[tuple(index)]
             assert agree(a, b), f"{text} became {new!r}: {a} != {b}"
+
+
+# ------------------------------------------------------------------------------------------- signs
+
+X, Y, G = input_("x", ("a", "b")), input_("y", ("a",)), input_("gamma")
+HIGHEST = reduction("max", X, ("b",))
+LOG_SIGMOID = elementwise("log_sigmoid", X)
+KNOWN_NONPOSITIVE = {
+    "log_sigmoid": LOG_SIGMOID,
+    "a power of it": G * LOG_SIGMOID,
+    "the other way round": LOG_SIGMOID / elementwise("exp", Y),
+    "minus a magnitude": -elementwise("abs", X),
+    "below the maximum": X - HIGHEST,
+    "below the maximum, guarded": X - where(elementwise("eq", HIGHEST, -np.inf), 0.0, HIGHEST),
+    "a sum": reduction("sum", LOG_SIGMOID - elementwise("softplus", Y), ("b",)),
+    "a minimum": elementwise("minimum", X, -1.0),
+}
+NOT_KNOWN = {
+    "a number": X,
+    "below another maximum": X - reduction("max", X * 2.0, ("b",)),
+    "a guard of something else": X - where(elementwise("eq", HIGHEST, np.inf), 0.0, HIGHEST),
+    "a product of two": LOG_SIGMOID * LOG_SIGMOID,
+    "a maximum": elementwise("maximum", LOG_SIGMOID, X),
+    "an unknown factor": Y * LOG_SIGMOID,
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_NONPOSITIVE)
+def test_what_is_known_to_be_nonpositive_is(name, rng):
+    node = KNOWN_NONPOSITIVE[name]
+    assert nonpositive(node, frozenset({G}))
+    assert not nonnegative(node, frozenset({G}))
+    values = {Port(X, ("a", "b")): 5 * rng.normal(size=(50, 7)), Port(Y, ("a",)): rng.normal(size=50), Port(G, ()): 1.5}
+    values[Port(X, ("a", "b"))][3] = -np.inf
+    with np.errstate(all="ignore"):
+        (found,) = evaluate([node], values)
+    assert (found[~np.isnan(found)] <= 0).all()
+
+
+@pytest.mark.parametrize("name", NOT_KNOWN)
+def test_a_sign_that_is_not_known_is_not_claimed(name):
+    assert not nonpositive(NOT_KNOWN[name], frozenset({G}))

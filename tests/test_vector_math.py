@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from mpmath import mp, mpf
 
-from lossforge.codegen.vector_math import FUNCTIONS
+from lossforge.codegen.vector_math import FUNCTIONS, VARIANTS
 from lossforge.codegen.vector_math.coefficients import POLYNOMIALS
 from lossforge.codegen.vector_math.exponential import LN2
 from lossforge.codegen.vector_math.minimax import FITS, derive
@@ -33,7 +33,7 @@ DOUBLE_BOUND = {name: 4.0 for name in UNARY if name not in ("sin", "cos", "tan",
 @functools.cache
 def loop(name, flags):
     """A loop over the function, compiled for float32 and float64 when called with them."""
-    function = FUNCTIONS[name]
+    function = (FUNCTIONS | VARIANTS)[name]
 
     def unary(out, x):
         for i in range(x.size):
@@ -166,6 +166,34 @@ def arguments_for(name, dtype, rng):
 def test_float32_is_within_2_ulp(name, rng):
     error, place = worst(name, arguments_for(name, np.float32, rng))
     assert error <= 2, (error, place)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exp_of_nonpositive_numbers_is_exp(dtype, rng):
+    x = np.append(-np.abs(arguments_for("exp", dtype, rng)), dtype(-math.inf))
+    with mp.workdps(45):
+        exact = [mp.exp(mpf(float(v))) for v in x]
+    got = apply("exp_nonpositive", x)
+    assert max(ulps(float(g), e, dtype) for g, e in zip(got, exact, strict=True)) <= 2
+    assert apply("exp_nonpositive", np.array([math.nan, 0.0, -0.0], dtype)).tolist()[1:] == [1.0, 1.0]
+    assert math.isnan(apply("exp_nonpositive", np.array([math.nan], dtype))[0])
+
+
+@pytest.mark.parametrize("name", ["exp", "exp_nonpositive"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sum_of_vanished_powers_is_zero(name, dtype):
+    """A product that is fused into the sum is not rounded on its own."""
+    function = (FUNCTIONS | VARIANTS)[name]
+
+    def total(x):
+        result = x[0] - x[0]
+        for i in range(1, x.size):
+            result += function(x[i])
+        return result
+
+    compiled = numba.njit(total, fastmath=set(KERNEL_FLAGS), error_model="numpy")
+    for lowest in (-math.inf, -3000.0):
+        assert compiled(np.append(dtype(0), np.full(100_000, lowest, dtype))) == 0
 
 
 @pytest.mark.parametrize("name", DOUBLE_BOUND)

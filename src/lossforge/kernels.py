@@ -528,7 +528,9 @@ class Bound:
 
         def run_step(values: dict[Node, Any]) -> None:
             with np.errstate(all="ignore"):
-                found = function(*(self._operand(n, values, p.order, np.float64) for n, p in zip(leaves, inputs, strict=True)))
+                found = function(
+                    *(self._operand(n, values, p.order, np.float64) for n, p in zip(leaves, inputs, strict=True))
+                )
             for r, value in zip(results, found if isinstance(found, tuple) else (found,), strict=True):
                 values[r.node] = (np.asarray(value).astype(self.real), r.order) if r.order else float(value)
 
@@ -647,9 +649,7 @@ class Bound:
             return sweep.inner[-1]
         return max(candidates, key=lambda a: (votes.get(a, 0.0), sizes[a]), default=None)
 
-    def _layout(
-        self, sweep: Sweep, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]
-    ) -> Layout:
+    def _layout(self, sweep: Sweep, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]) -> Layout:
         """The lane, and how loops over the inner axes are written."""
         lane = self._lane(sweep, lies, sizes, dropped)
         kept = {a for n in sweep.totals for a in n.axes}

@@ -127,9 +127,7 @@ def _decompose(roots: Sequence[Node]) -> list[Node]:
             # All entries −∞: e⁰ must not appear. One of them ∞: so is the sum; ∞ − ∞ must not hide it.
             top = ir.where(elementwise("eq", highest, -math.inf), 0.0, highest)
             powers = elementwise("exp", x - top)
-            total = ir.where(
-                elementwise("eq", highest, math.inf), math.inf, reduction("sum", powers, node.attrs[0])
-            )
+            total = ir.where(elementwise("eq", highest, math.inf), math.inf, reduction("sum", powers, node.attrs[0]))
             parts[node] = top, powers, total
             return top + elementwise("log", total)
         if node.op == "sub" and node.args[1] in parts:

@@ -240,6 +240,7 @@ class _KernelEmitter:
             if a not in self.layout.dropped and not (a == self.lane and node in self.layout.unit)
             if not (a in known and self.layout.unrolled)
         )
+        self.taken |= {f"{name}_{python_name(a)}" for a in axes}  # the strides
         return ArrayArgument(node, name, self.dtypes[node], axes)
 
     def _total(self, node: Node) -> Total:
@@ -403,9 +404,7 @@ class _KernelEmitter:
                 if n in self.store_names:
                     self._store(place, n)
                     continue
-                target = next(
-                    name for m, at, name in accumulated if m is n and all(env[a] == i for a, i in at.items())
-                )
+                target = next(name for m, at, name in accumulated if m is n and all(env[a] == i for a, i in at.items()))
                 place.add(self._combine(n.op, target, self._value(place, n.args[0])))
         for n, env, name in accumulated:
             self._flush(block.at(env), n, name)
@@ -623,9 +622,7 @@ class _KernelEmitter:
         for name, op in sums:
             flush.add(f"{name} = real({_IDENTITY[op]})")
         index = f"i_{python_name(along)}"
-        body = flush.open(
-            f"for {index} in range(block, min(block + {BLOCK}, {self.sizes[along]})):", {along: index}
-        )
+        body = flush.open(f"for {index} in range(block, min(block + {BLOCK}, {self.sizes[along]})):", {along: index})
         return body, flush
 
     def _row_loop(self, task: Scope, results: Sequence[Node]) -> None:
@@ -642,9 +639,7 @@ class _KernelEmitter:
                 total = self._total_of(n)
                 place = self._slot_of(loop, total)
                 value = f"np.float64({self._value(loop, n.args[0])})"
-                loop.add(
-                    f"store({total.name}, {place}, {self._combined(n.op, f'load({total.name}, {place})', value)})"
-                )
+                loop.add(f"store({total.name}, {place}, {self._combined(n.op, f'load({total.name}, {place})', value)})")
         for n in along:
             self._flush(flush, n, self._sum32(n))
         self._finish_loop()

@@ -34,8 +34,9 @@ LN2 = {
     52: (float.fromhex("0x1.62e42fefa38p-1"), float.fromhex("0x1.ef35793c7673p-45")),
 }
 
-#: Arguments of exp beyond which it has under- or overflowed for good, also when its result is halved.
-EXP_RANGE = {"single": (-105.0, 90.0), "wide": (-300.0, 300.0), "double": (-747.0, 712.0)}
+#: Arguments of exp beyond which it has under- or overflowed for good: also when its result is halved, and when it
+#: joins a sum of many before it is rounded, as the last factor does where it is fused with the addition.
+EXP_RANGE = {"single": (-170.0, 90.0), "wide": (-300.0, 300.0), "double": (-1400.0, 712.0)}
 
 
 def polynomial(name: str, z: Value) -> Value:
@@ -92,7 +93,8 @@ def exp_negative(x: Value, tail: Value | None = None) -> Value:
     """e**(x + tail) for x <= 0 and a tail of a few units in the last place of x."""
     form = x.form
     lift = 0 if form is WIDE else form.bias // 2  # enough to keep the first product normal
-    r, encoded = _exp_reduced(clamp(x, EXP_RANGE[form.name][0], None), form.bias + lift, tail)
+    lowest = max(EXP_RANGE[form.name][0], -(form.bias + lift - 2) * math.log(2))
+    r, encoded = _exp_reduced(clamp(x, lowest, None), form.bias + lift, tail)
     return _exp_core(r) * _power_of_two(encoded) * 2.0**-lift
 
 
