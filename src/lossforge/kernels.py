@@ -467,7 +467,7 @@ class Bound:
         return run_step
 
     def _operand(
-        self, node: Node, values: dict[Node, Any], order: Sequence[Axis], real: DTypeLike = None
+        self, node: Node, values: dict[Node, Any], order: Sequence[Axis], real: DTypeLike | None = None
     ) -> np.ndarray:
         """An array in a precision (the computing one unless given) with its axes in an order."""
         if not node.axes:

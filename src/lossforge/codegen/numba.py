@@ -600,7 +600,7 @@ class _KernelEmitter:
             loop.add(self._combine(n.op, blocks[n], self._value(loop, n.args[0])))
         for n, name in names.items():
             flush.add(self._combine(n.op, f"{name}_64", f"np.float64({blocks[n]})"))
-        for n, name in names.items():
+        for name in names.values():
             task.add(f"{name} = real({name}_64)")
         self.temps.update(names)
         self._finish_loop()
