@@ -495,6 +495,18 @@ def batched(program: Program, which: tuple[str, ...], axis: Axis) -> Program:
     return Program(tuple(inputs), outputs, program.output_names, program.like)
 
 
+@lru_cache(maxsize=1024)
+def new_axis(program: Program) -> Axis:
+    """An axis for `batched` that the program does not have yet."""
+    ports = (*program.inputs, *program.outputs)
+    taken = {a for p in ports for a in p.order}
+    taken |= {a for n in ir.topological([p.node for p in ports]) for a in n.axes}
+    axis = "vmap"
+    while axis in taken:
+        axis += "_"
+    return axis
+
+
 def require_sizes(plan: Plan, sizes: Mapping[Axis, tuple[int | None, ...]]) -> None:
     """Refuse a mean over nothing, and another size of an axis that has one only.
 
@@ -524,6 +536,7 @@ __all__ = [
     "UnsupportedError",
     "batched",
     "indexed",
+    "new_axis",
     "is_local",
     "jvp_program",
     "program_jvp",

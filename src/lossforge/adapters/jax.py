@@ -7,23 +7,25 @@ the map holds fixed is computed by `evaluate` too, so that all derivatives come 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from lossforge.codegen.emitter import assemble, compile_text, emit
-from lossforge.codegen.jax import jax_backend
+from lossforge.adapters import jax_kernels
+from lossforge.adapters.jax_kernels import compiled, in_precision
 from lossforge.compiler import REDUCTIONS, Plan, Reduction
 from lossforge.dtypes import FLOATS, computing
 from lossforge.errors import ParameterError
 from lossforge.ir import Kind, Port, Program
 from lossforge.linearize import linearize
+from lossforge.runtime.switch import use_kernels
 
 if TYPE_CHECKING:
     from lossforge.loss import Loss
@@ -77,14 +79,33 @@ def _extremes(index: Any, mask: Any) -> tuple[Any, Any]:
 # ------------------------------------------------------------------------------------- programs
 
 
-def _program(what: Plan | Program) -> Program:
-    return what.value() if isinstance(what, Plan) else what
+Parts: TypeAlias = "tuple[Plan | Program, ...]"
 
 
 @lru_cache(maxsize=1024)
+def _program(parts: Parts) -> Program:
+    """Programs of the same inputs as one."""
+    programs = [p.value() if isinstance(p, Plan) else p for p in parts]
+    if len(programs) == 1:
+        return programs[0]
+    outputs = tuple(o for p in programs for o in p.outputs)
+    return Program(programs[0].inputs, outputs, tuple(f"output_{i}" for i in range(len(outputs))))
+
+
+def _by_part(parts: Parts, outputs: Sequence[Any]) -> list[Sequence[Any]]:
+    """The outputs of each of the programs that `_program` joined."""
+    left = iter(outputs)
+    return [list(islice(left, len(_program((p,)).outputs))) for p in parts]
+
+
 def _jitted(what: Plan | Program) -> Callable[..., tuple[Any, ...]]:
+    return _function(what, use_kernels())
+
+
+@lru_cache(maxsize=1024)
+def _function(what: Plan | Program, kernels: bool) -> Callable[..., tuple[Any, ...]]:
     """The program as a compiled function of arrays of any dtype, in which no parameter's value is baked."""
-    program = _program(what)
+    program = _program((what,))
 
     def function(*arrays: Any) -> tuple[Any, ...]:
         given = [jnp.asarray(a) for a in arrays]
@@ -92,8 +113,11 @@ def _jitted(what: Plan | Program) -> Callable[..., tuple[Any, ...]]:
         dtype = _precision(program.inputs, given)
         # JAX's own rule for these conversions returns each gradient in the dtype of what it belongs to.
         kinds: dict[Kind, Any] = {Kind.FLOAT: dtype, Kind.INDEX: int, Kind.BOOL: bool}
-        ready = (a.astype(kinds[p.node.kind]) for p, a in zip(program.inputs, given, strict=True))
-        results = evaluate(what, *ready)
+        ready = (
+            a if p.node.kind is Kind.FLOAT and str(a.dtype) in FLOATS else a.astype(kinds[p.node.kind])
+            for p, a in zip(program.inputs, given, strict=True)
+        )
+        results = evaluate((what,), dtype, *ready)
         wanted = (dtypes[like] if like is not None else dtype for like in program.like)
         return tuple(r.astype(w if w in FLOATS else dtype) for r, w in zip(results, wanted, strict=True))
 
@@ -108,39 +132,36 @@ def _precision(ports: Sequence[Port], arrays: Sequence[Any]) -> str:
     return computing(decide or [d for d, _, _ in floats])
 
 
-@lru_cache(maxsize=1024)
-def _compiled(program: Program) -> Callable[..., tuple[Any, ...]]:
-    backend = jax_backend()
-    function = compile_text(assemble(backend, [emit(program, backend)]), "program", "jax")
-    return function if len(program.outputs) > 1 else lambda *arrays: (function(*arrays),)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def evaluate(what: Plan | Program, *arrays: Any) -> tuple[Any, ...]:
-    """The outputs of a program, or of a plan's value; floats are all in the precision to compute in."""
-    return _compiled(_program(what))(*arrays)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def evaluate(parts: Parts, real: str, *arrays: Any) -> tuple[Any, ...]:
+    """The outputs of programs of the same inputs, or of a plan's value, computed together in the precision `real`."""
+    return jax_kernels.evaluate(_program(parts), real, arrays)
 
 
 @partial(evaluate.defjvp, symbolic_zeros=True)
 def _tangents(
-    what: Plan | Program, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    parts: Parts, real: str, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The outputs, and their tangents, which are linear in those of the inputs."""
-    program = _program(what)
+    inputs = _program(parts).inputs
     moving = {
-        p.name: t
-        for p, t in zip(program.inputs, tangents, strict=True)
+        p.name: t.astype(real)
+        for p, t in zip(inputs, tangents, strict=True)
         if p.node.kind is Kind.FLOAT and not isinstance(t, SymbolicZero)
     }
-    outputs = evaluate(what, *primals)
-    split = linearize(what, tuple(moving))
-    # XLA computes once what the outputs and the residuals have in common.
-    residuals = evaluate(split.residuals, *primals) if split.residuals.outputs else ()
-    found: Iterator[Any] = iter(_compiled(split.linear)(*primals, *residuals, *moving.values()))
-    return outputs, tuple(
-        next(found) if p.node.kind is Kind.FLOAT else np.zeros(o.shape, jax.dtypes.float0)
-        for o, p in zip(outputs, program.outputs, strict=True)
-    )
+    maps = [linearize(part, tuple(moving)) for part in parts]
+    # What the maps hold fixed is computed with the outputs: value and gradient of a loss in one program.
+    wanted = tuple(dict.fromkeys((*parts, *(m.residuals for m in maps if m.residuals.outputs))))
+    found = dict(zip(wanted, _by_part(wanted, evaluate(wanted, real, *primals)), strict=True))
+    outputs, changes = [], []
+    for part, split in zip(parts, maps, strict=True):
+        given = in_precision(_program((part,)), real, primals)
+        changed = iter(compiled(split.linear)(*given, *found.get(split.residuals, ()), *moving.values()))
+        for port, output in zip(_program((part,)).outputs, found[part], strict=True):
+            outputs.append(output)
+            floats = port.node.kind is Kind.FLOAT
+            changes.append(next(changed) if floats else np.zeros(output.shape, jax.dtypes.float0))
+    return tuple(outputs), tuple(changes)
 
 
 # ------------------------------------------------------------------------------------- a loss as a function

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.autograd import forward_ad
 
-from lossforge import ir
 from lossforge.adapters import torch_kernels
 from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.torch import torch_backend
-from lossforge.compiler import REDUCTIONS, Plan, Reduction, batched, program_jvp, program_vjp
+from lossforge.compiler import REDUCTIONS, Plan, Reduction, batched, new_axis, program_jvp, program_vjp
 from lossforge.errors import ParameterError
 from lossforge.ir import Kind, Node, Port, Program
 from lossforge.runtime.switch import use_kernels
@@ -151,18 +150,7 @@ class Graph:
 
     def batched(self, which: tuple[str, ...]) -> Graph:
         """The program with one more, leading axis on the inputs `which` and on all outputs."""
-        return Graph(batched(self.program, which, _new_axis(self.program)), self.dtype)
-
-
-@lru_cache(maxsize=1024)
-def _new_axis(program: Program) -> str:
-    ports = (*program.inputs, *program.outputs)
-    taken = {a for p in ports for a in p.order}
-    taken |= {a for n in ir.topological([p.node for p in ports]) for a in n.axes}
-    axis = "vmap"
-    while axis in taken:
-        axis += "_"
-    return axis
+        return Graph(batched(self.program, which, new_axis(self.program)), self.dtype)
 
 
 def _unseen_by_dynamo(method: _Method) -> _Method:
