@@ -30,7 +30,7 @@ from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.jax import jax_backend
 from lossforge.compiler import batched, new_axis
 from lossforge.dtypes import FLOATS
-from lossforge.errors import LossforgeError, UnsupportedError
+from lossforge.errors import LossforgeError
 from lossforge.ir import Kind, Program
 from lossforge.runtime.pages import advise_huge_pages
 from lossforge.runtime.switch import use_kernels
@@ -180,14 +180,10 @@ class _Call:
             advise_huge_pages(array)
         kernels.run(self.program, arrays, self.real, *self._dtypes, out)
 
-    def prepare(self) -> None:
-        """Compile the kernels.
-
-        Raises:
-            UnsupportedError: the program holds an operation that kernels do not spell.
-        """
+    def is_spelled(self) -> bool:
+        """Compile the kernels, if they spell the program."""
         arrays = [np.empty(m.shape, np.uint16 if m.format == "bfloat16" else m.format) for m in self.arguments]
-        kernels.bound(self.program, arrays, self.real, *self._dtypes)
+        return kernels.attempt_bound(self.program, arrays, self.real, *self._dtypes) is not None
 
     @property
     def _dtypes(self) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
@@ -205,9 +201,7 @@ def _prepare(program: Program, real: str, arguments: Sequence[Any], results: Seq
     if not _is_registered():
         return None
     call = _Call(program, real, *(tuple(_Memory(a.shape, str(a.dtype)) for a in m) for m in (arguments, results)))
-    try:
-        call.prepare()
-    except UnsupportedError:
+    if not call.is_spelled():
         return None
     described = f"{_text(program)}\n{real} {call.arguments} {call.results}"
     key = hashlib.sha256(described.encode()).hexdigest()

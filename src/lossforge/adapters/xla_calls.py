@@ -13,6 +13,9 @@ from ctypes import POINTER, Structure, c_char_p, c_int, c_int64, c_size_t, c_uin
 from typing import Any
 
 import jax
+from llvmlite import ir
+
+from lossforge.runtime.gate import gate
 
 Run = Callable[[str, Sequence[int], Sequence[int]], None]
 """The attribute ``key`` of the call, the addresses of its arguments, and those of its results."""
@@ -22,7 +25,7 @@ VERSION = 0, 3
 
 _METADATA = 1  # XLA_FFI_Extension_Metadata: asks which version a handler was written for
 _EXECUTE = 3  # XLA_FFI_ExecutionStage_EXECUTE
-_INTERNAL = 13  # XLA_FFI_Error_Code_INTERNAL
+_ABORTED, _INTERNAL = 10, 13  # XLA_FFI_Error_Code_…
 
 
 class _Buffer(Structure):
@@ -125,8 +128,35 @@ def register(name: str, run: Run) -> None:
 
     handler = _Handler(handle)
     _handlers.append(handler)
-    capsule = jax.ffi.pycapsule(ctypes.cast(handler, c_void_p))  # type: ignore[no-untyped-call]
+    address = ctypes.cast(handler, c_void_p).value
+    assert address is not None
+    capsule = jax.ffi.pycapsule(c_void_p(gate(address, _refusal(), "refuse")))  # type: ignore[no-untyped-call]
     jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+
+
+def _refusal() -> ir.Module:
+    """A handler in machine code: the error that a call gets when Python has gone, or is about to."""
+    module = ir.Module("xla_calls")
+    pointer, i32, i64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
+    text = bytearray(b"lossforge: a kernel is called while Python exits\0")
+    message = ir.GlobalVariable(module, ir.ArrayType(ir.IntType(8), len(text)), "message")
+    message.initializer, message.global_constant = ir.Constant(message.value_type, text), True
+    creation = ir.GlobalVariable(module, ir.LiteralStructType([i64, pointer, pointer, i32]), "creation")
+    creation.initializer = ir.Constant(
+        creation.value_type,
+        [i64(ctypes.sizeof(_ErrorCreation)), pointer(None), message.bitcast(pointer), i32(_ABORTED)],
+    )
+    function = ir.Function(module, ir.FunctionType(pointer, [pointer]), "refuse")
+    builder = ir.IRBuilder(function.append_basic_block())
+
+    def field(base: ir.Value, offset: int) -> ir.Value:
+        at = builder.gep(base, [i64(offset)])
+        return builder.load(builder.bitcast(at, pointer.as_pointer()))
+
+    create = field(field(function.args[0], _CallFrame.api.offset), _Api.create_error.offset)
+    kind = ir.FunctionType(pointer, [pointer]).as_pointer()
+    builder.ret(builder.call(builder.bitcast(create, kind), [builder.bitcast(creation, pointer)]))
+    return module
 
 
 def _addresses(buffers: Any) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -74,6 +74,19 @@ def _link(image: bytes, symbols: dict[str, int]) -> llvm.ResourceTracker:
     for name, address in symbols.items():
         builder.import_symbol(name, address)
     return builder.link(_jit(), f"kernel{next(_library_numbers)}")
+
+
+def link_module(text: str, symbols: Sequence[str]) -> dict[str, int]:
+    """The addresses of some symbols of a module in LLVM's language, which stays mapped until the process ends."""
+    import llvmlite.binding as llvm
+
+    builder = llvm.JITLibraryBuilder().add_ir(text).add_current_process()
+    for name in symbols:
+        builder.export_symbol(name)
+    tracker = builder.link(_jit(), f"module{next(_library_numbers)}")
+    addresses = {name: tracker[name] for name in symbols}
+    tracker.detach()
+    return addresses
 
 
 def _numba_helpers(symbols: tuple[str, ...]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Whether losses of NumPy arrays and PyTorch CPU tensors run kernels, or the framework's own operations."""
+"""Whether losses on the CPU run kernels, or their framework's own operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _chosen: bool | None = None
 def use_kernels(on: bool | None = None) -> bool:
     """Say whether kernels run, and return what was said before.
 
-    With kernels off, losses run as NumPy's or PyTorch's own operations: slower, nothing to compile. None changes
+    With kernels off, losses run as their framework's own operations: slower, nothing to compile. None changes
     nothing. The default is on, unless the environment variable ``LOSSFORGE_KERNELS`` is ``0``.
     """
     global _chosen
