@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 from lossforge import ir
 from lossforge.adapters.base import _root
 from lossforge.compiler import Definition, Reduction
-from lossforge.errors import AdoptionError, BroadcastWarning, LossforgeError
+from lossforge.errors import AdoptionError, BroadcastWarning, LossforgeError, NotDifferentiableError
 from lossforge.frontends.positional import AxisTable, Importer, Refused, Restart, Tensor
 from lossforge.frontends.recording import Different, FrontEnd, Recording, overlay
 from lossforge.frontends.signature import Signature
@@ -39,6 +40,8 @@ _LARGER = ((3, 5, 23, 29, 19, 31, 37, 41), (5, 7, 29, 37, 23, 41, 43, 47))
 _LARGEST = ((23, 29, 19, 31, 37, 41, 43, 47), (29, 31, 23, 37, 41, 43, 47, 53))
 """For losses that cut windows out of their inputs."""
 _ATTEMPTS = 400
+_LARGEST_FURTHER = 2**16
+"""Entries of an array at sizes that nothing was recorded at."""
 _TOLERANCE = 1e-4
 """Of the largest entry, in float32, which some libraries compute in throughout."""
 
@@ -142,7 +145,7 @@ def _plain(x: Any) -> np.ndarray:
         raise AdoptionError(f"an example of dtype {array.dtype}; losses take real numbers, integers and truth values")
     if array.dtype.kind == "f":
         return array.astype(np.float32)
-    return array if array.dtype.kind == "b" else array.astype(np.int64)
+    return array if array.dtype.kind == "b" or array.dtype == np.int32 else array.astype(np.int64)
 
 
 def _arguments(
@@ -292,6 +295,8 @@ class _Read:
     importer: Importer
     result: Tensor
     shapes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]]
+    further: list[tuple[int, ...]]
+    """Shapes at which nothing was recorded."""
 
 
 class _Study:
@@ -466,12 +471,13 @@ class _Study:
         pair = [self._record(s) for s in shapes]
         recording = overlay(pair, {})
         importer, result = self._import(recording)
-        read = _Read(importer, result, (shapes[0], shapes[1]))
+        further = self._shapes({r: n + sizes[1][r] if n != sizes[1][r] else n for r, n in sizes[0].items()})
+        read = _Read(importer, result, (shapes[0], shapes[1]), further)
         self.numbers = {}
         if only_sizes:
             return read
         for name, value in self.all_numbers.items():
-            found = self._with_numbers(shapes, pair, [*self.numbers, name])
+            found = self._with_numbers(shapes, pair, [*self.numbers, name], further)
             if found is not None:
                 self.numbers[name] = value
                 if any(n.op == "input" and n.attrs[0] == name for n in ir.topological([found.result.node])):
@@ -481,7 +487,11 @@ class _Study:
         return read
 
     def _with_numbers(
-        self, shapes: Sequence[Sequence[tuple[int, ...]]], pair: Sequence[Recording], names: Sequence[str]
+        self,
+        shapes: Sequence[Sequence[tuple[int, ...]]],
+        pair: Sequence[Recording],
+        names: Sequence[str],
+        further: list[tuple[int, ...]],
     ) -> _Read | None:
         """The import with these numbers as parameters; None if they shape the graph."""
         recordings = list(pair)
@@ -501,7 +511,7 @@ class _Study:
         except (AdoptionError, Different):
             self.table = table
             return None
-        return _Read(importer, result, (list(shapes[0]), list(shapes[1])))
+        return _Read(importer, result, (list(shapes[0]), list(shapes[1])), further)
 
     # ------------------------------------------------------------------ names
 
@@ -565,7 +575,10 @@ class _Study:
             port = next(q for q in importer.ports if q.name == p)
             if port.node.kind is not Kind.FLOAT:
                 raise AdoptionError(f"{self.name}: the prediction {p!r} is not floating point")
-            require_gradient(node, port.node, p)
+            try:
+                require_gradient(node, port.node, p)
+            except NotDifferentiableError as error:
+                raise AdoptionError(f"{self.name}: {error}") from None
         if rewrites:
             self._verify(
                 importer.ports,
@@ -628,26 +641,43 @@ class _Study:
             cases.append(
                 (self.read.shapes[1], {**self.all_numbers, **{n: _other_values(v)[2] for n, v in self.numbers.items()}})
             )
+        if max((math.prod(shape) for shape in self.read.further), default=0) <= _LARGEST_FURTHER:
+            cases.append((self.read.further, dict(self.all_numbers)))
+        nodes = [p.node for p in ports if p.name in self.predictions]
+        pulled = dict(zip(nodes, vjp([(node, ir.constant(1.0))], nodes), strict=True))
+        constant = {a: n[0] for a, n in self.read.importer.sizes.items() if len(set(n)) == 1}
         compared = 0
         for shapes, numbers in cases:
             sizes = {a: n for p, s in zip(ports, shapes, strict=True) for a, n in zip(p.order, s, strict=True)}
+            sizes = constant | sizes
             arrays = [
                 s.draw(rng, shape, min([sizes[a] for a in bounds.get(p.name, ()) if a in sizes], default=None))
                 for s, shape, p in zip(self.samplers, shapes, ports, strict=True)
             ]
-            compared += self._compare(ports, node, order, arrays, numbers)
+            if shapes is self.read.further and not self._runs(arrays, numbers):
+                continue
+            compared += self._compare(ports, node, pulled, order, arrays, numbers)
         own = [np.array(a) for a in self.arrays]
-        compared += self._compare(ports, node, order, own, self.all_numbers)
+        compared += self._compare(ports, node, pulled, order, own, self.all_numbers)
         if not compared:
             raise AdoptionError(
                 f"{self.name}: the original gives no finite value on drawn inputs, so it cannot be compared; give examples "
                 f"of legal values (probabilities, labels …)"
             )
 
+    def _runs(self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]) -> bool:
+        """Whether the original takes these arrays at all."""
+        try:
+            self.front.run(arrays, {**self.options, **numbers}, [])
+        except Exception:
+            return False
+        return True
+
     def _compare(
         self,
         ports: Sequence[Port],
         node: Node,
+        pulled: Mapping[Node, Node | None],
         order: Sequence[Axis],
         arrays: Sequence[np.ndarray],
         numbers: Mapping[str, float],
@@ -661,14 +691,18 @@ class _Study:
         given = {p: a for p, a in zip(ports, arrays, strict=True)} | {
             Port(ir.input_(n), ()): numbers[n] for n in self.numbers
         }
-        nodes = [ports[i].node for i in wrt]
-        pulled = vjp([(node, ir.constant(1.0))], nodes)
-        mine = evaluate([node, *(g if g is not None else ir.constant(0.0) for g in pulled)], given)
+        slopes = [pulled[ports[i].node] for i in wrt]
+        try:
+            mine = evaluate([node, *(g if g is not None else ir.constant(0.0) for g in slopes)], given)
+        except (LossforgeError, ValueError, IndexError) as error:
+            raise AdoptionError(
+                f"{self.name}: it was read for some sizes, but not for inputs of shapes {[a.shape for a in arrays]} ({error})"
+            ) from error
         found = _ordered(mine[0], node.axes, order)
         if not np.isfinite(value).any():
             return False
         self._agree("value", found, np.asarray(value), arrays)
-        for i, (g, theirs) in enumerate(zip(pulled, gradients or (), strict=gradients is not None)):
+        for i, (g, theirs) in enumerate(zip(slopes, gradients or (), strict=gradients is not None)):
             axes = g.axes if g is not None else frozenset()
             port = ports[wrt[i]]
             full = _spread(mine[1 + i], axes, port.order, theirs.shape)
@@ -682,7 +716,7 @@ class _Study:
                 # At a kink each side has its own subgradient; beside it there is but one.
                 moved = [_beside(a, self.samplers[k]) if k in wrt else a for k, a in enumerate(arrays)]
                 try:
-                    self._compare(ports, node, order, moved, numbers, beside=True)
+                    self._compare(ports, node, pulled, order, moved, numbers, beside=True)
                 except AdoptionError:
                     raise error from None
         return True
@@ -726,7 +760,7 @@ class _Study:
             shapes = [[s[i] for i in places] for s in self.read.shapes]
             pair = [other._record(s) for s in shapes]
             numbers = [n for n in self.numbers if n in other.all_numbers]
-            read = other._with_numbers(shapes, pair, numbers) if numbers else None
+            read = other._with_numbers(shapes, pair, numbers, []) if numbers else None
             if read is None:
                 importer, result = other._import(overlay(pair, {}))
             else:

@@ -190,6 +190,11 @@ class _Emitter:
         self.wanted = dict(zip(kept, names.values(), strict=True))
         self.nodes = ir.topological(self.outputs)
         self.copies = {n.attrs[1]: n.attrs[0] for n in self.nodes if n.op == "rename"}
+        self.same_size: dict[Axis, list[Axis]] = {}
+        for n in self.nodes:
+            if n.op == "rename":
+                for a, b in (n.attrs[:2], n.attrs[1::-1]):
+                    self.same_size.setdefault(a, []).append(b)
         self.axes = self._global_order()
         self.flat = self._is_flat()
         self.uses = Counter(a for n in self.nodes for a in n.args)
@@ -384,10 +389,12 @@ class _Emitter:
         self.lines.append(f"{name} = {text}")
 
     def _root(self, axis: Axis) -> Axis:
-        seen = set()
-        while axis not in self.size_names and axis in self.copies and axis not in seen:
-            seen.add(axis)
-            axis = self.copies[axis]
+        """An axis of the same size whose size is known."""
+        reached = [axis]
+        for known in reached:
+            if known in self.size_names:
+                return known
+            reached += [a for a in self.same_size.get(known, ()) if a not in reached]
         return axis
 
     def _size_of(self, axis: Axis) -> str:

@@ -110,6 +110,8 @@ class Importer:
         self.ports: list[Port] = []
         self.values: dict[int, Any] = {}
         self.fresh: dict[str, int] = {}
+        self.ranges: set[Axis] = set()
+        """Axes of ranges that may still turn out to be one that an operation makes."""
         self.where = ""
         for i, (name, kind, shapes) in enumerate(zip(names, kinds, recording.inputs, strict=True)):
             self.values[i] = self._input(name, kind, shapes)
@@ -285,12 +287,13 @@ class Importer:
         found = self.axis_of(sizes) if self.table.root(_DERIVED + name) == _DERIVED + name else None
         if found is not None and self.count > 1 and len(set(sizes)) > 1:
             return Tensor(ir.iota(found), ((found,),))
-        axis = self.derived(name, sizes, ir.size(_DERIVED + name))
+        axis = self.derived(name, sizes, self.symbol(sizes))
         length = None
         if self.origin[axis].startswith(_DERIVED):
-            if len(set(sizes)) > 1:
-                raise Refused("a range whose end is not the size of an axis")
-            length = sizes[0]
+            if len(set(sizes)) == 1:
+                length = sizes[0]
+            elif self.origin[axis] == _DERIVED + name:
+                self.ranges.add(axis)
         return Tensor(ir.iota(axis, length), ((axis,),))
 
     # ------------------------------------------------------------------ elementwise
@@ -783,6 +786,9 @@ class Importer:
         (axis,) = along
         index = Tensor(_counting(index.node), index.dims)
         self._usable(index.node)
+        ordered = _sorted_axis(index.node)  # the order of one array, in which another is taken
+        if ordered is not None and self.sizes_of(ordered)[0] == self.sizes_of(axis)[0]:
+            self._same(ordered, axis)
         elsewhere = {a for d in others.dims for a in d}
         if index.node.op == "argsort" and index.node.attrs[0] == axis and axis not in elsewhere:
             (source_node, order), dims = self.align(
@@ -967,7 +973,10 @@ class Importer:
                 raise
             except LossforgeError as error:
                 raise AdoptionError(_refusal(step, str(error))) from error
-        return self.tensor(self.recording.result)
+        result = self.tensor(self.recording.result)
+        if any(n.op == "iota" and _base(n.attrs[0]) in self.ranges for n in ir.topological([result.node])):
+            raise Refused("a range whose end is not the size of an axis")
+        return result
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, Ref):
@@ -997,6 +1006,13 @@ def _counting(index: Node) -> Node:
         if position is index.args[1] and ignored.op == "constant" and ignored.attrs[0] < 0:
             return position
     return index
+
+
+def _sorted_axis(index: Node) -> Axis | None:
+    """The axis whose order an index holds, all of it or a part."""
+    while index.op in ("cast", "window", "slide", "take", "flip", "rename"):
+        index = index.args[0]
+    return str(index.attrs[0]) if index.op == "argsort" else None
 
 
 def _chosen(condition: Node, x: Node, y: Node) -> Node:
