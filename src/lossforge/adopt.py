@@ -407,7 +407,7 @@ class _Study:
         tied = self._tied(own)
         tables = [kept, tied] if tied.parents != kept.parents else [kept]
         for table in tables:
-            self.table = AxisTable(dict(table.parents), set(table.units), {})
+            self.table, problem = AxisTable(dict(table.parents), set(table.units), {}), None
             example = self._example(own)
             free = [r for r in example if r not in self.table.units]
             pinned = {r: example[r] for r in free if r in {self.table.root(f) for f in fixed}}
@@ -441,6 +441,18 @@ class _Study:
         kept = AxisTable(dict(self.table.parents), set(self.table.units), {})
         chosen: list[dict[Axis, int]] = [{}, {}]
         stuck = {r: example[r] for r in free if not options[r] and r not in self.table.units}
+        if len(stuck) > 1 and self._together(stuck, {r: example[r] for r in free}, kept):
+            for r in stuck:
+                options[r] = [2 * example[r], 3 * example[r]]
+            stuck = {}
+        main = self._roots()[self.names.index(self.predictions[0])][:1]
+        if main and main[0] in stuck and self._original_runs(main[0], {r: example[r] for r in free}):
+            # The loss holds for other batches; it is the reading that does not.
+            raise AdoptionError(
+                str(problem)
+                if isinstance(problem, AdoptionError)
+                else f"{self.name}: its steps depend on the size of the batch ({problem})"
+            )
         for r in free:
             if r in self.table.units or r in stuck:
                 continue
@@ -464,6 +476,27 @@ class _Study:
                     read.importer.fixed[axis] = n
         self.stuck = {**getattr(self, "stuck", {}), **stuck}
         return read
+
+    def _together(self, stuck: Mapping[Axis, int], base: Mapping[Axis, int], kept: AxisTable) -> bool:
+        """Whether axes that have one size each can grow together, as halves and their whole do."""
+        try:
+            for factor in (2, 3):
+                self._at([base, {**base, **{r: factor * n for r, n in stuck.items()}}], only_sizes=True)
+                self.table = AxisTable(dict(kept.parents), set(kept.units), {})
+        except (AdoptionError, Different):
+            self.table = AxisTable(dict(kept.parents), set(kept.units), {})
+            return False
+        return True
+
+    def _original_runs(self, root: Axis, base: Mapping[Axis, int]) -> bool:
+        """Whether the original can be recorded where only this axis has another size."""
+        for n in (7, 11, 2 * base[root]):
+            try:
+                self._record(self._shapes({**base, root: n}))
+            except LossforgeError:
+                continue
+            return True
+        return False
 
     def _at(self, sizes: Sequence[Mapping[Axis, int]], only_sizes: bool = False) -> _Read:
         """The import at two sets of sizes, with as many numbers as parameters as can be."""

@@ -69,7 +69,7 @@ class AxisTable:
     def merge(self, a: Axis, b: Axis) -> NoReturn:
         """`a` and `b` are one axis."""
         first, second = self.root(a), self.root(b)
-        if first.startswith(_DERIVED) and not second.startswith(_DERIVED):
+        if any(first.startswith(stem) and not second.startswith(stem) for stem in (_DERIVED, _RANGE)):
             first, second = second, first
         self.parents[second] = first
         raise Restart
@@ -81,6 +81,7 @@ class AxisTable:
 
 
 _DERIVED = "derived_"
+_RANGE = _DERIVED + "range"
 
 
 def _base(axis: Axis) -> Axis:
@@ -973,6 +974,9 @@ class Importer:
                 raise
             except LossforgeError as error:
                 raise AdoptionError(_refusal(step, str(error))) from error
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                unknown = f"it is used in a way that is not known ({type(error).__name__}: {error})"
+                raise AdoptionError(_refusal(step, unknown)) from error
         result = self.tensor(self.recording.result)
         if any(n.op == "iota" and _base(n.attrs[0]) in self.ranges for n in ir.topological([result.node])):
             raise Refused("a range whose end is not the size of an axis")

@@ -126,7 +126,7 @@ def overlay(recordings: Sequence[Recording], environment: Mapping[str, Sequence[
     """
     first = recordings[0]
     if len({len(r.steps) for r in recordings}) > 1:
-        raise Different("another number of operations")
+        raise Different(_parting(recordings))
     steps = []
     for group in zip(*(r.steps for r in recordings), strict=True):
         head = group[0]
@@ -142,6 +142,15 @@ def overlay(recordings: Sequence[Recording], environment: Mapping[str, Sequence[
     inputs = tuple(tuple(x for r in recordings for x in r.inputs[i]) for i in range(len(first.inputs)))
     result = _together([r.result for r in recordings])
     return Recording(inputs, tuple(steps), result, {k: tuple(v) for k, v in environment.items()})
+
+
+def _parting(recordings: Sequence[Recording]) -> str:
+    """Where recordings of different lengths part."""
+    for group in itertools.zip_longest(*(r.steps for r in recordings)):
+        step = next(s for s in group if s is not None)
+        if any(s is None or s.op != step.op or len(s.args) != len(step.args) for s in group):
+            break
+    return f"{step.op}{f', in {step.where}' if step.where else ''}: another number of operations"
 
 
 def _together(values: Sequence[Any]) -> Any:
@@ -247,9 +256,14 @@ def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int
                         found.append((_product(chosen, powers, factor, offset), factor))
             if found:
                 return sorted(found, key=lambda f: abs(math.log(abs(f[1]))))
-    for node, numbers in factors:  # type: ignore[assignment]
+    products = [
+        (_product(chosen, (1,) * terms, 1, 0), [math.prod(f[1][i] for f in chosen) for i in range(count)])
+        for terms in (1, 2, 3)
+        for chosen in itertools.combinations(factors, terms)
+    ]
+    for node, values_of in products:
         for op, function in (("log", math.log), ("sqrt", math.sqrt)):
-            inner: list[float] = [function(n) for n in numbers]
+            inner: list[float] = [function(n) if n > 0 else 0.0 for n in values_of]
             for sign in (1, -1):
                 factor = values[0] / inner[0] ** sign if inner[0] else math.nan
                 if all(n and _close(v, factor * n**sign) for v, n in zip(values, inner, strict=True)):

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lossforge import ir
-from lossforge.frontends.positional import Importer, Refused, Tensor
+from lossforge.frontends.positional import Importer, Refused, Rule, Tensor
+from lossforge.frontends.recording import Step
 from lossforge.ir import Coarse, Kind, Node
 
 
@@ -104,6 +105,28 @@ def exponential(imp: Importer, x: Complex) -> Complex:
 def each(function: Callable[[Tensor], Any], x: Complex) -> Complex:
     """An operation that is linear over the reals, on both parts."""
     return Complex(function(x.real), function(x.imag))
+
+
+def on_parts(imp: Importer, step: Step, rule: Rule, args: Sequence[Any], dtype: str) -> Any:
+    """A rule that is linear over the reals, on both parts of its operands; `dtype` is the real type of its results."""
+    real, even = replace(step, dtypes=(dtype,) * len(step.dtypes)), [_even(imp, a) for a in args]
+    found = [rule(imp, real, *(_part(a, name) for a in even)) for name in ("real", "imag")]
+    if isinstance(found[0], tuple):
+        return tuple(Complex(r, i) for r, i in zip(*found, strict=True))
+    return Complex(*found)
+
+
+def _part(value: Any, name: str) -> Any:
+    if isinstance(value, Complex):
+        return getattr(value, name)
+    return tuple(_part(v, name) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _even(imp: Importer, value: Any) -> Any:
+    """Complex operands with both parts of one shape."""
+    if isinstance(value, Complex):
+        return Complex(*parts(imp, value))
+    return tuple(_even(imp, v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def as_real(imp: Importer, x: Complex) -> Tensor:

@@ -38,7 +38,11 @@ _NUMBERS: Mapping[str, tuple[int, ...]] = {
 _ARRAYS_OF_SIZES = frozenset({"Range", "Fill", "LinSpace", "Tile", "BroadcastTo"})
 """Their results grow with the sizes of arrays, and are read as formulas where they meet values."""
 
-_EFFECTS: Mapping[str, str] = {
+_BARRED: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("PyFunc", "PyFuncStateless", "EagerPyFunc"),
+        "Python code in the middle of the graph, which nothing sees into; use TensorFlow's operations",
+    ),
     "PrintV2": "tf.print, a side effect; take it out of the loss",
     "Print": "tf.print, a side effect; take it out of the loss",
     "AssignVariableOp": "writing into a tf.Variable, a side effect; a loss is a function of its arguments",
@@ -132,8 +136,8 @@ class _Reader:
         """The outputs of a graph for these inputs."""
         values: dict[str, Any] = {t.name: v for t, v in zip(graph.inputs, inputs, strict=True)}
         for op in graph.get_operations():
-            if op.type in _EFFECTS:
-                raise AdoptionError(_message(op, _EFFECTS[op.type]))
+            if op.type in _BARRED:
+                raise AdoptionError(_message(op, _BARRED[op.type]))
             if op.type == "Placeholder" or not op.outputs:
                 continue
             given = [values[t.name] for t in op.inputs]
@@ -166,10 +170,14 @@ class _Reader:
             return [_constant(np.asarray(v.shape, op.outputs[0].dtype.as_numpy_dtype)) for v in given]
         if op.type == "Const":
             return [_constant(tf.make_ndarray(op.get_attr("value")))]
+        if op.type == "PlaceholderWithDefault" or not all(isinstance(v, _Value) for v in given):
+            if op.type in ("PlaceholderWithDefault", "Identity", "IdentityN"):
+                return given
         if any(not isinstance(v, _Value) for v in given):
             raise AdoptionError(_message(op, "an operation on a list or a resource"))
         numbers = None
-        if all(v.number is not None for v in given) and not op.op_def.is_stateful and "Random" not in op.type:
+        plain = all(t.dtype not in (tf.variant, tf.resource) for t in op.outputs) and "Random" not in op.type
+        if plain and all(v.number is not None for v in given) and not op.op_def.is_stateful:
             numbers = _run(op, [v.number for v in given])
             if op.type not in _ARRAYS_OF_SIZES and all(v.ref is None for v in given):
                 return [_constant(n) for n in numbers]
@@ -368,7 +376,7 @@ def _plain(value: Any) -> Any:
 
 _LIBRARIES = tuple(
     os.path.dirname(os.path.abspath(spec.origin)) + os.sep
-    for spec in map(importlib.util.find_spec, ("keras", "tensorflow"))
+    for spec in map(importlib.util.find_spec, ("keras", "tensorflow", "numpy"))
     if spec is not None and spec.origin is not None
 )
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep

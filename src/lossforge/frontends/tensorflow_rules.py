@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lossforge import ir
-from lossforge.frontends import windows
+from lossforge.frontends import spectral, windows
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Step, Varying, rounded
 from lossforge.ir import Kind
@@ -641,6 +642,94 @@ def _resize(linear: bool) -> Rule:
     return rule
 
 
+# ------------------------------------------------------------------------------------- complex numbers
+
+
+def _to_length(imp: Importer, x: Any, dims: Sequence[int], lengths: Any) -> spectral.Complex:
+    """Cut, or filled up with zeros, to the lengths that are transformed."""
+    value = spectral.complex_of(imp, x)
+    if isinstance(lengths, Tensor):
+        raise Refused("a length that depends on values")
+    wanted = [np.atleast_1d(v) for v in (lengths.values if isinstance(lengths, Varying) else (lengths,) * imp.count)]
+    for k, d in enumerate(dims):
+        n = imp.extents(spectral.parts(imp, value)[0].dims[d])
+        more = {int(w[k]) - m for w, m in zip(wanted, n, strict=True)}
+        if more == {0}:
+            continue
+        if max(more) <= 0:
+            stops = [int(w[k]) for w in wanted]
+            value = spectral.each(partial(_first, imp, d, stops), value)
+        elif len(more) == 1:
+            value = spectral.each(partial(_lengthened, imp, d, more.pop()), value)
+        else:
+            raise Refused("a transform whose length is not that of its operand")
+    return value
+
+
+def _first(imp: Importer, d: int, stops: Sequence[int], x: Tensor) -> Tensor:
+    return imp.slice(x, d, [0] * imp.count, stops) if x.rank else x
+
+
+def _lengthened(imp: Importer, d: int, more: int, x: Tensor) -> Tensor:
+    return windows.pad(imp, x, [(0, more if i == d else 0) for i in range(x.rank)]) if x.rank else x
+
+
+def _fourier(count: int, inverse: bool = False, half: bool = False) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, length: Any = None) -> Any:
+        value = spectral.complex_of(imp, x)
+        rank = len(step.shapes[0][0])
+        dims = list(range(rank - count, rank))
+        if half and not inverse:
+            value = _to_length(imp, value, dims, length)
+        if half and inverse:
+            return spectral.real_inverse(imp, value, dims, [s[-1] for s in step.shapes[0]], scale=1.0)
+        return spectral.fourier(imp, value, dims, inverse=inverse, half=half, scale=1.0 if inverse else 0.0)
+
+    return rule
+
+
+def _on_complex(op: str, rule: Rule) -> Rule:
+    """The meaning of an operation on complex operands; on real ones it is `rule`."""
+
+    def chosen(imp: Importer, step: Step, *args: Any) -> Any:
+        if not any(isinstance(a, spectral.Complex | complex) for a in args):
+            return rule(imp, step, *args)
+        if op in _COMPLEX:
+            return _COMPLEX[op](imp, step, *args)
+        if op in _LINEAR:
+            return spectral.on_parts(imp, step, rule, args, "float32")
+        raise Refused("complex numbers in this operation; use it on the real and imaginary parts")
+
+    return chosen
+
+
+_COMPLEX: Mapping[str, Rule] = {
+    **dict.fromkeys(("Add", "AddV2"), lambda imp, step, x, y: spectral.add(imp, x, y)),
+    "Sub": lambda imp, step, x, y: spectral.add(imp, x, spectral.negative(imp, y)),
+    "Mul": lambda imp, step, x, y: spectral.multiply(imp, x, y),
+    "RealDiv": lambda imp, step, x, y: spectral.divide(imp, x, y),
+    "Neg": lambda imp, step, x: spectral.negative(imp, x),
+    "Square": lambda imp, step, x: spectral.multiply(imp, x, x),
+    "Exp": lambda imp, step, x: spectral.exponential(imp, x),
+    "Cast": lambda imp, step, x: x if "complex" in step.dtypes[0] else imp.cast(x.real, _kind(step.dtypes[0])),
+}
+_LINEAR = frozenset({
+    "Reshape", "Transpose", "ExpandDims", "Squeeze", "ConcatV2", "Pack", "Unpack", "Split", "SplitV", "StridedSlice", "Slice",
+    "Pad", "PadV2", "ReverseV2", "Roll", "Sum", "Mean", "Tile", "BroadcastTo", "Identity", "StopGradient", "GatherV2",
+})  # fmt: skip
+"""Operations that are linear over the reals."""
+
+
+def _cast(imp: Importer, step: Step, x: Any) -> Any:
+    if "complex" in step.dtypes[0]:
+        return spectral.complex_of(imp, x)
+    if isinstance(x, Stacked):  # the parts go with it
+        parts = tuple(imp.cast(p, _kind(step.dtypes[0])) for p in x.parts)
+        whole = imp.cast(x, _kind(step.dtypes[0]))
+        return Stacked(whole.node, whole.dims, parts)
+    return imp.cast(x, _kind(step.dtypes[0]))
+
+
 # ------------------------------------------------------------------------------------- the table
 
 
@@ -653,7 +742,7 @@ _PLAIN = {
     "LogicalAnd": "and", "LogicalOr": "or", "LogicalNot": "not", "StopGradient": "stop_gradient", "Xlogy": "xlogy",
 }  # fmt: skip
 
-RULES: Mapping[str, Rule] = {
+_REAL: Mapping[str, Rule] = {
     **{k: rule_for(v) for k, v in _PLAIN.items()},
     **{k: _arithmetic(v) for k, v in {
         "AddV2": "add", "Add": "add", "Sub": "sub", "Mul": "mul", "RealDiv": "div", "Maximum": "maximum", "Minimum": "minimum",
@@ -677,14 +766,14 @@ RULES: Mapping[str, Rule] = {
     "MatMul": _matmul, "BatchMatMulV2": _matmul, "BatchMatMul": _matmul, "BatchMatMulV3": _matmul, "Einsum": _einsum,
     "Softmax": _softmax(False), "LogSoftmax": _softmax(True), "SoftmaxCrossEntropyWithLogits": _cross_entropy,
     "SparseSoftmaxCrossEntropyWithLogits": _sparse_cross_entropy,
-    "Cast": lambda imp, step, x: imp.cast(x, _kind(step.dtypes[0])),
+    "Cast": _cast,
     "GatherV2": _gather, "OneHot": _one_hot, "StridedSlice": _strided_slice, "ConcatV2": _concat, "Pack": _pack, "Unpack": _unpack,
     "Split": _split, "SplitV": lambda imp, step, x, sizes, axis: _split(imp, step, axis, x), "TopKV2": _top_k, "Cumsum": _cumsum,
     "Cumprod": _running("prod", 1.0), "CumulativeLogsumexp": _running("logsumexp", float("-inf")), "MatrixBandPart": _band,
     "MatrixDiagV3": _diag, "MatrixSetDiagV3": _set_diag, "MatrixDiagPartV3": _diag_part, "Pad": _pad("constant"), "PadV2": _pad("constant"),
     "MirrorPad": _pad("reflect"), "ReverseV2": _reverse, "Tile": _tile, "Roll": _roll, "LinSpace": _linspace, "GatherNd": _gather_nd,
     "ScatterNd": _scatter_nd, "TensorScatterUpdate": _scatter_update, "UnsortedSegmentSum": _segment_sum, "Fill": lambda imp, step, dims, v: imp.full(v, step.shapes[0]),
-    "OnesLike": _full(1), "ZerosLike": _full(0), "Identity": _same, "PreventGradient": _same, "EnsureShape": _same, "CheckNumericsV2": _same,
+    "OnesLike": _full(1), "ZerosLike": _full(0), "Identity": _same, "PlaceholderWithDefault": _same, "CheckNumerics": _same, "PreventGradient": _same, "EnsureShape": _same, "CheckNumericsV2": _same,
     "Conv2D": _convolution(False), "Conv3D": _convolution(False), "DepthwiseConv2dNative": _convolution(True), "ExtractImagePatches": _patches,
     **{f"{kind}Pool{space}": _pool(kind == "Max") for kind in ("Max", "Avg") for space in ("", "3D")},
     "ResizeBilinear": _resize(True), "ResizeNearestNeighbor": _resize(False),
@@ -693,7 +782,6 @@ RULES: Mapping[str, Rule] = {
         ("RandomUniform", "RandomStandardNormal", "RandomUniformInt", "RandomShuffle", "TruncatedNormal", "Multinomial",
          "StatelessRandomUniformV2", "StatelessRandomNormalV2", "StatelessRandomUniformIntV2", "StatelessTruncatedNormalV2"),
         _refused("random numbers; a loss gives one value for its inputs. Make the random array an argument")),
-    **dict.fromkeys(("PyFunc", "PyFuncStateless", "EagerPyFunc"), _refused("Python code in the middle of the graph, which nothing sees into; use TensorFlow's operations")),
 }  # fmt: skip
 
 
@@ -702,3 +790,17 @@ def _sum(imp: Importer, terms: Sequence[Any]) -> Tensor:
     for t in terms[1:]:
         result = imp.elementwise("add", result, t)
     return result
+
+
+RULES: Mapping[str, Rule] = {
+    **{op: _on_complex(op, rule) for op, rule in _REAL.items()},
+    **{f"{name}FFT{n if n > 1 else ''}{'D' if n > 1 else ''}": _fourier(n, "I" in name, "R" in name)
+       for name in ("", "I", "R", "IR") for n in (1, 2, 3)},
+    "Complex": lambda imp, step, x, y: spectral.Complex(imp.tensor(x), imp.tensor(y)),
+    "ComplexAbs": lambda imp, step, x: spectral.magnitude(imp, spectral.complex_of(imp, x)),
+    "Angle": lambda imp, step, x: spectral.phase(imp, spectral.complex_of(imp, x)),
+    "Real": lambda imp, step, x: spectral.parts(imp, spectral.complex_of(imp, x))[0],
+    "Imag": lambda imp, step, x: spectral.parts(imp, spectral.complex_of(imp, x))[1],
+    "Conj": lambda imp, step, x: spectral.conjugate(imp, x),
+}  # fmt: skip
+"""What each operation means."""

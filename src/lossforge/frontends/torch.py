@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -747,19 +746,6 @@ def _as_strided(imp: Importer, step: Step, x: Any, shape: Any, strides: Any, *re
 def _on_complex(base: str, rule: Rule) -> Rule:
     """The meaning of an operation on complex operands; on real ones it is `rule`."""
 
-    def parts(imp: Importer, step: Step, *args: Any) -> Any:
-        real = replace(step, dtypes=tuple("torch.float32" for _ in step.dtypes))
-
-        def part(value: Any, name: str) -> Any:
-            if isinstance(value, Complex):
-                return getattr(value, name)
-            return tuple(part(v, name) for v in value) if isinstance(value, list | tuple) else value
-
-        found = [rule(imp, real, *(part(a, name) for a in args)) for name in ("real", "imag")]
-        if isinstance(found[0], tuple):
-            return tuple(Complex(r, i) for r, i in zip(*found, strict=True))
-        return Complex(*found)
-
     def chosen(imp: Importer, step: Step, *args: Any) -> Any:
         flat = [b for a in args for b in (a if isinstance(a, list | tuple) else (a,))]
         if not any(isinstance(a, Complex | complex) for a in flat):
@@ -767,18 +753,10 @@ def _on_complex(base: str, rule: Rule) -> Rule:
         if base in _COMPLEX:
             return _COMPLEX[base](imp, step, *args)
         if base in _EACH_PART:
-            even = [_even(imp, a) for a in args]
-            return parts(imp, step, *even)
+            return spectral.on_parts(imp, step, rule, args, "torch.float32")
         raise Refused("complex numbers in this operation; use it on the real and imaginary parts")
 
     return chosen
-
-
-def _even(imp: Importer, value: Any) -> Any:
-    """Complex operands with both parts of one shape."""
-    if isinstance(value, Complex):
-        return Complex(*spectral.parts(imp, value))
-    return tuple(_even(imp, v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def _complex_power(imp: Importer, step: Step, x: Complex, y: Any) -> Complex:
