@@ -586,6 +586,8 @@ class _Study:
         `whole` says that a mean at the end is taken off, so that the loss of each entry is known too.
         """
         importer, result = self.read.importer, self.read.result
+        for d, dim in enumerate(result.dims):  # a dimension of size 1 is one of the result too
+            result = result if dim else importer.own_axis(result, d)
         node = ir.as_kind(result.node, Kind.FLOAT)
         order = tuple(a for d in result.dims for a in d)
         reduction: Reduction = "mean"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,6 +196,8 @@ class _Emitter:
                 for a, b in (n.attrs[:2], n.attrs[1::-1]):
                     self.same_size.setdefault(a, []).append(b)
         self.axes = self._global_order()
+        self.place = self._places()
+        self.rank = max(self.place.values(), default=-1) + 1
         self.flat = self._is_flat()
         self.uses = Counter(a for n in self.nodes for a in n.args)
         self.uses.update(self.outputs)
@@ -240,8 +242,38 @@ class _Emitter:
         arrays = [p for p in floats if p.order] or floats
         return self.inputs[arrays[0].name] if arrays else "None"
 
+    def _places(self) -> dict[Axis, int]:
+        """The dimension of each axis. Axes that no array has share one where they never meet in a value."""
+        ports = (*self.program.inputs, *self.program.outputs)
+        groups: list[frozenset[Axis]] = [frozenset(p.order) for p in ports]
+        for n in self.nodes:
+            several = n.attrs[:2] if n.op in ("join", "split") else ()
+            more = {a for part in several for a in ([part] if isinstance(part, str) else part)}
+            together = [a.axes for a in n.args] if n.op in ("take", "join", "split") else []
+            groups.append(n.axes.union(more, *together))
+        apart: dict[Axis, set[Axis]] = {a: set() for a in self.axes}
+        for group in groups:
+            for a in group:
+                apart[a] |= group
+        own = {a for p in ports for a in p.order} | set(self.copies)
+        found: dict[Axis, int] = {}
+        count = 0
+        for axis in self.axes:
+            shared = {found[a] for a in apart[axis] if a in found}
+            free = [] if axis in own else [i for i in range(count) if i not in shared]
+            found[axis] = free[0] if free else count
+            count = max(count, found[axis] + 1)
+        return found
+
     def _place(self, axis: Axis) -> int:
-        return self.axes.index(axis)
+        return self.place[axis]
+
+    def _full(self, axes: Collection[Axis]) -> str:
+        """A shape of full rank, of size 1 where none of `axes` lies."""
+        shape = ["1"] * self.rank
+        for a in axes:
+            shape[self._place(a)] = self._size_of(a)
+        return "(" + ", ".join(shape) + ("," if len(shape) == 1 else "") + ")"
 
     # ------------------------------------------------------------------ text
 
@@ -418,10 +450,9 @@ class _Emitter:
             if any(a.startswith("*") for a in order):
                 text = self.backend.reshape(text, self._shape(order, split=False))
             text = self.backend.transpose(text, [list(order).index(a) for a in ordered])
-        if ordered == self.axes and not any(a.startswith("*") for a in order):
+        if len(ordered) == self.rank and not any(a.startswith("*") for a in order):
             return text
-        full = [self._size_of(a) if a in order else "1" for a in self.axes]
-        return self.backend.reshape(text, "(" + ", ".join(full) + ("," if len(full) == 1 else "") + ")")
+        return self.backend.reshape(text, self._full(order))
 
     def _leave(self, node: Node, port: Port) -> str:
         text, level, number = self.expr[node]
@@ -438,15 +469,14 @@ class _Emitter:
         text = self._paren(text, level)
         ordered = sorted(port.order, key=self._place)
         if node.axes != frozenset(port.order):
-            full = [self._size_of(a) if a in port.order else "1" for a in self.axes]
             if not node.axes and number:
-                text = self.backend.reshape(text, "(" + ", ".join("1" for _ in self.axes) + ",)")
-            text = self.backend.broadcast(text, "(" + ", ".join(full) + ("," if len(full) == 1 else "") + ")")
+                text = self.backend.reshape(text, "(" + "1, " * self.rank + ")")
+            text = self.backend.broadcast(text, self._full(port.order))
         if list(port.order) != ordered:
-            if len(ordered) < len(self.axes):
+            if len(ordered) < self.rank:
                 text = self.backend.reshape(text, self._shape(ordered, split=False))
             text = self.backend.transpose(text, [ordered.index(a) for a in port.order])
-        elif ordered == self.axes and not any(a.startswith("*") for a in port.order):
+        elif len(ordered) == self.rank and not any(a.startswith("*") for a in port.order):
             return text
         return self.backend.reshape(text, self._shape(port.order, split=True))
 
@@ -527,7 +557,7 @@ class _Emitter:
             size = name if name and abs(n) == 1 else f"{abs(n)} * {name}" if name else str(abs(n))
             start += (f" {'-' if n < 0 else '+'} " if start else "-" if n < 0 else "") + size
         text = f"strided({text}, {at}, {start}, {1 if back else stencil.step}, {self._size_of(new)})"
-        return text if old == new else self.backend.swap(text, at, self._place(new), len(self.axes))
+        return text if old == new else self.backend.swap(text, at, self._place(new), self.rank)
 
     def _filtered(self, node: Node) -> str:
         """The sum of windows times weights, tap by tap."""
@@ -552,10 +582,7 @@ class _Emitter:
             return b.size_as_float(self._size_of(node.attrs[0]), self.like), _ATOM, True
         if node.op == "iota":
             axis = node.attrs[0]
-            shape = ["1"] * len(self.axes)
-            shape[self._place(axis)] = self._size_of(axis)
-            comma = "," if len(shape) == 1 else ""
-            return b.iota(self._size_of(axis), f"({', '.join(shape)}{comma})", self.like), _ATOM, False
+            return b.iota(self._size_of(axis), self._full([axis]), self.like), _ATOM, False
         if node.op == "cast":
             inner, level, number = self.expr[node.args[0]]
             if node.kind is Kind.INDEX and number:  # whole already; `_operand` gives it its type
@@ -566,12 +593,12 @@ class _Emitter:
         if node.op == "rename":
             inner, level, _ = self.expr[node.args[0]]
             i, j = (self._place(a) for a in node.attrs)
-            return b.swap(self._paren(inner, level), i, j, len(self.axes)), _ATOM, False
+            return b.swap(self._paren(inner, level), i, j, self.rank), _ATOM, False
         if node.op == "take":
             x, index = (self.expr[a][0] if not self.expr[a][2] else self._operand(a) for a in node.args)
             axis = node.attrs[0]
             if self.expr[node.args[1]][2]:
-                index = b.reshape(index, "(" + "1, " * len(self.axes) + ")")
+                index = b.reshape(index, "(" + "1, " * self.rank + ")")
             return b.take(x, index, self._place(axis), self._size_of(axis)), _ATOM, False
         if node.op in ir.REDUCTIONS | ir.INDEX_REDUCTIONS:
             return self._reduction(node), _ATOM, False
@@ -588,8 +615,7 @@ class _Emitter:
         text = self.backend.reshape(text, f"({', '.join(map(str, shape))},)")
         if list(order) != ordered:
             text = self.backend.transpose(text, [order.index(a) for a in ordered])
-        full = [str(shape[order.index(a)]) if a in order else "1" for a in self.axes]
-        return self.backend.reshape(text, f"({', '.join(full)},)")
+        return self.backend.reshape(text, self._full(order))
 
     def _structural(self, node: Node) -> str:
         """`window`, `slide`, `join`, `split`, `flip`, `cumsum` and `argsort`."""
@@ -600,7 +626,7 @@ class _Emitter:
             name = self._fresh("tap")
             every = f"[{self._windows(node, name)} for {name} in range({node.attrs[3].taps})]"
             return self.backend.concatenate(every, self._place(tap))
-        b, rank = self.backend, len(self.axes)
+        b, rank = self.backend, self.rank
         text = self._operand(node.args[0])
         if node.op in ("flip", "cumsum", "argsort"):
             at = self._place(node.attrs[0])
@@ -622,12 +648,12 @@ class _Emitter:
         axes, one = node.attrs if node.op == "join" else node.attrs[::-1]
         many, single = [self._place(a) for a in axes], self._place(one)
         rest = [i for i in range(rank) if i not in many and i != single]
-        others = [self._size_of(self.axes[i]) if self.axes[i] in node.args[0].axes else "1" for i in rest]
+        present = {self._place(a): self._size_of(a) for a in node.args[0].axes}
+        others = [present.get(i, "1") for i in rest]
         sizes = [self._size_of(a) for a in axes]
         if node.op == "join":
             if missing := [a for a in axes if a not in node.args[0].axes]:
-                full = [self._size_of(a) if a in node.args[0].axes or a in missing else "1" for a in self.axes]
-                text = b.broadcast(text, f"({', '.join(full)},)")
+                text = b.broadcast(text, self._full(node.args[0].axes | set(missing)))
             text = b.transpose(text, [*rest, single, *many])
             shape = [*others, self._size_of(one), *("1" for _ in many)]
         else:
@@ -657,7 +683,8 @@ class _Emitter:
         return self.backend.reduce(node.op, text, axes)
 
     def _contraction(self, node: Node, product: Node) -> str:
-        letters = {a: "abcdefghijklmnopqrstuvwxyz"[i] for i, a in enumerate(self.axes)}
+        ordered = sorted(product.axes, key=self._place)
+        letters = dict(zip(ordered, "abcdefghijklmnopqrstuvwxyz", strict=False))
         operands, specs = [], []
         for factor in product.args:
             axes = sorted(factor.axes, key=self._place)
@@ -666,8 +693,7 @@ class _Emitter:
         result = sorted(node.axes, key=self._place)
         out = "".join(letters[a] for a in result)
         text = self.backend.einsum(f"{specs[0]},{specs[1]}->{out}", *operands)
-        full = [self._size_of(a) if a in node.axes else "1" for a in self.axes]
-        return self.backend.reshape(text, "(" + ", ".join(full) + ("," if len(full) == 1 else "") + ")")
+        return self.backend.reshape(text, self._full(node.axes))
 
     def _elementwise(self, node: Node) -> tuple[str, int, bool]:
         parts = [self.expr[a] for a in node.args]

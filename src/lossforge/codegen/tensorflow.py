@@ -98,20 +98,29 @@ _TAKE = '''def take_along(x, index, axis):
 '''
 
 
+_PLACE_OF = '''def place_of(find, x, axis):
+    """tf.argmax or tf.argmin along an axis, which is kept; of arrays with any number of them."""
+    shape = sizes(x)
+    flat = tf.reshape(x, (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])))
+    return tf.reshape(find(flat, 1), (*shape[:axis], 1, *shape[axis + 1 :]))
+'''
+
 _STRIDED = '''def strided(x, axis, start, step, count):
     """Entry i along an axis is that of x at start + step * i, and 0 outside of x."""
-    length = sizes(x)[axis]
-    span = tf.maximum(step * (count - 1) + 1, 0)
-    before, after = tf.maximum(-start, 0), tf.maximum(start + span - length, 0)
-    x = tf.pad(x, [(before, after) if i == axis else (0, 0) for i in range(len(x.shape))])
+    shape = sizes(x)
+    x = tf.reshape(x, (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])))
+    span = tf.cast(tf.maximum(step * (count - 1) + 1, 0), tf.int64)
+    before, after = tf.maximum(tf.cast(-start, tf.int64), 0), tf.maximum(start + span - shape[axis], 0)
+    x = tf.pad(x, [(0, 0), (before, after), (0, 0)])
     first = start + before
-    return x[(slice(None),) * axis + (slice(first, first + span, step),)]
+    return tf.reshape(x[:, first : first + span : step], (*shape[:axis], count, *shape[axis + 1 :]))
 '''
 
 _STRETCHED = '''def stretched(x, axis, step):
     """Every entry followed by step - 1 zeros along an axis."""
     shape = sizes(x)
-    wide = tf.pad(tf.expand_dims(x, axis + 1), [(0, step - 1 if i == axis + 1 else 0) for i in range(len(shape) + 1)])
+    x = tf.reshape(x, (math.prod(shape[: axis + 1]), 1, math.prod(shape[axis + 1 :])))
+    wide = tf.pad(x, [(0, 0), (0, step - 1), (0, 0)])
     return tf.reshape(wide, (*shape[:axis], step * shape[axis], *shape[axis + 1 :]))
 '''
 
@@ -149,7 +158,7 @@ class _TensorFlow(Backend):
 
     def reduce(self, op: str, text: str, axes: Sequence[int] | None) -> str:
         if op in ("argmax", "argmin") and axes is not None:
-            return f"tf.expand_dims(tf.{op}({text}, {axes[0]}), {axes[0]})"
+            return f"place_of(tf.{op}, {text}, {axes[0]})"
         where = "" if axes is None else f", {tuple(axes) if len(axes) > 1 else axes[0]}, keepdims=True"
         if op in ("max", "min"):
             return f"extreme(tf.reduce_{op}, {text}{where})"
@@ -191,6 +200,7 @@ def tensorflow_backend() -> Backend:
         "polygamma": _POLYGAMMA,
         "extreme": _EXTREME,
         "take_along": _TAKE,
+        "place_of": _PLACE_OF,
         "strided": _STRIDED,
         "stretched": _STRETCHED,
     }
