@@ -215,6 +215,8 @@ class AdoptedLoss(Loss):
         self._definitions[()] = definition
         self.signature = Signature(tuple(p.order for p in definition.arguments), definition.order)
         self._front, self._study = front, study
+        self.library = front.name
+        """The library that the loss was written for."""
         if gradient is not None:
             self._register(gradient, self.predictions[0])
 

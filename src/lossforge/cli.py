@@ -1,12 +1,14 @@
-"""The command line: ``lossforge explain | export | list | demo | bench``."""
+"""The command line: ``lossforge explain | export | inputs | list | demo | bench``."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -16,7 +18,10 @@ from rich.text import Text
 
 import lossforge
 from lossforge.errors import LossforgeError
-from lossforge.loss import Loss
+from lossforge.frontends.inputs import kinds
+
+if TYPE_CHECKING:
+    from lossforge.targets import Target
 
 FRAMEWORKS = ("numpy", "torch", "tensorflow", "jax")
 
@@ -40,36 +45,10 @@ class _Commands(click.Group):
 def main(traceback: bool) -> None:
     """Write a loss once; its gradient is derived, verified, stable and fast, in the framework you already use.
 
-    LOSS is a name of the catalogue (see `lossforge list`) or FILE.py:NAME, a loss in a file of yours.
+    LOSS is a name of the catalogue (see `lossforge list`) or FILE.py:NAME, a loss in a file of yours: written for
+    lossforge, or a function, module or class written for PyTorch, TensorFlow, Keras, JAX or NumPy, which is adopted
+    (then with --input for each array; see `lossforge inputs`).
     """
-
-
-def resolve(target: str) -> Loss:
-    """The loss that a command's argument names.
-
-    Raises:
-        LossforgeError: there is no such loss.
-    """
-    from lossforge.catalogue import LOSSES
-
-    if target in LOSSES:
-        return LOSSES[target]
-    if ":" not in target:
-        import difflib
-
-        near = difflib.get_close_matches(target, LOSSES, n=3)
-        hint = f"; did you mean {' or '.join(near)}" if near else ""
-        raise LossforgeError(f"no loss {target!r} in the catalogue{hint}. A loss of your own is FILE.py:NAME")
-    from lossforge.frontends.files import FileError, load_object
-
-    try:
-        found: Loss = load_object(target, Loss)
-    except FileError as error:
-        if "not a Loss" not in str(error):
-            raise
-        advice = "Decorate a definition with @lossforge.loss, or adopt a function with lossforge.adopt"
-        raise LossforgeError(f"{error}. {advice}") from error
-    return found
 
 
 def _parameters(given: tuple[str, ...]) -> dict[str, Any]:
@@ -86,17 +65,38 @@ def _parameters(given: tuple[str, ...]) -> dict[str, Any]:
     return result
 
 
-_PARAMETER = click.option("-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="A parameter of the loss.")
+def _loss_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What tells which loss is meant: the arguments of a command as one `Target`."""
+
+    @click.option("-i", "--input", "inputs", multiple=True, metavar="SHAPE[:KIND]",
+                  help="An example of an array argument of a loss to adopt, as 64x10:logits or 64:classes=10; once for each, in their order.")  # fmt: skip
+    @click.option("--wrt", multiple=True, metavar="NAME", help="The prediction of a loss to adopt, if it is not found by name.")
+    @click.option("-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="A parameter of the loss.")
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, loss: str, inputs: tuple[str, ...], wrt: tuple[str, ...], parameter: tuple[str, ...], **kwargs: Any
+    ) -> None:
+        from lossforge.targets import Target, parsed
+
+        command(*args, target=Target(loss, inputs, parsed(wrt), _parameters(parameter)), **kwargs)
+
+    return wrapped
 
 
 @main.command()
 @click.argument("loss")
 @click.option("--latex", is_flag=True, help="LaTeX instead of text.")
 @click.option("--schedule", is_flag=True, help="Also the sweeps over memory that value and gradient take.")
-@_PARAMETER
-def explain(loss: str, latex: bool, schedule: bool, parameter: tuple[str, ...]) -> None:
-    """Show how the gradient of LOSS is derived: chain rule, result, kinks and domain."""
-    page = resolve(loss).explain(latex=latex, schedule=schedule, **_parameters(parameter))
+@_loss_options
+def explain(target: Target, latex: bool, schedule: bool) -> None:
+    """Show how the gradient of LOSS is derived: chain rule, result, kinks and domain.
+
+    \b
+    lossforge explain huber -p delta=0.5
+    lossforge explain my_losses.py:dice --input 8x100:probs --input 8x100:binary
+    """
+    found = target.resolve()
+    page = found.loss.explain(latex=latex, schedule=schedule, **found.parameters)
     Console(highlight=False, soft_wrap=True).print(Text(page) if latex else _coloured(page))
 
 
@@ -113,15 +113,35 @@ def _coloured(page: str) -> Text:
 @click.argument("loss")
 @click.option("--to", "framework", type=click.Choice([*FRAMEWORKS, "numba"]), default="numpy", show_default=True)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file; else the terminal.")
-@_PARAMETER
-def export(loss: str, framework: str, output: Path | None, parameter: tuple[str, ...]) -> None:
-    """Write LOSS with its gradient as a file that stands alone, needing only one framework."""
-    text = resolve(loss).source(framework, **_parameters(parameter))
+@_loss_options
+def export(target: Target, framework: str, output: Path | None) -> None:
+    """Write LOSS with its gradient as a file that stands alone, needing only one framework.
+
+    A loss of another framework is translated:
+
+    \b
+    lossforge export --to jax my_losses.py:DiceLoss -i 8x64:probs -i 8x64:binary -o dice.py
+    """
+    found = target.resolve()
+    text = found.loss.source(framework, **found.parameters)
     if output is None:
         click.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
         click.echo(f"wrote {output}")
+
+
+@main.command()
+def inputs() -> None:
+    """List what can be written after --input, and other ways to give examples."""
+    click.echo(
+        "--input SHAPE[:KIND][:DTYPE], once for each array argument of the loss, in their order.\n"
+        "SHAPE is 64x10, or `scalar` for a number. KIND tells what values are legal:\n\n"
+        f"{kinds()}\n\n"
+        "DTYPE is float32 (or int64 for whole numbers) unless it is given, as in 64:classes=10:int32.\n\n"
+        "Instead, the file may say it: a function example_inputs() that returns a tuple of arrays, a mapping\n"
+        "example_inputs = {NAME: (array, array)} for several losses, or NAME_example_inputs for one of them."
+    )
 
 
 @main.command(name="list")
@@ -168,10 +188,28 @@ def demo(framework: str, output: Path) -> None:
               show_default=True, help="The folder for the JSON file and the chart.")  # fmt: skip
 @click.option("--first-calls/--no-first-calls", default=True, help="Measure first calls, cold and from the cache.")
 @click.option("--only", multiple=True, metavar="CONTENDER", help="Restrict the run to some contenders.")
-def bench(workloads: tuple[str, ...], rounds: int, output: Path, first_calls: bool, only: tuple[str, ...]) -> None:
+@click.option("-i", "--input", "inputs", multiple=True, metavar="SHAPE[:KIND]",
+              help="An array argument of a loss of yours, as 4096x1000:logits; see `lossforge inputs`.")  # fmt: skip
+@click.option("--wrt", multiple=True, metavar="NAME", help="The prediction of a loss of yours, if it is not found by name.")
+@click.option("-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="A parameter of a loss of yours.")
+def bench(
+    workloads: tuple[str, ...],
+    rounds: int,
+    output: Path,
+    first_calls: bool,
+    only: tuple[str, ...],
+    inputs: tuple[str, ...],
+    wrt: tuple[str, ...],
+    parameter: tuple[str, ...],
+) -> None:
     """Measure lossforge against what is installed, in turns, as multiples of a streaming pass.
 
     WORKLOADS: huber, weighted, focal, cross-entropy, dice, dice-last, info-nce, small, focal-half; all by default.
+    Or FILE.py:NAME, a loss of yours, on the arrays that --input describes: it runs by lossforge, as it is in its own
+    framework, and compiled by it.
+
+    \b
+    lossforge bench my_losses.py:dice --input 4096x1000:probs --input 4096x1000:binary
     """
     from lossforge.bench import bench as run
     from lossforge.bench.report import chart, table
@@ -183,7 +221,7 @@ def bench(workloads: tuple[str, ...], rounds: int, output: Path, first_calls: bo
     console.print(", ".join(f"{n} {v}" for n, v in known["versions"].items()))
     with console.status("starting") as status:
         results = run(
-            workloads or None, rounds=rounds, only=only or None, first_calls=first_calls,
+            [_workload(w, inputs, wrt, parameter) for w in workloads] or None, rounds=rounds, only=only or None, first_calls=first_calls,
             tell=lambda text: status.update(escape(text)),
         )  # fmt: skip
     console.print(table(results))
@@ -196,3 +234,12 @@ def bench(workloads: tuple[str, ...], rounds: int, output: Path, first_calls: bo
         console.print("no chart: it is drawn by matplotlib, which `pip install lossforge\\[demo]` brings")
     else:
         console.print(f"wrote {output / 'bench.png'}")
+
+
+def _workload(text: str, inputs: tuple[str, ...], wrt: tuple[str, ...], parameter: tuple[str, ...]) -> str:
+    if ":" not in text:
+        return text
+    from lossforge.bench.own import described
+    from lossforge.targets import Target, parsed
+
+    return described(Target(text, inputs, parsed(wrt), _parameters(parameter)))

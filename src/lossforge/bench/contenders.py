@@ -21,12 +21,12 @@ Step = Callable[[], float]
 def lossforge_numpy(work: Workload, arrays: Arrays) -> Step:
     """Through NumPy: `value_and_grad`."""
     loss, values = work.loss(), tuple(arrays.values())
-    wrt = next(iter(loss.arguments))
+    wrt = loss.arguments[work.wrt]
 
     def step() -> float:
-        value, gradient = loss.value_and_grad(*values, wrt=wrt)
+        value, gradient = loss.value_and_grad(*values, wrt=wrt, **work.parameters)
         del gradient
-        return float(value)
+        return float(np.sum(value))
 
     return step
 
@@ -34,7 +34,7 @@ def lossforge_numpy(work: Workload, arrays: Arrays) -> Step:
 def lossforge_torch(work: Workload, arrays: Arrays) -> Step:
     """Through PyTorch: a call and `backward`."""
     loss = work.loss()
-    return _torch_step(work, arrays, lambda *tensors: loss(*tensors))
+    return _torch_step(work, arrays, lambda *tensors: loss(*tensors, **work.parameters))
 
 
 # ------------------------------------------------------------------------------------------- NumPy
@@ -62,11 +62,11 @@ def _torch_step(work: Workload, arrays: Arrays, function: Callable[..., Any]) ->
     tensors = [torch.from_numpy(a) for a in arrays.values()]
     if work.half:
         tensors = [t.to(torch.bfloat16) for t in tensors]
-    prediction = tensors[0].requires_grad_()
+    prediction = tensors[work.wrt].requires_grad_()
 
     def step() -> float:
         prediction.grad = None
-        value = function(*tensors)
+        value = function(*tensors).sum()
         value.backward()
         return float(value.detach())
 
@@ -172,7 +172,7 @@ def jax_jit(work: Workload, arrays: Arrays) -> Step:
 # ------------------------------------------------------------------------------------------- TensorFlow, Keras
 
 
-def _tensorflow_step(arrays: Arrays, function: Callable[..., Any], *, jit: bool) -> Step:
+def _tensorflow_step(arrays: Arrays, function: Callable[..., Any], *, jit: bool, wrt: int = 0) -> Step:
     import tensorflow as tf
 
     values = [tf.constant(a) for a in arrays.values()]
@@ -180,9 +180,9 @@ def _tensorflow_step(arrays: Arrays, function: Callable[..., Any], *, jit: bool)
     @tf.function(jit_compile=jit)  # type: ignore[untyped-decorator]
     def value_and_gradient(*tensors: Any) -> Any:
         with tf.GradientTape() as tape:
-            tape.watch(tensors[0])
-            value = function(*tensors)
-        return value, tape.gradient(value, tensors[0])
+            tape.watch(tensors[wrt])
+            value = tf.reduce_sum(function(*tensors))
+        return value, tape.gradient(value, tensors[wrt])
 
     def step() -> float:
         value, gradient = value_and_gradient(*values)
@@ -224,6 +224,53 @@ def keras_loss(work: Workload, arrays: Arrays) -> Step:
     return _tensorflow_step(arrays, lambda pred, true: loss(true, pred), jit=False)
 
 
+# ------------------------------------------------------------------------------------------- a loss of the user's, as it is
+
+
+def original_torch(work: Workload, arrays: Arrays) -> Step:
+    """The function that was adopted, eagerly."""
+    return _torch_step(work, arrays, work.original)
+
+
+def original_torch_compiled(work: Workload, arrays: Arrays) -> Step:
+    """The function that was adopted, under `torch.compile`."""
+    import torch
+
+    return _torch_step(work, arrays, torch.compile(work.original))
+
+
+def original_jax(work: Workload, arrays: Arrays) -> Step:
+    """The function that was adopted, under `jit` of `value_and_grad`."""
+    import jax
+    import jax.numpy as jnp
+
+    compiled = jax.jit(jax.value_and_grad(lambda *a: jnp.sum(work.original(*a)), argnums=work.wrt))
+    values = [jnp.asarray(a) for a in arrays.values()]
+
+    def step() -> float:
+        value, gradient = compiled(*values)
+        gradient.block_until_ready()
+        return float(value)
+
+    return step
+
+
+def original_tensorflow(work: Workload, arrays: Arrays) -> Step:
+    """The function that was adopted, as a TensorFlow function."""
+    return _tensorflow_step(arrays, work.original, jit=False, wrt=work.wrt)
+
+
+def original_tensorflow_compiled(work: Workload, arrays: Arrays) -> Step:
+    """The function that was adopted, compiled by XLA."""
+    return _tensorflow_step(arrays, work.original, jit=True, wrt=work.wrt)
+
+
+def original_numpy(work: Workload, arrays: Arrays) -> Step:
+    """The function that was adopted, which has no gradient."""
+    values = tuple(arrays.values())
+    return lambda: float(np.sum(work.original(*values)))
+
+
 # ------------------------------------------------------------------------------------------- the stream
 
 
@@ -232,7 +279,8 @@ def stream(work: Workload, arrays: Arrays) -> Step:
 
     With more than two inputs the pass over two is scaled by the bytes: see `run`.
     """
-    floats = [a for a in arrays.values() if a.dtype.kind == "f"][:2]
+    prediction = list(arrays.values())[work.wrt]
+    floats = [a for a in arrays.values() if a.dtype.kind == "f" and a.shape == prediction.shape][:2]
     try:
         import torch
     except ImportError:
@@ -268,4 +316,10 @@ CONTENDERS: Mapping[str, tuple[str, Callable[[Workload, Arrays], Step]]] = {
     "tensorflow xla": ("tensorflow", tensorflow_xla),
     "keras": ("keras", keras_loss),
     "monai": ("monai", monai),
+    "torch original": ("torch", original_torch),
+    "torch original compiled": ("torch", original_torch_compiled),
+    "jax original compiled": ("jax", original_jax),
+    "tensorflow original": ("tensorflow", original_tensorflow),
+    "tensorflow original compiled": ("tensorflow", original_tensorflow_compiled),
+    "numpy original, value alone": ("numpy", original_numpy),
 }

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lossforge.bench.contenders import CONTENDERS
-from lossforge.bench.workloads import WORKLOADS, Workload, workload
+from lossforge.bench.workloads import WORKLOADS, Workload, is_own, workload
 from lossforge.errors import LossforgeError
 
 PACKAGES = ("lossforge", "numpy", "numba", "torch", "jax", "tensorflow", "tensorflow-cpu", "keras", "monai")
@@ -93,7 +93,7 @@ def bench(
     """
     known = {w.name for w in WORKLOADS}
     chosen = [w.name for w in WORKLOADS] if names is None else list(names)
-    if unknown := [n for n in chosen if n not in known]:
+    if unknown := [n for n in chosen if n not in known and not is_own(n)]:
         raise LossforgeError(f"no workload {unknown[0]!r}; there are {', '.join(w.name for w in WORKLOADS)}")
     results: list[Result] = []
     for name in chosen:
@@ -141,12 +141,14 @@ def _measure(
 
 
 def _bytes_beyond_stream(work: Workload) -> float:
-    """The stream reads two float arrays at most; a workload with more moves more bytes."""
+    """The stream reads two arrays like the prediction at most; a workload with more moves more bytes."""
     import numpy as np
 
-    arrays = work.make(np.random.default_rng(0), True)
-    floats = [a for a in arrays.values() if a.dtype.kind == "f"]
-    return (len(floats) + 1) / (min(len(floats), 2) + 1)
+    arrays = list(work.make(np.random.default_rng(0), True).values())
+    prediction = arrays[work.wrt]
+    floats = [a for a in arrays if a.dtype.kind == "f"]
+    like = [a for a in floats if a.shape == prediction.shape]
+    return (sum(a.size for a in floats) + prediction.size) / ((min(len(like), 2) + 1) * prediction.size)
 
 
 def _first_calls(name: str, contender: str) -> tuple[float, float]:

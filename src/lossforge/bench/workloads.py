@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,11 @@ class Workload:
     repeat: int = 1
     """Calls per measurement, for calls too short to time one by one."""
     through_numpy: bool = True
+    wrt: int = 0
+    """Which of the arrays is the prediction."""
+    original: Any = None
+    """The function of another library that the loss was adopted from."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -169,4 +174,13 @@ WORKLOADS: tuple[Workload, ...] = (
 
 def workload(name: str) -> Workload:
     """The workload of that name."""
+    if is_own(name):
+        from lossforge.bench.own import own_workload
+
+        return own_workload(name)
     return next(w for w in WORKLOADS if w.name == name)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name tells of a loss of the user's; see `lossforge.bench.own`."""
+    return name.startswith("[")

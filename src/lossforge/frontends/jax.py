@@ -11,14 +11,15 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from lossforge import ir
 from lossforge.errors import AdoptionError
-from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
-from lossforge.frontends.recording import Recording, Ref, Step, Varying, rounded
-from lossforge.ir import Kind
+from lossforge.frontends.jax_custom import custom_rule
+from lossforge.frontends.jax_operations import RULES
+from lossforge.frontends.recording import Recording, Ref, Step, kept, kept_numbers, rounded
 
-_INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr",
-            "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr", "remat": "jaxpr", "checkpoint": "jaxpr"}  # fmt: skip
+_INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
+            "remat2": "jaxpr", "checkpoint": "jaxpr", "custom_lin": "jaxpr"}  # fmt: skip
+_MOST_ROUNDS = 64
+_MOST_STEPS = 4096
 
 
 class JaxFrontEnd:
@@ -35,8 +36,8 @@ class JaxFrontEnd:
         return inspect.signature(self.function)
 
     def attributes(self) -> dict[str, float]:
-        """A function has none."""
-        return {}
+        """Numbers that an object keeps; a function has none."""
+        return kept_numbers(self.function)
 
     def explain(self, error: Exception) -> str:
         """What an exception of the tracer means for the user."""
@@ -50,7 +51,8 @@ class JaxFrontEnd:
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
         """Call the function once under `make_jaxpr`."""
-        closed = jax.make_jaxpr(lambda *a: self.function(*a, **parameters))(*map(_narrow, arrays))
+        with kept(self.function, parameters) as rest:
+            closed = jax.make_jaxpr(lambda *a: self.function(*a, **rest))(*map(_narrow, arrays))
         if len(closed.jaxpr.outvars) != 1:
             raise AdoptionError("the loss returned several values; expected one array")
         return _Reader(closed, arrays).recording
@@ -61,12 +63,14 @@ class JaxFrontEnd:
         """The value, and the gradient of its sum by `jax.grad`."""
         given = [jax.numpy.asarray(_narrow(a)) for a in arrays]
 
-        @jax.jit
-        def both(*a: Any) -> Any:
-            slopes = jax.grad(lambda *b: self.function(*b, **parameters).sum(), argnums=tuple(wrt))(*a)
-            return self.function(*a, **parameters), slopes
+        with kept(self.function, parameters) as rest:
 
-        value, slopes = both(*given)
+            @jax.jit
+            def both(*a: Any) -> Any:
+                slopes = jax.grad(lambda *b: self.function(*b, **rest).sum(), argnums=tuple(wrt))(*a)
+                return self.function(*a, **rest), slopes
+
+            value, slopes = both(*given)
         return np.asarray(value), [np.asarray(s) for s in slopes]
 
 
@@ -80,7 +84,7 @@ def _narrow(a: np.ndarray) -> np.ndarray:
 
 
 class _Reader:
-    """A jaxpr as a straight list of steps, calls inlined."""
+    """A jaxpr as a straight list of steps: calls inlined, loops of a fixed number of rounds written out."""
 
     def __init__(self, closed: Any, arrays: Sequence[np.ndarray]) -> None:
         self.count = itertools.count()
@@ -90,6 +94,7 @@ class _Reader:
         self.recording = Recording(tuple((tuple(a.shape),) for a in arrays), tuple(self.steps), result)
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        """The steps of a jaxpr; what it gives."""
         known: dict[Any, Any] = dict(zip(jaxpr.invars, args, strict=True))
         known.update(zip(jaxpr.constvars, map(_constant, consts), strict=True))
 
@@ -97,24 +102,98 @@ class _Reader:
             return _constant(v.val) if isinstance(v, core.Literal) else known[v]
 
         for eqn in jaxpr.eqns:
-            name = eqn.primitive.name
-            ins = [read(v) for v in eqn.invars]
-            if name in _INLINED:
-                inner = eqn.params[_INLINED[name]]
-                body, constants = (inner.jaxpr, inner.consts) if hasattr(inner, "jaxpr") else (inner, ())
-                outs = self.run(body, constants, ins)
-            else:
-                numbers = tuple(next(self.count) for _ in eqn.outvars)
-                shapes = tuple((tuple(v.aval.shape),) for v in eqn.outvars)
-                dtypes = tuple(str(v.aval.dtype) for v in eqn.outvars)
-                attrs = {
-                    k: _attribute(p) for k, p in eqn.params.items() if k not in ("sharding", "out_sharding", "mesh")
-                }
-                attrs["rank"] = tuple(len(v.aval.shape) for v in eqn.invars)
-                self.steps.append(Step(name, tuple(ins), attrs, numbers, shapes, _where(eqn), dtypes))
-                outs = [Ref(n) for n in numbers]
+            outs = self._equation(eqn, [read(v) for v in eqn.invars])
             known.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
+        name = eqn.primitive.name
+        if name in ("custom_jvp_call", "custom_vjp_call"):
+            return self._custom(eqn, ins)
+        if name in _INLINED:
+            return self._inline(eqn.params[_INLINED[name]], ins)
+        if name == "platform_index":  # a loss is the same on every platform
+            platforms = eqn.params["platforms"]
+            return [platforms.index(None) if None in platforms else len(platforms) - 1]
+        if name == "cond":
+            return self._branches(eqn, ins)
+        if name == "scan" and self._rounds(eqn) <= _MOST_STEPS and eqn.params["length"] <= _MOST_ROUNDS:
+            return self._loop(eqn, ins)
+        return self._note(
+            name,
+            ins,
+            {k: _attribute(p) for k, p in eqn.params.items() if k not in ("sharding", "out_sharding", "mesh")}
+            | {"rank": tuple(len(v.aval.shape) for v in eqn.invars)},
+            [v.aval for v in eqn.outvars],
+            _where(eqn),
+        )
+
+    def _note(
+        self, name: str, ins: Sequence[Any], attrs: Mapping[str, Any], avals: Sequence[Any], where: str
+    ) -> list[Any]:
+        numbers = tuple(next(self.count) for _ in avals)
+        shapes = tuple((tuple(a.shape),) for a in avals)
+        self.steps.append(Step(name, tuple(ins), attrs, numbers, shapes, where, tuple(str(a.dtype) for a in avals)))
+        return [Ref(n) for n in numbers]
+
+    def _inline(self, inner: Any, ins: Sequence[Any]) -> list[Any]:
+        body, constants = (inner.jaxpr, inner.consts) if hasattr(inner, "jaxpr") else (inner, ())
+        return self.run(body, constants, ins)
+
+    def _branches(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
+        """A branch on a constant is that branch; one on values is a choice between the results of all."""
+        which, *rest = ins
+        branches = eqn.params["branches"]
+        if isinstance(which, int):
+            return self._inline(branches[min(max(int(which), 0), len(branches) - 1)], rest)
+        cases = [self._inline(b, rest) for b in branches]
+        return [
+            self._note("select_n", (which, *outs), {}, [v.aval], _where(eqn))[0]
+            for v, *outs in zip(eqn.outvars, *cases, strict=True)
+        ]
+
+    def _rounds(self, eqn: Any) -> int:
+        return int(eqn.params["length"]) * len(eqn.params["jaxpr"].jaxpr.eqns)
+
+    def _loop(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
+        given, where = eqn.params, _where(eqn)
+        body = given["jaxpr"]
+        first, second = given["num_consts"], given["num_consts"] + given["num_carry"]
+        constants, state, arrays = list(ins[:first]), list(ins[first:second]), ins[second:]
+        each = [v.aval for v in body.jaxpr.invars[second:]]
+        results: list[list[Any]] = []
+        order = range(given["length"])
+        for i in reversed(order) if given["reverse"] else order:
+            entries = [
+                self._note("entry", (a,), {"index": i}, [aval], where)[0] for a, aval in zip(arrays, each, strict=True)
+            ]
+            outs = self._inline(body, [*constants, *state, *entries])
+            state = outs[: len(state)]
+            results.append(outs[len(state) :])
+        if given["reverse"]:
+            results.reverse()
+        stacked = [
+            self._note("stacked", column, {}, [v.aval], where)[0]
+            for v, column in zip(eqn.outvars[len(state) :], zip(*results, strict=True), strict=True)
+        ]
+        return [*state, *stacked]
+
+    def _custom(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
+        """A function with a derivative of its own: read as it is where that is its derivative, else with the rule."""
+        outs = self._inline(eqn.params["call_jaxpr"], ins)
+        rule = custom_rule(eqn)
+        if rule is None:
+            return outs
+        slopes = self._inline(rule, ins)
+        where = _where(eqn)
+        return [
+            self._note("surrogate", (out, slope), {}, [v.aval], where)[0] if _is_float(v.aval) else out
+            for v, out, slope in zip(eqn.outvars, outs, slopes, strict=True)
+        ]
+
+
+def _is_float(aval: Any) -> bool:
+    return str(aval.dtype).startswith(("float", "bfloat"))
 
 
 def _attribute(value: Any) -> Any:
@@ -144,242 +223,3 @@ def _where(eqn: Any) -> str:
     except (AttributeError, TypeError):
         return ""
     return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.start_line}" if frame else ""
-
-
-# ------------------------------------------------------------------------------------- what the operations mean
-
-
-def _kind(dtype: str) -> Kind:
-    return Kind.BOOL if dtype == "bool" else Kind.FLOAT if "float" in dtype else Kind.INDEX
-
-
-def _arithmetic(op: str) -> Rule:
-    return lambda imp, step, *args: imp.cast(imp.elementwise(op, *args), _kind(step.dtypes[0]))
-
-
-def _reduce(op: str) -> Rule:
-    def rule(imp: Importer, step: Step, x: Any) -> Tensor:
-        if not step.attrs["axes"]:
-            return imp.tensor(x)
-        return imp.cast(imp.reduce(op, x, step.attrs["axes"]), _kind(step.dtypes[0]))
-
-    return rule
-
-
-def _broadcast(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
-    t, shape = imp.tensor(x), step.shapes[0]
-    places = list(step.attrs["broadcast_dimensions"])
-    dims = tuple(t.dims[places.index(i)] if i in places else () for i in range(len(shape[0])))
-    return imp.expand(Tensor(t.node, dims), shape)
-
-
-def _dot(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
-    (cx, cy), (bx, by) = step.attrs["dimension_numbers"]
-    rx, ry = step.attrs["rank"]
-    letters = iter("abcdefghijklmnopqrstuvwxyz")
-    left = [next(letters) for _ in range(rx)]
-    right = [next(letters) for _ in range(ry)]
-    for i, j in (*zip(cx, cy, strict=True), *zip(bx, by, strict=True)):
-        right[j] = left[i]
-    out = [left[i] for i in bx] + [c for i, c in enumerate(left) if i not in (*cx, *bx)]
-    out += [c for j, c in enumerate(right) if j not in (*cy, *by)]
-    return imp.einsum(f"{''.join(left)},{''.join(right)}->{''.join(out)}", x, y)
-
-
-def _iota(imp: Importer, step: Step) -> Tensor:
-    d = step.attrs["dimension"]
-    counter = imp.arange([s[d] for s in step.shapes[0]])
-    dims = tuple(counter.dims[0] if i == d else () for i in range(len(step.shapes[0][0])))
-    return imp.cast(imp.expand(Tensor(counter.node, dims), step.shapes[0]), _kind(step.dtypes[0]))
-
-
-def _select(imp: Importer, step: Step, which: Any, *cases: Any) -> Tensor:
-    if len(cases) != 2:
-        raise Refused("a choice between more than two cases")
-    return imp.cast(imp.elementwise("where", which, cases[1], cases[0]), _kind(step.dtypes[0]))
-
-
-def _slice(imp: Importer, step: Step, x: Any) -> Tensor:
-    t = imp.tensor(x)
-    strides = step.attrs["strides"] or (1,) * t.rank
-    for d in range(t.rank):
-        ends = [_each(imp, step.attrs[k][d]) for k in ("start_indices", "limit_indices")]
-        t = imp.slice(t, d, ends[0], ends[1], imp.integer(strides[d]))
-    return t
-
-
-def _each(imp: Importer, value: Any) -> list[int]:
-    return list(value.values) if isinstance(value, Varying) else [value] * imp.count
-
-
-def _gather(imp: Importer, step: Step, x: Any, indices: Any) -> Tensor:
-    """Indexing of one dimension by an array, alone or beside batch dimensions (`take_along_axis`)."""
-    t, at = imp.tensor(x), imp.tensor(indices)
-    numbers = step.attrs["dimension_numbers"]
-    sizes = step.attrs["slice_sizes"]
-    if len(numbers["start_index_map"]) != 1 or imp.extents(at.dims[-1])[0] != 1:
-        raise Refused("an index into several dimensions at once; use take_along_axis")
-    (d,) = numbers["start_index_map"]
-    if not isinstance(sizes[d], int) or sizes[d] != 1:
-        raise Refused("an index that takes more than one entry")
-    index = imp.squeeze(at, [at.rank - 1])
-    index = _in_range(index)
-    batch, places = numbers["operand_batching_dims"], numbers["start_indices_batching_dims"]
-    offset = [i for i in range(t.rank) if i not in (*numbers["collapsed_slice_dims"], *batch)]
-    t = imp.single(t, d)
-    if d not in numbers["collapsed_slice_dims"]:
-        raise Refused("an index that keeps its dimension")
-    # Dimensions of the result: those of the index, with the operand's others put in at offset_dims.
-    rank = len(step.shapes[0][0])
-    from_index = [i for i in range(rank) if i not in numbers["offset_dims"]]
-    dims: list[tuple[str, ...]] = [()] * rank
-    for where, source in zip(numbers["offset_dims"], offset, strict=True):
-        dims[where] = t.dims[source]
-    for operand, place in zip(batch, places, strict=True):
-        dims[from_index[place]] = t.dims[operand]
-    spread: list[tuple[str, ...]] = [()] * rank
-    for i, where in enumerate(from_index):
-        spread[where] = index.dims[i]
-    return imp.gather((Tensor(t.node, tuple(dims)), t.dims[d]), Tensor(index.node, tuple(spread)), d)
-
-
-def _in_range(index: Tensor) -> Tensor:
-    """An index without the wrapping of negative positions that JAX puts before each gather: classes are 0, 1, 2 …."""
-    node = index.node
-    while node.op == "cast" and node.kind is Kind.INDEX:
-        node = node.args[0]
-    if node.op == "where" and node.args[0].op == "lt":
-        number, bound = node.args[0].args
-        if (
-            bound.op in ("constant", "cast")
-            and node.args[2] is number
-            and not (bound.op == "constant" and bound.attrs[0])
-        ):
-            return Tensor(number, index.dims)
-    return Tensor(node, index.dims)
-
-
-def _cumsum(imp: Importer, step: Step, x: Any) -> Tensor:
-    return imp.along("cumsum", x, step.attrs["axis"], bool(step.attrs["reverse"]))
-
-
-def _sort(imp: Importer, step: Step, *operands: Any) -> Any:
-    d = step.attrs["dimension"]
-    values, order = imp.sort(operands[0], d)
-    rest = []
-    for other in operands[1:]:
-        t = imp.single(imp.tensor(other), d)
-        if t.node.op == "iota":
-            rest.append(order)
-            continue
-        rest.append(imp.gather((Tensor(t.node, (*t.dims[:d], (), *t.dims[d + 1 :])), t.dims[d]), order, d))
-    return (values, *rest) if rest else values
-
-
-def _top_k(imp: Importer, step: Step, x: Any) -> tuple[Tensor, Tensor]:
-    t = imp.tensor(x)
-    values, order = imp.sort(t, t.rank - 1, descending=True)
-    stop = [s[-1] for s in step.shapes[0]]
-    return tuple(imp.slice(v, t.rank - 1, [0] * imp.count, stop) for v in (values, order))  # type: ignore[return-value]
-
-
-def _clamp(imp: Importer, step: Step, low: Any, x: Any, high: Any) -> Tensor:
-    raised = imp.elementwise("where", imp.elementwise("lt", x, low), low, x)
-    return imp.elementwise("where", imp.elementwise("gt", raised, high), high, raised)
-
-
-def _concatenate(imp: Importer, step: Step, *parts: Any) -> Tensor:
-    return imp.concat(list(parts), step.attrs["dimension"])
-
-
-def _stack(imp: Importer, step: Step, *parts: Any) -> Tensor:
-    tensors = [imp.tensor(p) for p in parts]
-    d = step.attrs.get("axis", step.attrs.get("dimension", 0))
-    d = d + tensors[0].rank + 1 if d < 0 else d
-    return imp.concat([imp.unsqueeze(t, d) for t in tensors], d)
-
-
-def _split(imp: Importer, step: Step, x: Any) -> tuple[Tensor, ...]:
-    d, at, pieces = step.attrs["axis"], [0] * imp.count, []
-    for shapes in step.shapes:
-        ends = [a + s[d] for a, s in zip(at, shapes, strict=True)]
-        pieces.append(imp.slice(x, d, at, ends))
-        at = ends
-    return tuple(pieces)
-
-
-def _rev(imp: Importer, step: Step, x: Any) -> Tensor:
-    t = imp.tensor(x)
-    for d in step.attrs["dimensions"]:
-        t = imp.along("flip", t, d)
-    return t
-
-
-def _power(imp: Importer, step: Step, x: Any) -> Tensor:
-    return imp.elementwise("pow", x, imp.cast(step.attrs["y"], Kind.FLOAT))
-
-
-def _sum_of(op: str) -> Rule:
-    return lambda imp, step, x: imp.reduce(op, x, step.attrs["axes"])
-
-
-def _logical(op: str) -> Rule:
-    def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
-        if step.dtypes[0] != "bool":
-            raise Refused("bits of integers")
-        return imp.elementwise(op, *args)
-
-    return rule
-
-
-def _formula(function: Callable[..., Any]) -> Rule:
-    return lambda imp, step, *args: imp.map(function, *args)
-
-
-def _f(op: str, *args: Any) -> Any:
-    return ir.elementwise(op, *args)
-
-
-def _same(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
-    return imp.tensor(x)
-
-
-_PLAIN = {
-    "neg": "neg", "exp": "exp", "log": "log", "log1p": "log1p", "expm1": "expm1", "sqrt": "sqrt", "sin": "sin",
-    "cos": "cos", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan", "atan2": "atan2", "sinh": "sinh",
-    "cosh": "cosh", "tanh": "tanh", "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "erf": "erf", "erfc": "erfc",
-    "lgamma": "lgamma", "digamma": "digamma", "logistic": "sigmoid", "floor": "floor", "ceil": "ceil", "sign": "sign",
-    "round": "round", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne", "stop_gradient": "stop_gradient",
-}  # fmt: skip
-
-
-def _refused(reason: str) -> Rule:
-    def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
-        raise Refused(reason)
-
-    return rule
-
-
-_LOOP = _refused("a branch or loop that depends on values; use jnp.where")
-_RANDOM = _refused("random numbers; a loss gives one value for its inputs. Make the random array an argument")
-
-RULES: Mapping[str, Rule] = {
-    "while": _LOOP, "cond": _LOOP, "scan": _LOOP, "random_bits": _RANDOM, "random_wrap": _RANDOM, "threefry2x32": _RANDOM,
-    **{k: rule_for(v) for k, v in _PLAIN.items()},
-    "add": _arithmetic("add"), "add_any": _arithmetic("add"), "sub": _arithmetic("sub"), "mul": _arithmetic("mul"),
-    "div": _arithmetic("div"), "max": _arithmetic("maximum"), "min": _arithmetic("minimum"), "abs": _arithmetic("abs"),
-    "pow": _arithmetic("pow"), "integer_pow": _power, "square": _formula(lambda x: x * x),
-    "rsqrt": _formula(lambda x: 1.0 / _f("sqrt", x)), "is_finite": _formula(lambda x: _f("lt", _f("abs", x), float("inf"))),
-    "and": _logical("and"), "or": _logical("or"), "not": _logical("not"),
-    "reduce_sum": _reduce("sum"), "reduce_max": _reduce("max"), "reduce_min": _reduce("min"), "reduce_prod": _reduce("prod"),
-    "reduce_and": _reduce("all"), "reduce_or": _reduce("any"),
-    "argmax": _sum_of("argmax"), "argmin": _sum_of("argmin"),
-    "broadcast_in_dim": _broadcast, "reshape": lambda imp, step, x, *r: imp.reshape(x, step.shapes[0]),
-    "squeeze": lambda imp, step, x: imp.squeeze(x, step.attrs["dimensions"]),
-    "expand_dims": lambda imp, step, x: imp.reshape(x, step.shapes[0]),
-    "transpose": lambda imp, step, x: imp.permute(x, step.attrs["permutation"]),
-    "convert_element_type": lambda imp, step, x: imp.cast(x, _kind(step.dtypes[0])),
-    "dot_general": _dot, "iota": _iota, "select_n": _select, "slice": _slice, "gather": _gather, "cumsum": _cumsum,
-    "sort": _sort, "top_k": _top_k, "clamp": _clamp, "concatenate": _concatenate, "stack": _stack, "split": _split, "rev": _rev,
-    "copy": _same, "copy_p": _same, "reduce_precision": _same,
-}  # fmt: skip

@@ -847,6 +847,23 @@ class Importer:
             return Tensor(ir.cumsum(t.node, axis, *attrs), t.dims)
         return Tensor(ir.along(op, t.node, axis, *attrs), t.dims)
 
+    def scan(self, op: str, x: Any, dim: int, reverse: bool = False) -> Tensor:
+        """Along a dimension, the reduction `op` of each entry and those before it (behind it, if `reverse`)."""
+        if op == "sum":
+            return self.along("cumsum", x, dim, reverse)
+        t = self.single(self.tensor(x), dim)
+        if not t.dims[dim]:
+            return t
+        (axis,) = t.dims[dim]
+        if axis not in t.node.axes:
+            raise Refused("a cumulative reduction of a constant")
+        other = self._unused(_base(axis), {a for d in t.dims for a in d} | t.node.axes)
+        node = ir.as_kind(t.node, Kind.FLOAT)
+        length = self.sizes_of(axis)[0] if self.origin[_base(axis)].startswith(_DERIVED) else None
+        taken = ir.elementwise("ge" if reverse else "le", ir.iota(other, length), ir.iota(axis, length))
+        neutral = {"prod": 1.0, "max": -math.inf, "min": math.inf, "logsumexp": -math.inf}[op]
+        return Tensor(ir.reduction(op, ir.where(taken, ir.rename(node, axis, other), neutral), (other,)), t.dims)
+
     def concat(self, tensors: Sequence[Any], dim: int) -> Tensor:
         """Values one after the other along a dimension."""
         parts = [self.single(self.tensor(x), dim) for x in tensors]
@@ -854,60 +871,54 @@ class Importer:
             return parts[0]
         lengths = [self.extents(p.dims[dim]) for p in parts]
         whole = [sum(n[i] for n in lengths) for i in range(self.count)]
-        size = self.length(parts[0].dims[dim])
-        for p in parts[1:]:
-            size = size + self.length(p.dims[dim])
-        new = self.derived(self.number("joined"), whole, size)
-        constant = whole[0] if len(set(whole)) == 1 else None
-        others = {a for p in parts for d in p.dims for a in d}
-        new = self._unused(new, others)
+        ends = [ir.constant(0.0)]
+        for p in parts:
+            length = self.length(p.dims[dim])
+            ends.append(length if len(ends) == 1 else ends[-1] + length)
+        new = self.derived(self.number("joined"), whole, ends[-1])
+        new = self._unused(new, {a for p in parts for d in p.dims for a in d})
+        at = ir.iota(new, whole[0] if len(set(whole)) == 1 and self.origin[_base(new)].startswith(_DERIVED) else None)
+        line = tuple((new,) if i == dim else () for i in range(parts[0].rank))
         kind = parts[0].node.kind if len({p.node.kind for p in parts}) == 1 else Kind.FLOAT
-        sum_: Tensor | None = None
-        for k, part in enumerate(parts):
-            before = [sum(n[i] for n in lengths[:k]) for i in range(self.count)]
-            after = [sum(n[i] for n in lengths[k + 1 :]) for i in range(self.count)]
-            placed = self._placed(part, dim, new, before, after, lengths[k], constant)
-            if sum_ is None:
-                sum_ = placed
-                continue
-            here = self._within(new, before, lengths[k], constant)
-            nodes, dims = self.align(
-                [placed, sum_, Tensor(here, tuple((new,) if i == dim else () for i in range(part.rank)))]
-            )
-            sum_ = Tensor(ir.where(nodes[2], ir.as_kind(nodes[0], kind), ir.as_kind(nodes[1], kind)), dims)
-        assert sum_ is not None
-        return sum_
+        counts = [self._entries(p.dims[dim]) for p in parts]
+        result = self._placed(parts[0], dim, new, [], counts[1:])
+        for k, part in enumerate(parts[1:], 1):  # each piece from its start on, the next ones over it
+            placed = self._placed(part, dim, new, counts[:k], counts[k + 1 :])
+            here = Tensor(ir.elementwise("ge", at, ir.as_kind(ends[k], Kind.INDEX)), line)
+            nodes, dims = self.align([placed, result, here])
+            result = Tensor(ir.where(nodes[2], ir.as_kind(nodes[0], kind), ir.as_kind(nodes[1], kind)), dims)
+        return result
+
+    def _entries(self, dim: Dim) -> ir.Extent | None:
+        """The number of entries along a dimension, as windows count them."""
+        sizes = self.extents(dim)
+        if len(dim) == 1 and len(set(sizes)) > 1 and not dim[0].startswith("#"):
+            axis = _base(dim[0])
+            if not self.origin[axis].startswith(_DERIVED):
+                return ir.extent(0, {axis: 1})
+            base, stem = self.sources.get(axis, (axis, ""))
+            less = {n - m for n, m in zip(self.sizes_of(base), sizes, strict=True)}
+            if stem and len(less) == 1 and not self.origin[base].startswith(_DERIVED):
+                return ir.extent(-min(less), {base: 1})
+        return self.extent(sizes)
 
     def _placed(
-        self,
-        t: Tensor,
-        dim: int,
-        new: Axis,
-        before: Sequence[int],
-        after: Sequence[int],
-        n: Sequence[int],
-        constant: int | None,
+        self, t: Tensor, dim: int, new: Axis, before: Sequence[ir.Extent | None], after: Sequence[ir.Extent | None]
     ) -> Tensor:
         dims = (*t.dims[:dim], (new,), *t.dims[dim + 1 :])
         if not t.dims[dim] or t.dims[dim][0] not in t.node.axes:
-            return Tensor(t.node, dims)  # the same everywhere along it; `_within` keeps it in its place
+            return Tensor(t.node, dims)  # the same everywhere along it
         (axis,) = t.dims[dim]
-        first, last = self.extent(before), self.extent(after)
-        if first is None or last is None:
-            raise Refused("a concatenation of more than two pieces of different sizes that vary")
-        back = tuple((a, -m) for a, m in first), tuple((a, -m) for a, m in last)
-        return Tensor(ir.window(t.node, axis, new, *back), dims)
-
-    def _within(self, new: Axis, before: Sequence[int], n: Sequence[int], constant: int | None) -> Node:
-        at = ir.iota(new, constant if self.origin[_base(new)].startswith(_DERIVED) else None)
-        start = self._whole(before)
-        stop = self._whole([b + m for b, m in zip(before, n, strict=True)])
-        return ir.elementwise("and", ir.elementwise("ge", at, start), ir.elementwise("lt", at, stop))
-
-    def _whole(self, values: Sequence[int]) -> Node:
-        if len(set(values)) == 1:
-            return ir.constant(int(values[0]), Kind.INDEX)
-        return ir.as_kind(self.symbol(values), Kind.INDEX)
+        ends = []
+        for side in (before, after):
+            terms: dict[Axis, int] = {}
+            for extent in side:
+                if extent is None:
+                    raise Refused("a concatenation of pieces whose sizes vary in a way that was not recognised")
+                for a, n in extent:
+                    terms[a] = terms.get(a, 0) - n
+            ends.append(ir.extent(terms.pop("", 0), terms))
+        return Tensor(ir.window(t.node, axis, new, ends[0], ends[1]), dims)
 
     def roll(self, x: Any, dim: int, shift: Any) -> Tensor:
         """Entries moved along a dimension; what falls off comes in at the other end."""

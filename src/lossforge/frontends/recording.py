@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -112,6 +113,30 @@ class FrontEnd(Protocol):
         self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
         """The function's own value, and the gradient of its sum by the library's own differentiation (None: it has none)."""
+
+
+def kept_numbers(thing: Any) -> dict[str, float]:
+    """Numbers that an object keeps as public attributes."""
+    found = {} if inspect.isroutine(thing) else getattr(thing, "__dict__", {})
+    return {
+        k: v
+        for k, v in found.items()
+        if not k.startswith("_") and isinstance(v, int | float) and not isinstance(v, bool)
+    }
+
+
+@contextmanager
+def kept(thing: Any, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Those of `values` that an object keeps as attributes set there for a while; gives the rest."""
+    inside = {k: v for k, v in values.items() if k in kept_numbers(thing)}
+    before = {k: getattr(thing, k) for k in inside}
+    try:
+        for k, v in inside.items():
+            setattr(thing, k, v)
+        yield {k: v for k, v in values.items() if k not in inside}
+    finally:
+        for k, v in before.items():
+            setattr(thing, k, v)
 
 
 class Different(Exception):
@@ -237,25 +262,27 @@ def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int
         factors.append((node, [float(n) for n in numbers]))
     lessened = [(node - 1.0, [n - 1 for n in numbers]) for node, numbers in factors]
     count = len(values)
-    for offset in (0, -1, 1, -2, 2):
-        if offset and not all(float(v).is_integer() for v in values):
-            break
+    whole = all(float(v).is_integer() for v in values)
+    for terms, offset in itertools.product((1, 2, 3, 4), (0, -1, 1, -2, 2)):  # the simplest first
+        if offset and not whole:
+            continue
         target = [v - offset for v in values]
-        for terms in (1, 2, 3, 4):
-            found = []
-            for chosen in itertools.combinations_with_replacement(factors + (lessened if terms < 3 else []), terms):
-                for powers in itertools.product((1, -1), repeat=terms):
-                    number = [
-                        math.prod(f[1][i] ** p if f[1][i] else math.nan for f, p in zip(chosen, powers, strict=True))
-                        for i in range(count)
-                    ]
-                    factor = target[0] / number[0]
-                    simple = round(factor, 9)
-                    factor = simple if _close(simple, factor) and simple else factor
-                    if all(_close(t, factor * n) for t, n in zip(target, number, strict=True)):
-                        found.append((_product(chosen, powers, factor, offset), factor))
-            if found:
-                return sorted(found, key=lambda f: abs(math.log(abs(f[1]))))
+        found = []
+        for chosen in itertools.combinations_with_replacement(factors + (lessened if terms < 3 else []), terms):
+            for powers in itertools.product((1, -1), repeat=terms):
+                number = [
+                    math.prod(f[1][i] ** p if f[1][i] else math.nan for f, p in zip(chosen, powers, strict=True))
+                    for i in range(count)
+                ]
+                factor = target[0] / number[0]
+                simple = round(factor, 9)
+                factor = simple if _close(simple, factor) and simple else factor
+                if offset and factor not in (1, 2, 0.5, -1):
+                    continue
+                if all(_close(t, factor * n) for t, n in zip(target, number, strict=True)):
+                    found.append((_product(chosen, powers, factor, offset), factor))
+        if found:
+            return sorted(found, key=lambda f: abs(math.log(abs(f[1]))))
     products = [
         (_product(chosen, (1,) * terms, 1, 0), [math.prod(f[1][i] for f in chosen) for i in range(count)])
         for terms in (1, 2, 3)

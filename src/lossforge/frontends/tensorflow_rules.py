@@ -11,6 +11,7 @@ import numpy as np
 
 from lossforge import ir
 from lossforge.frontends import spectral, windows
+from lossforge.frontends.places import Stacked, coordinates, scattered
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Step, Varying, rounded
 from lossforge.ir import Kind
@@ -115,59 +116,25 @@ def _gather(imp: Importer, step: Step, x: Any, index: Any, axis: Any = 0) -> Ten
     return imp.gather((others, t.dims[d]), Tensor(at.node, full), d)
 
 
-@dataclass
-class Stacked(Tensor):
-    """A tensor that was put together from `parts` along its last dimension; indices for several dimensions are."""
-
-    parts: tuple[Tensor, ...] = ()
-
-
-def _coordinates(imp: Importer, index: Any) -> list[Tensor]:
-    """The parts of an index array whose last dimension counts the dimensions that it points into."""
-    t = imp.tensor(index)
-    if isinstance(t, Stacked):
-        return list(t.parts)
-    (count,) = set(imp.extents(t.dims[-1]))
-    return [imp.select(t, t.rank - 1, i) for i in range(count)]
-
-
 def _gather_nd(imp: Importer, step: Step, x: Any, index: Any) -> Tensor:
-    return imp.index(x, list(enumerate(_coordinates(imp, index))))
-
-
-def _scattered(imp: Importer, places: Sequence[Tensor], updates: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    """Updates added up where their coordinates say; a comparison with every position."""
-    rank, extents = max(p.rank for p in places), list(zip(*shapes, strict=True))
-    count = len(places)
-    here: Tensor | None = None
-    for k, place in enumerate(places):
-        counter = imp.arange(extents[k])
-        position = Tensor(counter.node, tuple(counter.dims[0] if i == k else () for i in range(count)))
-        spread = Tensor(place.node, ((),) * (rank - place.rank) + place.dims + ((),) * count)
-        equal = imp.elementwise("eq", spread, position)
-        here = equal if here is None else imp.elementwise("and", here, equal)
-    assert here is not None
-    rest = updates.rank - rank
-    mask = Tensor(here.node, here.dims + ((),) * rest)
-    moved = Tensor(updates.node, updates.dims[:rank] + ((),) * count + updates.dims[rank:])
-    return imp.reduce("sum", imp.elementwise("where", mask, moved, 0.0), list(range(rank)))
+    return imp.index(x, list(enumerate(coordinates(imp, index))))
 
 
 def _scatter_nd(imp: Importer, step: Step, index: Any, updates: Any, shape: Any) -> Tensor:
-    found = _scattered(imp, _coordinates(imp, index), imp.tensor(updates), step.shapes[0])
+    found = scattered(imp, coordinates(imp, index), imp.tensor(updates), step.shapes[0])
     return imp.cast(found, _kind(step.dtypes[0]))
 
 
 def _scatter_update(imp: Importer, step: Step, x: Any, index: Any, updates: Any) -> Tensor:
-    places, new = _coordinates(imp, index), imp.tensor(updates)
-    written = _scattered(imp, places, new, step.shapes[0])
+    places, new = coordinates(imp, index), imp.tensor(updates)
+    written = scattered(imp, places, new, step.shapes[0])
     ones = Tensor(ir.constant(1.0), new.dims)
-    touched = imp.elementwise("gt", _scattered(imp, places, ones, step.shapes[0]), 0.0)
+    touched = imp.elementwise("gt", scattered(imp, places, ones, step.shapes[0]), 0.0)
     return imp.cast(imp.elementwise("where", touched, written, x), _kind(step.dtypes[0]))
 
 
 def _segment_sum(imp: Importer, step: Step, x: Any, segments: Any, count: Any) -> Tensor:
-    found = _scattered(imp, [imp.tensor(segments)], imp.tensor(x), step.shapes[0])
+    found = scattered(imp, [imp.tensor(segments)], imp.tensor(x), step.shapes[0])
     return imp.cast(found, _kind(step.dtypes[0]))
 
 

@@ -1,0 +1,101 @@
+"""Functions with a derivative of their own: `jax.custom_jvp` and `jax.custom_vjp`.
+
+Most rules are the function's derivative, written more stably; lossforge derives and stabilises by itself. Others are
+not (straight-through estimators, reversed gradients), and are part of the loss. Which it is, is tried on numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from lossforge.errors import AdoptionError
+
+_NEAR = 1e-4
+
+
+def custom_rule(eqn: Any) -> Any:
+    """A jaxpr of the equation's operands whose derivative is what the rule says; None if the function's own is.
+
+    It is linear in the operands: J(x₀) · x, with the rule's Jacobian J at x₀ = x held fixed.
+
+    Raises:
+        AdoptionError: the rule is no derivative, since it is not linear.
+    """
+    operands = eqn.invars
+    moving = [i for i, v in enumerate(operands) if not isinstance(v, core.Literal) and _is_float(v.aval)]
+    if not moving:
+        return None
+    body = core.jaxpr_as_fun(eqn.params["call_jaxpr"])
+
+    def ruled(*values: Any) -> Any:
+        functions, options = eqn.primitive.get_bind_params(eqn.params)
+        return eqn.primitive.bind(*functions, *values, **options)
+
+    def of_moving(function: Callable[..., Any], values: Sequence[Any]) -> Callable[..., list[Any]]:
+        """A function of the operands that move, and its floating results; the others stay at `values`."""
+
+        def call(*xs: Any) -> list[Any]:
+            full = list(values)
+            for i, x in zip(moving, xs, strict=True):
+                full[i] = x
+            return [y for y in function(*full) if _is_float(y)]
+
+        return call
+
+    rng = np.random.default_rng(3)
+    point = [v.val if isinstance(v, core.Literal) else _drawn(rng, v.aval) for v in operands]
+    at = [point[i] for i in moving]
+    try:
+        value, back = jax.vjp(of_moving(ruled, point), *at)
+        _, derived = jax.vjp(of_moving(body, point), *at)
+        one, two = ([jax.numpy.asarray(rng.standard_normal(v.shape), v.dtype) for v in value] for _ in range(2))
+        theirs, mine = back(one), derived(one)
+        both = back([a + 3 * b for a, b in zip(one, two, strict=True)])
+        apart = [a + 3 * b for a, b in zip(theirs, back(two), strict=True)]
+    except Exception:  # it cannot be tried on numbers: the comparison of the whole loss decides
+        return None
+    if all(map(_near, theirs, mine)):
+        return None
+    if not all(map(_near, both, apart)):
+        raise AdoptionError(
+            f"{eqn.primitive.name}: a rule that is not the derivative of anything, since it is not linear in the gradient "
+            f"that comes in (it clips or normalises it); do that to the gradients in training, not in the loss"
+        )
+
+    def linear(*values: Any) -> list[Any]:
+        held = [jax.lax.stop_gradient(x) for x in values]
+        function, xs = of_moving(ruled, held), [values[i] for i in moving]
+        start = [held[i] for i in moving]
+        if eqn.primitive.name == "custom_jvp_call":
+            slopes = jax.jvp(function, start, xs)[1]
+        else:
+            results, pull = jax.vjp(function, *start)
+            slopes = list(jax.linear_transpose(lambda *seeds: pull(list(seeds)), *results)(tuple(xs)))
+        left = iter(slopes)
+        return [next(left) if _is_float(v.aval) else jax.numpy.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
+
+    return jax.make_jaxpr(linear)(*(jax.numpy.zeros(v.aval.shape, v.aval.dtype) for v in operands))
+
+
+def _is_float(x: Any) -> bool:
+    return str(x.dtype).startswith(("float", "bfloat"))
+
+
+def _drawn(rng: np.random.Generator, aval: Any) -> Any:
+    """Values of many sizes, of which some are small: those of a function's argument, whatever it is."""
+    if _is_float(aval):
+        return jax.numpy.asarray(
+            rng.uniform(0.05, 0.95, aval.shape) * rng.choice([0.5, 1.0, 3.0], aval.shape), aval.dtype
+        )
+    return jax.numpy.asarray(rng.integers(0, 2, aval.shape), aval.dtype)
+
+
+def _near(a: Any, b: Any) -> bool:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    known = np.isfinite(a) & np.isfinite(b)
+    return bool((np.abs(a - b)[known] <= _NEAR * max(float(np.max(np.abs(a[known]), initial=0.0)), 1e-6)).all())

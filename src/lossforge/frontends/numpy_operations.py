@@ -1,0 +1,272 @@
+"""What NumPy's operations mean: those that `numpy_composites` does not put down to others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
+from lossforge.frontends.recording import Ref, Step, Varying
+from lossforge.ir import Kind
+
+
+def _kind(dtype: str) -> Kind:
+    return Kind.BOOL if dtype == "bool" else Kind.FLOAT if "float" in dtype else Kind.INDEX
+
+
+def _arithmetic(op: str) -> Rule:
+    return lambda imp, step, *args: imp.cast(imp.elementwise(op, *args), _kind(step.dtypes[0]))
+
+
+def _logical(op: str) -> Rule:
+    def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
+        if step.dtypes[0] != "bool":
+            raise Refused("bits of integers")
+        return imp.elementwise(op, *(imp.cast(a, Kind.BOOL) for a in args))
+
+    return rule
+
+
+def _formula(function: Callable[..., Any]) -> Rule:
+    return lambda imp, step, *args: imp.map(function, *args)
+
+
+def _given(imp: Importer, step: Step, name: str, default: Any = None) -> Any:
+    value = step.attrs.get(name, default)
+    return imp.values[value.index] if isinstance(value, Ref) else value
+
+
+def _unknown_options(step: Step, known: str) -> None:
+    for name, value in step.attrs.items():
+        if name not in known.split() and value is not None:
+            raise Refused(f"the option {name!r}")
+
+
+def _reduce(op: str) -> Rule:
+    def rule(imp: Importer, step: Step) -> Tensor:
+        _unknown_options(step, "a axis keepdims dtype")
+        result = imp.reduce(op, _given(imp, step, "a"), step.attrs.get("axis"), bool(step.attrs.get("keepdims", False)))
+        return imp.cast(result, _kind(step.dtypes[0]))
+
+    return rule
+
+
+def _var(root: bool) -> Rule:
+    def rule(imp: Importer, step: Step) -> Tensor:
+        _unknown_options(step, "a axis keepdims dtype ddof correction")
+        correction = step.attrs.get("ddof", 0) or step.attrs.get("correction", 0)
+        keep = bool(step.attrs.get("keepdims", False))
+        found = imp.var(_given(imp, step, "a"), step.attrs.get("axis"), correction, keep)
+        return imp.elementwise("sqrt", found) if root else found
+
+    return rule
+
+
+def _logsumexp(imp: Importer, step: Step, x: Any) -> Tensor:
+    return imp.reduce("logsumexp", x, step.attrs["axis"], bool(step.attrs["keepdims"]))
+
+
+def _shape(imp: Importer, step: Step) -> Tensor:
+    x = _given(imp, step, "a", step.attrs.get("x"))
+    return imp.reshape(x, step.shapes[0])
+
+
+def _squeeze(imp: Importer, step: Step) -> Tensor:
+    t = imp.tensor(_given(imp, step, "a"))
+    axis = step.attrs.get("axis")
+    return imp.squeeze(t, None if axis is None else imp.dims(t, axis))
+
+
+def _expand_dims(imp: Importer, step: Step) -> Tensor:
+    t = imp.tensor(_given(imp, step, "a"))
+    axis = step.attrs["axis"]
+    rank = len(step.shapes[0][0])
+    for d in sorted(a + rank if a < 0 else a for a in (axis if isinstance(axis, tuple) else (axis,))):
+        t = imp.unsqueeze(t, d)
+    return t
+
+
+def _broadcast(imp: Importer, step: Step) -> Tensor:
+    return imp.expand(_given(imp, step, "array"), step.shapes[0])
+
+
+def _transpose(imp: Importer, step: Step) -> Tensor:
+    t = imp.tensor(_given(imp, step, "a"))
+    axes = step.attrs.get("axes")
+    return imp.permute(t, range(t.rank)[::-1] if axes is None else axes)
+
+
+def _getitem(imp: Importer, step: Step, x: Any, *keys: Any) -> Tensor:
+    t = imp.tensor(x)
+    dots = [i for i, k in enumerate(keys) if isinstance(k, str) and k == "..."]
+    used = sum(1 for k in keys if k is not None) - len(dots)
+    full = (("slice", None, None, None),) * (t.rank - used)
+    at = dots[0] if dots else len(keys)
+    d = 0
+    arrays: list[tuple[int, Tensor]] = []
+    for key in (*keys[:at], *full, *keys[at + len(dots) :]):
+        if key is None:
+            t = imp.unsqueeze(t, d)
+            d += 1
+        elif isinstance(key, tuple):
+            t = _slice(imp, t, d, key)
+            d += 1
+        elif isinstance(key, int | Varying) and not isinstance(key, bool) and not _is_array(key):
+            t = imp.select(t, d, key)
+        else:
+            arrays.append((d, imp.tensor(key)))
+            d += 1
+    return imp.index(t, arrays) if arrays else t
+
+
+def _is_array(key: Any) -> bool:
+    return isinstance(key, Varying) and not isinstance(key.values[0], int)
+
+
+def _slice(imp: Importer, t: Tensor, d: int, key: tuple[Any, ...]) -> Tensor:
+    _, start, stop, step = key
+    by = 1 if step is None else imp.integer(step)
+    n = imp.extents(t.dims[d])
+    if by == -1 and start is None and stop is None:
+        return imp.along("flip", t, d)
+    if by < 0:
+        raise Refused("a slice with a negative step and ends")
+    return imp.slice(t, d, _bounds(start, 0, n), _bounds(stop, None, n), by)
+
+
+def _bounds(value: Any, default: int | None, n: Sequence[int]) -> list[int]:
+    values = value.values if isinstance(value, Varying) else (value,) * len(n)
+    result = []
+    for v, size in zip(values, n, strict=True):
+        v = (default if default is not None else size) if v is None else v
+        result.append(min(max(v + size if v < 0 else v, 0), size))
+    return result
+
+
+def _where(imp: Importer, step: Step, c: Any, x: Any, y: Any) -> Tensor:
+    return imp.cast(imp.elementwise("where", imp.cast(c, Kind.BOOL), x, y), _kind(step.dtypes[0]))
+
+
+def _clip(imp: Importer, step: Step, *args: Any) -> Tensor:
+    if args:
+        x, low, high = args
+    else:
+        x, low, high, low_, high_ = (_given(imp, step, k) for k in ("a", "a_min", "a_max", "min", "max"))
+        low, high = low if low is not None else low_, high if high is not None else high_
+    t = imp.tensor(x)
+    if low is not None:
+        t = imp.elementwise("maximum", t, low)
+    t = t if high is None else imp.elementwise("minimum", t, high)
+    return imp.cast(t, _kind(step.dtypes[0]))
+
+
+def _scan(imp: Importer, step: Step, x: Any) -> Tensor:
+    t = imp.tensor(x)
+    return imp.cast(imp.scan(step.attrs["op"], t, imp.dim(t, step.attrs["axis"])), _kind(step.dtypes[0]))
+
+
+def _flip(imp: Importer, step: Step) -> Tensor:
+    t = imp.tensor(_given(imp, step, "m"))
+    for d in imp.dims(t, step.attrs.get("axis")):
+        t = imp.along("flip", t, d)
+    return t
+
+
+def _sort(imp: Importer, step: Step) -> Tensor:
+    t = imp.tensor(_given(imp, step, "a"))
+    axis = step.attrs.get("axis", -1)
+    if axis is None:
+        t, axis = imp.reshape(t, [(math_product(s),) for s in zip(*map(imp.extents, t.dims), strict=True)]), 0
+    return imp.sort(t, imp.dim(t, axis))[step.op == "np.argsort"]
+
+
+def math_product(numbers: Sequence[int]) -> int:
+    """The product of whole numbers."""
+    result = 1
+    for n in numbers:
+        result *= n
+    return result
+
+
+def _take(imp: Importer, step: Step) -> Tensor:
+    t = imp.tensor(_given(imp, step, "a"))
+    axis = step.attrs.get("axis")
+    if axis is None:
+        if t.rank > 1:
+            raise Refused("np.take without an axis of an array of several dimensions")
+        axis = 0
+    index = _given(imp, step, "indices")
+    if isinstance(index, int | Varying) and not _is_array(index):
+        return imp.select(t, imp.dim(t, axis), index)
+    if isinstance(index, tuple):
+        return imp.pick(t, imp.dim(t, axis), index)
+    return imp.take(t, index, imp.dim(t, axis))
+
+
+def _along_axis(imp: Importer, step: Step) -> Tensor:
+    t, at = imp.tensor(_given(imp, step, "arr")), imp.tensor(_given(imp, step, "indices"))
+    axis = step.attrs.get("axis", -1)
+    if axis is None:
+        raise Refused("np.take_along_axis without an axis")
+    d = imp.dim(t, axis)
+    t = imp.single(t, d)
+    return imp.gather((Tensor(t.node, (*t.dims[:d], (), *t.dims[d + 1 :])), t.dims[d]), at, d)
+
+
+def _concatenate(imp: Importer, step: Step, *parts: Any) -> Tensor:
+    return imp.cast(imp.concat(list(parts), step.attrs["axis"]), _kind(step.dtypes[0]))
+
+
+def _arange(imp: Importer, step: Step, start: Any, by: Any) -> Tensor:
+    counter = imp.arange([s[0] for s in step.shapes[0]])
+    kind = _kind(step.dtypes[0])
+    result = imp.cast(counter, kind)
+    if by != 1:
+        result = imp.elementwise("mul", result, by)
+    return imp.cast(result if start == 0 else imp.elementwise("add", result, start), kind)
+
+
+def _eye(imp: Importer, step: Step) -> Tensor:
+    rows, columns = (imp.arange([s[d] for s in step.shapes[0]]) for d in (0, 1))
+    same = imp.elementwise("eq", imp.unsqueeze(rows, 1), imp.unsqueeze(columns, 0))
+    return imp.cast(same, _kind(step.dtypes[0]))
+
+
+def _one_hot(imp: Importer, step: Step, index: Any) -> Tensor:
+    depth = step.attrs["depth"]
+    counter = imp.arange(list(depth.values) if isinstance(depth, Varying) else [depth] * imp.count)
+    t = imp.tensor(index)
+    return imp.cast(imp.elementwise("eq", counter, imp.unsqueeze(t, t.rank)), _kind(step.dtypes[0]))
+
+
+_PLAIN = {
+    "exp": "exp", "log": "log", "log1p": "log1p", "expm1": "expm1", "sqrt": "sqrt", "sin": "sin", "cos": "cos", "tan": "tan",
+    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arctan2": "atan2", "sinh": "sinh", "cosh": "cosh", "tanh": "tanh",
+    "arcsinh": "asinh", "arccosh": "acosh", "arctanh": "atanh", "floor": "floor", "ceil": "ceil", "rint": "round",
+    "logaddexp": "logaddexp", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge", "equal": "eq",
+    "not_equal": "ne", "divide": "div", "true_divide": "div", "expit": "sigmoid", "log_expit": "log_sigmoid",
+    "gammaln": "lgamma", "loggamma": "lgamma", "psi": "digamma", "digamma": "digamma", "erf": "erf", "erfc": "erfc",
+}  # fmt: skip
+
+RULES: Mapping[str, Rule] = {
+    **{k: rule_for(v) for k, v in _PLAIN.items()},
+    **{k: _arithmetic(v) for k, v in {
+        "add": "add", "subtract": "sub", "multiply": "mul", "negative": "neg", "absolute": "abs", "fabs": "abs", "sign": "sign",
+        "maximum": "maximum", "minimum": "minimum", "fmax": "maximum", "fmin": "minimum", "power": "pow",
+        "float_power": "pow"}.items()},
+    **{k: _logical(v) for k, v in {
+        "logical_and": "and", "logical_or": "or", "logical_not": "not", "bitwise_and": "and", "bitwise_or": "or",
+        "bitwise_xor": "ne", "invert": "not"}.items()},
+    "square": _formula(lambda x: x * x), "reciprocal": _formula(lambda x: 1.0 / x),
+    "positive": lambda imp, step, x: imp.tensor(x), "clip": _clip, "getitem": _getitem,
+    "astype": lambda imp, step, x: imp.cast(x, _kind(step.dtypes[0])), "constant": lambda imp, step, x: imp.tensor(x),
+    "arange": _arange, "eye": _eye, "one_hot": _one_hot, "full": lambda imp, step, x: imp.cast(
+        imp.full(x, step.shapes[0]), _kind(step.dtypes[0])),
+    "logsumexp": _logsumexp, "scan": _scan, "where": _where, "concatenate": _concatenate,
+    "einsum": lambda imp, step, spec, *operands: imp.einsum(spec, *operands),
+    "roll": lambda imp, step, x: imp.roll(x, step.attrs["axis"], imp.integer(step.attrs["shift"])),
+    **{f"np.{k}": _reduce(k) for k in ("sum", "mean", "max", "min", "prod", "any", "all", "argmax", "argmin")},
+    "np.var": _var(False), "np.std": _var(True), "np.clip": _clip, "np.reshape": _shape, "np.ravel": _shape,
+    "np.squeeze": _squeeze, "np.expand_dims": _expand_dims, "np.transpose": _transpose, "np.broadcast_to": _broadcast,
+    "np.flip": _flip, "np.sort": _sort, "np.argsort": _sort, "np.take": _take, "np.take_along_axis": _along_axis,
+}  # fmt: skip

@@ -1,0 +1,445 @@
+"""Arrays that write down what NumPy does to them: a `Recorder`, and a `Selection` of its entries by truth values."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import sys
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from lossforge.errors import AdoptionError
+from lossforge.frontends.recording import Ref, Step
+
+_state = threading.local()
+
+
+def active() -> Tape:
+    """The tape of the function that this thread records."""
+    found: Tape = _state.tape
+    return found
+
+
+def activate(tape: Tape | None) -> None:
+    """Record what this thread does."""
+    _state.tape = tape
+
+
+class Tape:
+    """The steps that were taken, in their order."""
+
+    def __init__(self) -> None:
+        self.count = itertools.count()
+        self.steps: list[Step] = []
+        self.known: dict[Any, tuple[int, ...]] = {}
+        self.live: list[weakref.ref[Recorder]] = []
+
+    def argument(self, array: np.ndarray) -> Recorder:
+        """An argument of the function."""
+        made = Recorder(self, array, Ref(next(self.count)))
+        made.is_argument = True
+        return made
+
+    def counting(self, n: int) -> Recorder:
+        """0, 1, 2 … n − 1."""
+        made: Recorder = self.note("arange", (0, 1), {}, np.arange(n))
+        made.counting = True
+        return made
+
+    def filled(self, shape: Any, value: Any, dtype: Any = None) -> Recorder:
+        """One number in every entry."""
+        made: Recorder = self.note("full", (value,), {}, np.full(shape, plain(value), dtype))
+        return made
+
+    def eye(self, n: int, dtype: Any = float) -> Recorder:
+        """An identity matrix."""
+        made: Recorder = self.note("eye", (), {}, np.eye(n, dtype=dtype))
+        made.identity = True
+        return made
+
+    def note(self, op: str, args: Sequence[Any], attrs: Mapping[str, Any], value: Any) -> Any:
+        """Write one step down, unless it was taken before; its results as recorders."""
+        several = isinstance(value, list | tuple)
+        values = value if several else (value,)
+        arrays = [np.asarray(v) for v in values]
+        given, options = tuple(map(_ref, args)), {k: _ref(v) for k, v in attrs.items()}
+        key: Any = None
+        try:
+            key = (op, given, tuple(options.items()), tuple(map(type, given)), tuple(a.shape for a in arrays))
+            numbers = self.known.get(key)
+        except TypeError:  # an array among the arguments
+            key = numbers = None
+        if numbers is None:
+            numbers = tuple(next(self.count) for _ in arrays)
+            shapes, dtypes = tuple((a.shape,) for a in arrays), tuple(str(a.dtype) for a in arrays)
+            self.steps.append(Step(op, given, options, numbers, shapes, line(), dtypes))
+            if key is not None:
+                self.known[key] = numbers
+        made = [Recorder(self, a, Ref(n)) for a, n in zip(arrays, numbers, strict=True)]
+        constant = all(x.constant for x in _recorders([args, list(attrs.values())]))
+        for recorder, v in zip(made, values, strict=True):
+            recorder.constant, recorder.scalar = constant, isinstance(v, np.generic)
+        return made if several else made[0]
+
+
+def _recorders(value: Any) -> list[Recorder]:
+    if isinstance(value, list | tuple):
+        return [r for v in value for r in _recorders(v)]
+    return [value] if type(value) is Recorder else []
+
+
+def line() -> str:
+    """The line of the user's source that is being run."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and any(f"/{p}/" in frame.f_code.co_filename for p in ("lossforge", "numpy", "scipy")):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}" if frame else ""
+
+
+def _ref(value: Any) -> Any:
+    if type(value) is Recorder:
+        return value.ref
+    if isinstance(value, list | tuple):
+        return tuple(map(_ref, value))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, slice):
+        return ("slice", _ref(value.start), _ref(value.stop), _ref(value.step))
+    if isinstance(value, type):
+        return value.__name__
+    return "..." if value is Ellipsis else str(value) if isinstance(value, np.dtype) else value
+
+
+def plain(value: Any) -> Any:
+    """A value as NumPy takes it, recorders replaced by their arrays."""
+    if type(value) is Recorder:
+        return value.array[()] if value.scalar else value.array
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    if isinstance(value, Selection | Nonzero):
+        refuse(_SELECTED)
+    return value
+
+
+def refuse(what: str) -> NoReturn:
+    """Refuse the function, with the line."""
+    raise AdoptionError(f"{line()}: {what}")
+
+
+_SELECTED = (
+    "a selection by truth values, whose size depends on them, can be computed with entry by entry and summed up; for "
+    "anything else, multiply by the mask, or use np.where, and divide by the mask's sum"
+)
+_METHODS = frozenset(
+    "sum mean max min prod std var reshape ravel transpose squeeze clip argmax argmin cumsum cumprod take argsort any all "
+    "swapaxes round dot trace diagonal repeat nonzero".split()
+)
+
+
+class Recorder(NDArrayOperatorsMixin):
+    """An array that writes down what is done to it."""
+
+    def __init__(self, tape: Tape, array: np.ndarray, ref: Ref) -> None:
+        self.tape, self.array, self.ref = tape, array, ref
+        self.is_argument = False
+        self.constant = False
+        """Whether no argument had a part in it."""
+        self.scalar = False
+        """Whether NumPy has it as a number, which no assignment changes."""
+        self.counting = False
+        """Whether it is 0, 1, 2 …"""
+        self.identity = False
+        """Whether it is an identity matrix."""
+        tape.live.append(weakref.ref(self))
+
+    __class__ = property(lambda self: np.ndarray)  # type: ignore[assignment]  # isinstance holds as in its usual life
+
+    # ------------------------------------------------------------------ protocols
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        out = options.pop("out", None)
+        if any(isinstance(i, Selection) for i in inputs):
+            return selected_ufunc(ufunc, method, inputs, options)
+        from lossforge.frontends.numpy_composites import REDUCTIONS, UFUNCS
+
+        inputs = tuple(np.asarray(i) if isinstance(i, list | tuple) else i for i in inputs)
+        if method == "__call__" and ufunc.__name__ in UFUNCS and not options:
+            result = UFUNCS[ufunc.__name__](*inputs)
+        elif method in ("reduce", "accumulate", "outer") and (ufunc.__name__, method) in REDUCTIONS:
+            result = REDUCTIONS[ufunc.__name__, method](*inputs, **options)
+        elif method == "outer":
+            a, b = inputs
+            result = ufunc(a[(..., *(None,) * np.ndim(b))], b)
+        else:
+            value = getattr(ufunc, method)(*map(plain, inputs), **{k: plain(v) for k, v in options.items()})
+            name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+            result = self.tape.note(name, inputs, options, value)
+        if out is None:
+            return result
+        (target,) = out
+        if type(target) is not Recorder:
+            refuse(f"np.{ufunc.__name__}(…, out=…) writes into an array that was not made by the function")
+        if target.scalar:  # `x += 1` for a number makes another number
+            return result
+        target.write(result)
+        return target
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        from lossforge.frontends.numpy_composites import FUNCTIONS
+
+        name = func.__name__
+        if name in ("shape", "ndim", "size"):
+            return func(*map(plain, args), **kwargs)
+        if kwargs.get("out") is not None:
+            refuse(f"np.{name}(…, out=…) writes into an array; use the result instead")
+        for v in (*args, *kwargs.values()):
+            if isinstance(v, Selection):
+                return v.__array_function__(func, types, args, kwargs)
+        if name in FUNCTIONS:
+            return FUNCTIONS[name](*args, **kwargs)
+        try:
+            given = inspect.signature(func).bind(*args, **kwargs).arguments
+        except ValueError:  # a function without a signature
+            refuse(f"np.{name}: lossforge does not know this operation")
+        value = func(*plain(args), **{k: plain(v) for k, v in kwargs.items()})
+        return self.tape.note("np." + name, (), {k: v for k, v in given.items() if v is not np._NoValue}, value)
+
+    # ------------------------------------------------------------------ entries
+
+    def __getitem__(self, key: Any) -> Any:
+        keys = tuple(map(_key, key if isinstance(key, tuple) else (key,)))
+        if keys and isinstance(keys[0], Nonzero):
+            if len(keys) == keys[0].mask.ndim and all(isinstance(k, Nonzero) for k in keys):
+                return Selection(self, keys[0].mask)
+            refuse(_SELECTED)
+        masks = [k for k in keys if type(k) is Recorder and k.dtype.kind == "b"]
+        if masks:
+            if len(keys) == 1:
+                return Selection(self, masks[0])
+            refuse("a selection by truth values beside other indices; index by the mask alone")
+        if self.identity and len(keys) == 1 and type(keys[0]) is Recorder and keys[0].dtype.kind in "iu":
+            return self.tape.note("one_hot", keys, {"depth": self.shape[1]}, self.array[plain(keys[0])])
+        return self.tape.note("getitem", (self, *keys), {}, self.array[plain(keys)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        from lossforge.frontends.numpy_composites import replaced
+
+        self.write(replaced(self, tuple(map(_key, key if isinstance(key, tuple) else (key,))), value))
+
+    def write(self, new: Recorder) -> None:
+        """Take another value, as an assignment to entries does; refused where another array would change with it."""
+        if self.is_argument:
+            refuse("an argument is written to in place, which the caller would see; copy it first, x = x.copy()")
+        for reference in self.tape.live:
+            other = reference()
+            if other is not None and other is not self and np.may_share_memory(other.array, self.array):
+                refuse(
+                    "an array is written to in place that shares its memory with another; copy it first, or use np.where"
+                )
+        if new.shape != self.shape:
+            refuse(f"an array of shape {self.shape} is written to in place with one of shape {new.shape}")
+        if new.dtype.kind != self.dtype.kind:
+            new = new.astype(self.dtype)
+        self.array, self.ref, self.constant = new.array.copy(), new.ref, new.constant
+        self.counting = self.identity = False
+
+    # ------------------------------------------------------------------ attributes and methods
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("shape", "ndim", "size", "dtype", "nbytes", "itemsize"):
+            return getattr(self.array, name)
+        if name in ("T", "mT"):
+            return np.transpose(self) if name == "T" else np.swapaxes(self, -1, -2)
+        if name == "real":
+            return self
+        if name in _METHODS:
+            return lambda *args, **kwargs: self._method(name, *args, **kwargs)
+        if name == "flatten":
+            return lambda *_: np.ravel(self).copy()
+        if name == "copy":
+            return lambda *_: self.fresh()
+        if name == "astype":
+            return self._astype
+        if name in ("item", "tolist"):
+            refuse(f".{name}() takes a Python number out of an array; keep arrays")
+        if name.startswith("__"):
+            raise AttributeError(name)
+        refuse(f"the attribute .{name} of an array, which cannot be recorded; use the functions of NumPy")
+
+    def fresh(self) -> Recorder:
+        """A copy."""
+        made = Recorder(self.tape, self.array.copy(), self.ref)
+        made.constant, made.counting, made.identity = self.constant, self.counting, self.identity
+        return made
+
+    def _astype(self, dtype: Any, **_: Any) -> Any:
+        return self.tape.note("astype", (self,), {}, self.array.astype(dtype))
+
+    def _method(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name in ("reshape", "transpose") and len(args) > 1:
+            args = (args,)
+        return getattr(np, name)(self, *args, **kwargs)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self.array)))
+
+    # ------------------------------------------------------------------ what makes a number of it
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        if self.constant:
+            return self.array.astype(args[0]) if args and args[0] is not None else self.array.copy()
+        refuse("an array is converted by a function that cannot be recorded; work on it with NumPy's own")
+
+    def _number(self, how: str, advice: str) -> Any:
+        if self.constant:
+            return self.array.item()
+        refuse(f"{how}; {advice}")
+
+    def __bool__(self) -> bool:
+        return bool(
+            self._number(
+                "a decision that depends on values (`if`, `and`, `or`, max, min)", "use np.where, np.maximum …"
+            )
+        )
+
+    def __float__(self) -> float:
+        return float(self._number("float() takes a Python number out of an array", "keep arrays"))
+
+    def __int__(self) -> int:
+        return int(self._number("int() takes a Python number out of an array", "keep arrays"))
+
+    def __index__(self) -> int:
+        return int(self._number("a position or size is taken from values", "keep arrays"))
+
+
+def _key(key: Any) -> Any:
+    if type(key) is Recorder and key.constant and key.ndim == 0 and key.dtype.kind in "iu":
+        return int(key)
+    if isinstance(key, range) and key == range(len(key)):
+        return active().counting(len(key))
+    if isinstance(key, range | list):
+        key = np.asarray(key)
+    if type(key) is np.ndarray and key.dtype.kind == "b" and key.ndim == 1:
+        return np.flatnonzero(key)
+    return key
+
+
+class Nonzero:
+    """The positions of the true entries of a mask along one dimension, as ``np.nonzero`` gives them."""
+
+    def __init__(self, mask: Recorder) -> None:
+        self.mask = mask
+
+
+class Selection(NDArrayOperatorsMixin):
+    """The entries of an array where a mask is true: ``x[mask]``. All entries are kept, and reductions mind the mask."""
+
+    def __init__(self, whole: Recorder, mask: Recorder) -> None:
+        if whole.shape[: mask.ndim] != mask.shape:
+            refuse(f"a mask of shape {mask.shape} on an array of shape {whole.shape}")
+        self.whole, self.mask = whole, mask
+
+    @property
+    def wide(self) -> Any:
+        """The mask with the dimensions of the array."""
+        return self.mask[(..., *(None,) * (self.whole.ndim - self.mask.ndim))]
+
+    def filled(self, value: Any) -> Any:
+        """The array with other entries where the mask is false."""
+        return np.where(self.wide, self.whole, value)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        return selected_ufunc(ufunc, method, inputs, options)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        from lossforge.frontends.numpy_composites import SELECTED, SELECTED_ENTRIES
+
+        name = func.__name__
+        if name in SELECTED:
+            return SELECTED[name](*args, **kwargs)
+        if name in SELECTED_ENTRIES:
+            return _entrywise(func, args, kwargs)
+        refuse(f"np.{name}: {_SELECTED}")
+
+    @property
+    def size(self) -> Any:
+        """How many entries, as a value that is known when the loss is computed."""
+        rest = self.whole.shape[self.mask.ndim :]
+        return np.sum(self.mask) * int(np.prod(rest)) if rest else np.sum(self.mask)
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """The shape; its first entry is a value."""
+        return (np.sum(self.mask), *self.whole.shape[self.mask.ndim :])
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return self.whole.ndim - self.mask.ndim + 1
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("sum", "mean", "max", "min", "prod", "std", "var", "any", "all", "clip", "dot", "round"):
+            return lambda *args, **kwargs: getattr(np, name)(self, *args, **kwargs)
+        if name == "copy":
+            return lambda *_: self
+        if name == "astype":
+            return lambda dtype, **_: Selection(self.whole.astype(dtype), self.mask)
+        if name.startswith("__"):
+            raise AttributeError(name)
+        refuse(f".{name}: {_SELECTED}")
+
+    def __len__(self) -> int:
+        refuse("the length of a selection depends on values; divide by np.sum(mask) instead of len(x[mask])")
+
+    def __iter__(self) -> Any:
+        refuse(_SELECTED)
+
+    def __bool__(self) -> bool:
+        refuse("a decision that depends on values (`if`, `and`, `or`); use np.where")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        refuse(_SELECTED)
+
+    def __getitem__(self, key: Any) -> Any:
+        refuse(_SELECTED)
+
+
+def selected_ufunc(ufunc: Any, method: str, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """A ufunc of selections by one mask: of all entries."""
+    if method == "reduce" and ufunc.__name__ in ("add", "multiply", "maximum", "minimum"):
+        name = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min"}[ufunc.__name__]
+        return getattr(np, name)(inputs[0], axis=options.get("axis", 0))
+    if method != "__call__" or options.get("out") is not None:
+        refuse(_SELECTED)
+    return _entrywise(ufunc, inputs, options)
+
+
+def _entrywise(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Selection:
+    given = [x for x in (*args, *kwargs.values()) if isinstance(x, Selection)]
+    mask = given[0].mask
+    if any(x.mask.ref != mask.ref for x in given):
+        refuse("selections by different truth values meet; use np.where")
+    rank = max(x.ndim for x in given)
+
+    def entries(x: Any) -> Any:
+        if isinstance(x, Selection):
+            if x.ndim != rank:
+                refuse(_SELECTED)
+            return x.whole
+        if np.ndim(x) >= rank and np.ndim(x):
+            refuse(f"an array of {np.ndim(x)} dimensions meets a selection by truth values")
+        return x
+
+    whole = function(*map(entries, args), **{k: entries(v) for k, v in kwargs.items()})
+    return Selection(whole, mask)
+
+
+__all__ = ["Nonzero", "Recorder", "Selection", "Tape", "activate", "active", "line", "plain", "refuse"]
