@@ -199,6 +199,8 @@ def _is_float(aval: Any) -> bool:
 def _attribute(value: Any) -> Any:
     if isinstance(value, int | float | str | bool | None):
         return value
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, list | tuple):
         names = getattr(value, "_fields", None)
         return {n: _attribute(v) for n, v in zip(names, value, strict=True)} if names else tuple(map(_attribute, value))
