@@ -37,6 +37,73 @@ def contrastive(x, y):
     return -jnp.mean(jnp.diag(jax.nn.log_softmax(x @ y.T)))
 
 
+def nll(logits, labels):
+    return -jax.nn.log_softmax(logits)[jnp.arange(logits.shape[0]), labels].mean()
+
+
+def without_diagonal(x):
+    at = jnp.arange(x.shape[0])
+    return jax.nn.logsumexp((x @ x.T).at[at, at].set(-1e9), axis=1).mean()
+
+
+def sinkhorn(x, y, eps=0.5):
+    cost = jnp.sum((x[:, None] - y[None]) ** 2, axis=-1)
+    n, m = cost.shape
+
+    def body(_, potentials):
+        f, g = potentials
+        f = -eps * jax.nn.logsumexp((g[None] - cost) / eps - jnp.log(m), axis=1)
+        return f, -eps * jax.nn.logsumexp((f[:, None] - cost) / eps - jnp.log(n), axis=0)
+
+    f, g = jax.lax.fori_loop(0, 3, body, (jnp.zeros(n), jnp.zeros(m)))
+    return f.mean() + g.mean()
+
+
+def pairwise(x, y):
+    def kernel(a, b):
+        return jnp.exp(-jnp.sum((a - b) ** 2))
+
+    return jax.vmap(lambda a: jax.vmap(lambda b: kernel(a, b))(y))(x).mean()
+
+
+def chosen_by_value(pred, true):
+    error = jnp.mean((pred - true) ** 2)
+    return jax.lax.cond(error > 1, lambda e: 2 * jnp.sqrt(e) - 1, lambda e: e, error)
+
+
+@jax.custom_jvp
+def rounded(x):
+    return jnp.round(x)
+
+
+@rounded.defjvp
+def _(primals, tangents):
+    return rounded(*primals), tangents[0]
+
+
+@jax.custom_vjp
+def reversed_gradient(x):
+    return x
+
+
+reversed_gradient.defvjp(lambda x: (x, None), lambda _, g: (-g,))
+
+
+@jax.custom_vjp
+def clipped_gradient(x):
+    return x
+
+
+clipped_gradient.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
+
+
+def pooled(pred, true):
+    def pool(x):
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (2, 2), (1, 1), "VALID")
+
+    return jnp.mean((pool(pred) - pool(true)) ** 2)
+
+
 NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
 
 CASES = {
@@ -58,6 +125,19 @@ CASES = {
     "mse": (lambda p, t: jnp.mean((p - t) ** 2), [real, real], [NC, NC]),
     "pinball": (pinball, [real, real], [NC, NC]),
     "total variation": (total_variation, [real], [NC]),
+    "contrastive": (contrastive, [real, real], [NC, NC]),
+    "nll": (nll, [real, classes(4)], [NC, N]),
+    "without diagonal": (without_diagonal, [real], [NC]),
+    "sinkhorn": (sinkhorn, [real, real], [NC, [(4, 4), (7, 5)]]),
+    "pairwise by vmap": (pairwise, [real, real], [NC, [(4, 4), (7, 5)]]),
+    "chosen by value": (chosen_by_value, [real, real], [NC, NC]),
+    "rounded straight through": (lambda p, t: ((rounded(3 * p) - t) ** 2).mean(), [real, real], [NC, NC]),
+    "reversed gradient": (lambda p, t: ((reversed_gradient(p) - t) ** 2).mean(), [real, real], [NC, NC]),
+    "pooled": (pooled, [real, real], [NC, NC]),
+    "hazard": (lambda h, t: -jnp.mean(t * jnp.log(jnp.cumprod(h, axis=1))), [unit, binary], [NC, NC]),
+    "segments": (lambda p, y: jnp.sum(jax.ops.segment_sum(p, y, num_segments=3) ** 2), [real, classes(3)], [N, N]),
+    "nt-xent": (OPTAX.ntxent, [real, classes(3)], [NC, N]),
+    "triplet": (OPTAX.triplet_margin_loss, [real, real, real], [NC, NC, NC]),
 }
 
 
@@ -70,9 +150,21 @@ def test_published_loss(name: str) -> None:
         check(loss, original(fn), drawn(name + " again", kinds, where))
 
 
-def test_a_branch_on_values_is_refused_by_name() -> None:
-    def loss(pred):
-        return pred.sum() if pred.sum() > 0 else -pred.sum()
+def until_large(pred):
+    return jax.lax.while_loop(lambda x: jnp.sum(x) < 9.0, lambda x: x + jnp.abs(x) + 0.1, pred).sum()
 
-    with pytest.raises(lf.errors.AdoptionError, match="depends|decision"):
-        lf.adopt(loss, jnp.ones((6, 4)))
+
+REFUSED = {
+    "a branch of Python": (lambda p: p.sum() if p.sum() > 0 else -p.sum(), "decision"),
+    "a loop on values": (until_large, "while.*number of rounds depends on values"),
+    "random numbers": (lambda p: (p * jax.random.uniform(jax.random.key(0), p.shape)).sum(), "random numbers"),
+    "a rule that clips": (lambda p: clipped_gradient(p).sum(), "not linear in the gradient"),
+    "a decomposition": (lambda p: jnp.linalg.svd(p, compute_uv=False).sum(), "svd"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_adopted_is_refused_by_name(name: str) -> None:
+    fn, said = REFUSED[name]
+    with pytest.raises(lf.errors.AdoptionError, match=said):
+        lf.adopt(fn, jnp.asarray(drawn(name, [real], [(6, 4)])[0]))

@@ -1,12 +1,13 @@
-"""Losses written for NumPy and SciPy, adopted: against central differences, with gradients by hand."""
+"""Losses written for NumPy and SciPy, adopted: against central differences, with gradients by hand, and in PyTorch."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import special
 
 import lossforge as lf
-from adoption import agree, binary, drawn, positive, real, simplex, unit
+from adoption import agree, binary, classes, drawn, one_hot, positive, real, signs, simplex, unit
 
 
 def custom_loss(y_true, y_pred, w):  # w is a weight vector
@@ -25,9 +26,122 @@ def softmax_cross_entropy(pred, true):
     return -(true * log_p).sum(axis=-1).mean()
 
 
-NC = [(6, 4), (9, 5)]
+def huber_in_place(pred, true, delta=1.0):
+    error = np.abs(pred - true)
+    loss = 0.5 * error**2
+    large = error > delta
+    loss[large] = delta * (error[large] - 0.5 * delta)
+    return loss.mean()
+
+
+def multiclass_svm(scores, y):
+    """The loss of Stanford's CS231n, as its notes write it."""
+    count = scores.shape[0]
+    margins = np.maximum(0, scores - scores[np.arange(count), y].reshape(-1, 1) + 1.0)
+    margins[np.arange(count), y] = 0
+    return np.sum(margins) / count
+
+
+def smoothed_cross_entropy(logits, y, smoothing=0.1):
+    k = logits.shape[-1]
+    target = (1 - smoothing) * np.eye(k)[y] + smoothing / k
+    return -np.mean(np.sum(target * special.log_softmax(logits, axis=-1), axis=-1))
+
+
+def info_nce(anchor, positive_, temperature=0.5):
+    anchor = anchor / np.linalg.norm(anchor, axis=1, keepdims=True)
+    positive_ = positive_ / np.linalg.norm(positive_, axis=1, keepdims=True)
+    s = anchor @ positive_.T / temperature
+    return -np.mean(np.diag(s - special.logsumexp(s, axis=1, keepdims=True)))
+
+
+def nt_xent(first, second, temperature=0.5):
+    z = np.concatenate([first, second])
+    n = len(first)
+    s = np.where(np.eye(2 * n, dtype=bool), -1e9, z @ z.T / temperature)
+    partner = np.concatenate([np.arange(n) + n, np.arange(n)])
+    return np.mean(special.logsumexp(s, axis=1) - s[np.arange(2 * n), partner])
+
+
+def lovasz_hinge(logits, y):
+    errors = 1 - logits * (2.0 * y - 1)
+    order = np.argsort(-errors)
+    truth = y[order]
+    jaccard = 1 - (truth.sum() - truth.cumsum()) / (truth.sum() + (1 - truth).cumsum())
+    jaccard[1:] = jaccard[1:] - jaccard[:-1]
+    return np.dot(np.maximum(errors[order], 0), jaccard)
+
+
+def cox(risk, time, event):
+    order = np.argsort(-time)
+    risk, event = risk[order], event[order]
+    return -np.sum((risk - np.logaddexp.accumulate(risk)) * event) / np.sum(event)
+
+
+def mmd(x, y, gamma=0.5):
+    def kernel(a, b):
+        return np.exp(-gamma * np.sum((a[:, None] - b[None]) ** 2, axis=-1)).mean()
+
+    return kernel(x, x) + kernel(y, y) - 2 * kernel(x, y)
+
+
+def dice_of_each_class(pred, true):
+    overlap = [2 * np.sum(pred[:, c] * true[:, c]) / np.sum(pred[:, c] + true[:, c]) for c in range(3)]
+    return 1 - np.mean(overlap)
+
+
+def smooth(pred, true):
+    def f(x):
+        return np.convolve(np.pad(x, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
+
+    return np.mean((f(pred) - f(true)) ** 2)
+
+
+NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
 
 CASES = {
+    "huber in place": (huber_in_place, [real, real], [NC, NC]),
+    "huber of SciPy": (lambda p, t, delta=0.7: special.huber(delta, p - t).mean(), [real, real], [NC, NC]),
+    "huber by select": (
+        lambda p, t: np.select([np.abs(p - t) <= 1], [0.5 * (p - t) ** 2], np.abs(p - t) - 0.5).mean(),
+        [real, real],
+        [NC, NC],
+    ),
+    "multiclass svm": (multiclass_svm, [real, classes(4)], [NC, N]),
+    "smoothed cross entropy": (smoothed_cross_entropy, [real, classes(4)], [NC, N]),
+    "class weights": (
+        lambda p, y, w: -np.average(np.log(p[np.arange(len(y)), y]), weights=w[y]),
+        [simplex, classes(4), positive],
+        [NC, N, [(4,), (5,)]],
+    ),
+    "masked mean": (lambda p, t: np.mean((p[t > 0] - t[t > 0]) ** 2), [real, real], [NC, NC]),
+    "two selections": (
+        lambda p, t: ((p - t)[p > t] ** 2).sum() + np.abs((p - t)[p <= t]).mean(),
+        [real, real],
+        [NC, NC],
+    ),
+    "relative entropy": (lambda p, q: special.rel_entr(p, q).sum(-1).mean(), [simplex, simplex], [NC, NC]),
+    "probit": (lambda s, y: -np.mean(special.log_ndtr((2 * y - 1) * s)), [real, binary], [N, N]),
+    "support vectors": (
+        lambda w, x, y, c=0.1: 0.5 * np.dot(w, w) + c * np.sum(np.maximum(0, 1 - y * (x @ w))),
+        [real, real, signs],
+        [[(4,), (5,)], NC, N],
+    ),
+    "info nce": (info_nce, [real, real], [NC, NC]),
+    "nt-xent": (nt_xent, [real, real], [NC, NC]),
+    "lovasz hinge": (lovasz_hinge, [real, binary], [N, N]),
+    "cox": (cox, [real, positive, binary], [N, N, N]),
+    "mmd": (mmd, [real, real], [NC, [(4, 4), (7, 5)]]),
+    "emd": (lambda p, q: np.mean(np.sum(np.abs(np.cumsum(p - q, axis=1)), axis=1)), [unit, unit], [NC, NC]),
+    "dice of each class": (dice_of_each_class, [unit, one_hot], [[(5, 3), (8, 3)], [(5, 3), (8, 3)]]),
+    "median": (lambda p, t: np.mean(np.median(np.abs(p - t), axis=1)), [real, real], [NC, NC]),
+    "slopes": (lambda p, t: np.mean((np.gradient(p, axis=0) - np.gradient(t, axis=0)) ** 2), [real, real], [NC, NC]),
+    "convolved": (smooth, [real, real], [N, N]),
+    "discounted gain": (
+        lambda p, t: -np.sum(np.mean(special.expit(p) * (2**t - 1) / np.log2(np.arange(p.shape[1]) + 2), axis=0)),
+        [real, unit],
+        [NC, NC],
+    ),
     "mse": (lambda p, t: np.mean((p - t) ** 2), [real, real], [NC, NC]),
     "mae": (lambda p, t: np.abs(p - t).mean(), [real, real], [NC, NC]),
     "log loss": (lambda p, t: -np.mean(t * np.log(p) + (1 - t) * np.log(1 - p)), [unit, binary], [NC, NC]),
@@ -47,13 +161,42 @@ def test_published_loss(name: str) -> None:
     first, second = ([s[i] for s in shapes] for i in (0, 1))
     loss = lf.adopt(fn, *drawn(name, kinds, first))
     for where in (first, second):
-        arrays = [a.astype(np.float64) for a in drawn(name + " again", kinds, where)]
+        arrays = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in drawn(name + " again", kinds, where)]
         value, gradient = loss.value_and_grad(*arrays)
         agree("value", value, fn(*arrays))
         direction = np.random.default_rng(5).standard_normal(gradient.shape)
         step = 1e-6
         ends = [fn(arrays[0] + s * step * direction, *arrays[1:]) for s in (1, -1)]
         agree("gradient along a direction", np.sum(gradient * direction), (ends[0] - ends[1]) / (2 * step))
+
+
+@pytest.mark.parametrize(
+    "name", ["huber in place", "multiclass svm", "nt-xent", "lovasz hinge", "mmd", "median", "convolved"]
+)
+def test_the_same_in_pytorch(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    fn, kinds, shapes = CASES[name]
+    loss = lf.adopt(fn, *drawn(name, kinds, [s[0] for s in shapes]))
+    arrays = drawn(name + " again", kinds, [s[1] for s in shapes])
+    value, gradient = loss.value_and_grad(*arrays)
+    tensors = [torch.from_numpy(a) for a in arrays]
+    tensors[0].requires_grad_()
+    result = loss(*tensors)
+    result.backward()
+    agree("value", result.detach(), value)
+    agree("gradient", tensors[0].grad, gradient)
+
+
+def keeps_its_arguments(p, t):
+    p -= t
+    return np.mean(p**2)
+
+
+def overlapping(p):
+    q = p.copy()
+    first = q[:3]
+    q[0] = 0.0
+    return np.sum(first**2)
 
 
 def test_the_gradient_written_beside_the_loss() -> None:
@@ -84,8 +227,39 @@ def test_a_wrong_gradient_is_refused_with_the_reason(wrong, said) -> None:
         (lambda p: float(p.sum()), "Python number"),
         (lambda p: np.linalg.svd(p)[1].sum(), "svd"),
         (lambda p: np.sum(np.sort(p[p > 0])), "truth values"),
+        (lambda p: np.sum(p[p > 0]) / len(p[p > 0]), r"divide by np.sum\(mask\)"),
+        (lambda p: np.mean(p * np.random.default_rng(0).random(p.shape)), "random numbers"),
+        (lambda p: keeps_its_arguments(p, p), "an argument is written to in place"),
+        (overlapping, "shares its memory with another"),
+        (lambda p: np.mean(np.sort(p[:, 0])[: len(p) // 2]), "a slice whose ends are not constant"),
     ],
 )
 def test_refusals_name_the_operation(fn, said) -> None:
     with pytest.raises(lf.errors.AdoptionError, match=said):
         lf.adopt(fn, np.random.default_rng(0).standard_normal((6, 4)))
+
+
+class Scaled:
+    def __init__(self, scale=1.0):
+        self.scale = scale
+
+    def __call__(self, y_true, y_pred):
+        return self.scale * np.mean((y_true - y_pred) ** 2)
+
+
+def test_numbers_that_an_object_keeps_are_parameters() -> None:
+    rng = np.random.default_rng(4)
+    y, x = real(rng, (8,)), real(rng, (8,))
+    loss = lf.adopt(Scaled(2.0), y, x)
+    assert loss.predictions == ("y_pred",)
+    agree("value", loss(y, x), Scaled(2.0)(y, x))
+    agree("value with another scale", loss(y, x, scale=0.5), Scaled(0.5)(y, x))
+
+
+def test_nothing_outside_of_the_function_changes() -> None:
+    before = np.eye, np.array, special.logsumexp
+    table = np.array([1.0, 2.0, 3.0, 4.0])
+    rng = np.random.default_rng(5)
+    lf.adopt(lambda p, y: np.mean(table[y] * special.logsumexp(p, axis=1)), real(rng, (8, 4)), classes(4)(rng, (8,)))
+    assert (np.eye, np.array, special.logsumexp) == before
+    assert type(table) is np.ndarray

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from lossforge.catalogue import LOSSES
 from lossforge.cli import main
-from lossforge.frontends.files import FileError, load_object
+from lossforge.frontends.inputs import Input, InputError
 
 FILE = '''
 import lossforge as lf
@@ -109,11 +109,9 @@ def test_a_mistake_is_one_message(mistake: str) -> None:
 
 
 def test_what_is_not_a_loss(file: Path) -> None:
-    result = run("explain", f"{file}:plain")
+    result = run("explain", f"{file}:SCALE")
     assert result.exit_code == 2
-    assert "not a Loss; the file has scaled. Decorate" in result.stderr.replace("\n", " ")
-    with pytest.raises(FileError, match="has no 'other'; the file has"):
-        load_object(f"{file}:other")
+    assert "is a float, not a loss; the file has plain, scaled" in result.stderr.replace("\n", " ")
 
 
 def test_a_file_that_fails_is_one_message_with_the_line(tmp_path: Path) -> None:
@@ -129,7 +127,7 @@ def test_a_file_that_fails_is_one_message_with_the_line(tmp_path: Path) -> None:
 def test_a_name_that_is_not_there(file: Path) -> None:
     result = run("explain", f"{file}:other")
     assert result.exit_code == 2
-    assert "has no 'other'; the file has scaled" in result.stderr
+    assert "has no 'other'; the file has plain, scaled" in result.stderr
 
 
 def test_markup_in_a_users_text_is_text(file: Path) -> None:
@@ -138,4 +136,164 @@ def test_markup_in_a_users_text_is_text(file: Path) -> None:
 
 def test_help_names_every_command() -> None:
     output = run("--help").output
-    assert all(f"  {command} " in output for command in ("explain", "export", "list", "demo", "bench"))
+    assert all(f"  {command} " in output for command in ("explain", "export", "inputs", "list", "demo", "bench"))
+
+
+# ------------------------------------------------------------------------------------- losses of other libraries
+
+OTHERS = """
+import numpy as np
+
+
+def dice(pred, true, smooth=1.0):
+    overlap = np.sum(pred * true, axis=1)
+    return np.mean(1 - (2 * overlap + smooth) / (pred.sum(axis=1) + true.sum(axis=1) + smooth))
+
+
+def multiclass_svm(scores, y):
+    rows = np.arange(len(y))
+    margins = np.maximum(0, scores - scores[rows, y][:, None] + 1.0)
+    margins[rows, y] = 0
+    return np.sum(margins) / len(y)
+
+
+class Scaled:
+    def __init__(self, scale=3.0):
+        self.scale = scale
+
+    def __call__(self, pred, true):
+        return self.scale * np.mean((pred - true) ** 2)
+
+
+class Given:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, pred, true):
+        return self.scale * np.mean((pred - true) ** 2)
+
+
+def branching(pred, true):
+    return np.mean(pred - true) if pred.sum() > 0 else np.mean(true)
+
+
+def told(y_true, y_pred, w):
+    return np.sum(w * (y_true - y_pred) ** 2)
+
+
+def example_inputs():
+    return {"told": (np.zeros(5), np.ones(5), np.full(5, 0.5))}
+"""
+
+ADOPTED = {  # name: inputs, and the same as arrays of another size
+    "dice": (("8x5:probs", "8x5:binary"), ("3x6:probs", "3x6:binary")),
+    "multiclass_svm": (("8x4:logits", "8:classes=4"), ("6x5:logits", "6:classes=5")),
+    "Scaled": (("8x5", "8x5"), ("4x3", "4x3")),
+}
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    path = tmp_path / "others.py"
+    path.write_text(OTHERS)
+    return path
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("name", ADOPTED)
+def test_a_loss_is_translated(name: str, framework: str, others: Path) -> None:
+    """The file that stands alone runs without lossforge, and agrees with the original at another size."""
+    pytest.importorskip(framework)
+    given, elsewhere = ADOPTED[name]
+    options = [word for text in given for word in ("--input", text)]
+    result = run("export", "--to", framework, f"{others}:{name}", *options)
+    assert result.exit_code == 0, result.stderr
+    assert "import lossforge" not in result.output
+    space: dict = {"__name__": "translated"}
+    exec(compile(result.output, "translated.py", "exec"), space)
+    rng = np.random.default_rng(6)
+    arrays = [Input.parse(text).draw(rng) for text in elsewhere]
+    home: dict = {}
+    exec(OTHERS, home)
+    original = home[name]() if name == "Scaled" else home[name]
+    want = original(*(a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays))
+    if framework == "torch":
+        import torch
+
+        arrays = [torch.from_numpy(a) for a in arrays]
+    value, gradient = space[f"{name}_value_and_gradient"](*arrays)
+    np.testing.assert_allclose(float(value), want, rtol=1e-5)  # float32 against float64
+    assert np.asarray(gradient).shape == tuple(arrays[0].shape)
+
+
+def test_parameters_are_kept_by_name(others: Path) -> None:
+    text = run("export", f"{others}:dice", "-i", "8x5:probs", "-i", "8x5:binary", "-p", "smooth=0.5").output
+    assert "smooth=0.5" in text
+    assert "scale=3.0" in run("export", f"{others}:Scaled", "-i", "8x5", "-i", "8x5").output
+
+
+def test_a_loss_of_another_library_is_explained(others: Path) -> None:
+    result = run("explain", f"{others}:told")  # its examples stand in the file
+    assert result.exit_code == 0, result.stderr
+    assert "differentiated with respect to y_pred" in result.output
+    assert "respect to w" in run("explain", f"{others}:told", "--wrt", "w").output
+
+
+SAID = {
+    "without examples": (("dice",), "dice takes (pred, true), and lossforge must see an example of each array"),
+    "a class with arguments": (("Given", "-i", "8", "-i", "8"), "is a class that needs arguments"),
+    "an unknown kind": (("dice", "-i", "8x5:probabilities"), "no kind 'probabilities'; there are floats, logits"),
+    "a loss that decides": (("branching", "-i", "8", "-i", "8"), "a decision that depends on values"),
+    "too few inputs": (("dice", "-i", "8x5"), "also takes 'true'"),
+}
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_what_is_missing_is_said(what: str, others: Path) -> None:
+    (name, *options), said = SAID[what]
+    result = run("explain", f"{others}:{name}", *options)
+    assert result.exit_code == 2
+    assert said in result.stderr.replace("\n", " ")
+
+
+def test_bench_of_a_loss_of_a_file(others: Path, tmp_path: Path) -> None:
+    result = run(
+        "bench", f"{others}:dice", "-i", "8x5:probs", "-i", "8x5:binary", "--rounds", "1", "--no-first-calls",
+        "--only", "lossforge numpy", "--only", "numpy original, value alone", "--output", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads((tmp_path / "out" / "bench.json").read_text())["results"]
+    assert [r["contender"] for r in rows] == ["lossforge numpy", "numpy original, value alone"]
+    assert rows[0]["value"] == pytest.approx(rows[1]["value"], rel=1e-5)
+
+
+def test_bench_says_what_arrays_it_needs(file: Path) -> None:
+    assert "what arrays shall it be measured on?" in run("bench", f"{file}:scaled").stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "dtype", "holds"),
+    [
+        ("64x10:logits", (64, 10), "float32", lambda a: a.std() > 1.5),
+        ("6:classes=4", (6,), "int64", lambda a: a.min() >= 0 and a.max() < 4),
+        ("6:classes=4:int32", (6,), "int32", lambda a: a.max() < 4),
+        ("5x3:simplex", (5, 3), "float32", lambda a: np.allclose(a.sum(1), 1)),
+        ("5x3x2:simplex=1", (5, 3, 2), "float32", lambda a: np.allclose(a.sum(1), 1)),
+        ("5x3:unit", (5, 3), "float32", lambda a: np.allclose((a**2).sum(1), 1)),
+        ("5x3:onehot", (5, 3), "float32", lambda a: set(a.ravel()) == {0, 1} and (a.sum(1) == 1).all()),
+        ("4x2:float64", (4, 2), "float64", lambda a: a.size == 8),
+        ("9:bool", (9,), "bool", lambda a: a.any()),
+        ("scalar:positive", (), "float32", lambda a: a > 0),
+        ("50:signs", (50,), "float32", lambda a: set(a) == {-1, 1}),
+    ],
+)
+def test_inputs(text: str, shape: tuple[int, ...], dtype: str, holds) -> None:
+    array = Input.parse(text).draw(np.random.default_rng(0))
+    assert (array.shape, str(array.dtype)) == (shape, dtype)
+    assert holds(array)
+
+
+@pytest.mark.parametrize("text", ["6:classes", "ax3", "0x3", "3:logits:float99", "3:classes=many", "3:float32:logits"])
+def test_inputs_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(InputError, match=text.split(":")[0] if text != "6:classes" else "classes=10"):
+        Input.parse(text).draw(np.random.default_rng(0))

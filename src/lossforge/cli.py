@@ -70,7 +70,9 @@ def _loss_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("-i", "--input", "inputs", multiple=True, metavar="SHAPE[:KIND]",
                   help="An example of an array argument of a loss to adopt, as 64x10:logits or 64:classes=10; once for each, in their order.")  # fmt: skip
-    @click.option("--wrt", multiple=True, metavar="NAME", help="The prediction of a loss to adopt, if it is not found by name.")
+    @click.option(
+        "--wrt", multiple=True, metavar="NAME", help="The prediction of a loss to adopt, if it is not found by name."
+    )
     @click.option("-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="A parameter of the loss.")
     @functools.wraps(command)
     def wrapped(
@@ -94,7 +96,7 @@ def explain(target: Target, latex: bool, schedule: bool) -> None:
     \b
     lossforge explain huber -p delta=0.5
     lossforge explain my_losses.py:dice --input 8x100:probs --input 8x100:binary
-    """
+    """  # noqa: D301 (click reads \b)
     found = target.resolve()
     page = found.loss.explain(latex=latex, schedule=schedule, **found.parameters)
     Console(highlight=False, soft_wrap=True).print(Text(page) if latex else _coloured(page))
@@ -121,7 +123,7 @@ def export(target: Target, framework: str, output: Path | None) -> None:
 
     \b
     lossforge export --to jax my_losses.py:DiceLoss -i 8x64:probs -i 8x64:binary -o dice.py
-    """
+    """  # noqa: D301 (click reads \b)
     found = target.resolve()
     text = found.loss.source(framework, **found.parameters)
     if output is None:
@@ -190,7 +192,9 @@ def demo(framework: str, output: Path) -> None:
 @click.option("--only", multiple=True, metavar="CONTENDER", help="Restrict the run to some contenders.")
 @click.option("-i", "--input", "inputs", multiple=True, metavar="SHAPE[:KIND]",
               help="An array argument of a loss of yours, as 4096x1000:logits; see `lossforge inputs`.")  # fmt: skip
-@click.option("--wrt", multiple=True, metavar="NAME", help="The prediction of a loss of yours, if it is not found by name.")
+@click.option(
+    "--wrt", multiple=True, metavar="NAME", help="The prediction of a loss of yours, if it is not found by name."
+)
 @click.option("-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="A parameter of a loss of yours.")
 def bench(
     workloads: tuple[str, ...],
@@ -210,7 +214,7 @@ def bench(
 
     \b
     lossforge bench my_losses.py:dice --input 4096x1000:probs --input 4096x1000:binary
-    """
+    """  # noqa: D301 (click reads \b)
     from lossforge.bench import bench as run
     from lossforge.bench.report import chart, table
     from lossforge.bench.run import as_json, machine

@@ -157,7 +157,7 @@ class Recorder(NDArrayOperatorsMixin):
         """Whether it is an identity matrix."""
         tape.live.append(weakref.ref(self))
 
-    __class__ = property(lambda self: np.ndarray)  # type: ignore[assignment]  # isinstance holds as in its usual life
+    __class__ = property(lambda self: np.ndarray)  # isinstance holds as in the function's usual life
 
     # ------------------------------------------------------------------ protocols
 
