@@ -109,10 +109,10 @@ def _is_boundary(node: Node, sweep: Sweep) -> bool:
 
 def _prepare(program: Program) -> tuple[Node, ...]:
     """The outputs with marks erased, and log-sum-exps as reductions that a sweep can run."""
-    return tuple(_decompose(simplify(erase_gradient_marks([o.node for o in program.outputs]))))
+    return tuple(decompose(simplify(erase_gradient_marks([o.node for o in program.outputs]))))
 
 
-def _decompose(roots: Sequence[Node]) -> list[Node]:
+def decompose(roots: Sequence[Node]) -> list[Node]:
     """Log-sum-exp as top + log(sum(exp(x − top))), and what is made of it by way of these parts.
 
     x − logsumexp(x) as (x − top) − log(sum …) keeps the digits that a large logsumexp would cost, and its exponential,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from lossforge.compiler import Plan
 from lossforge.explain.formula import formula
-from lossforge.ir import Node
-from lossforge.schedule import Product, Schedule, Sweep, reads, schedule
+from lossforge.ir import Node, constant, elementwise, rebuild, reduction, transform
+from lossforge.schedule import Product, Schedule, Sweep, decompose, reads, schedule
 
 BYTES = 4
 """Of an entry in float32, for which the figures are given."""
@@ -21,12 +22,16 @@ def schedule_text(plan: Plan) -> str:
     outputs = {o: n.replace("gradient_", "∂loss/∂") for o, n in zip(made.outputs, program.output_names, strict=True)}
     names.update({n: text for n, text in outputs.items() if n.axes})
     known = {n: t for n, t in names.items() if n.op != "input"}
+    known |= {_recomposed(d): t for d, t in zip(decompose(list(known)), known.values(), strict=True)}
 
     def write(node: Node) -> str:
         if node in known:
             return known[node]
         if node.op == "input":
             return str(node.attrs[0])
+        node = _recomposed(node)
+        if node in known:
+            return known[node]
         return str(formula(node, {n: t for n, t in known.items() if n is not node}, width=70)).split("\n")[0]
 
     lines: list[str] = []
@@ -39,6 +44,32 @@ def schedule_text(plan: Plan) -> str:
             lines.append(f"matrix product over {', '.join(step.axes)} (BLAS): {write(step.node)}")
     lines += _moved(made, plan)
     return "\n".join(lines)
+
+
+def _recomposed(node: Node) -> Node:
+    """A scheduled formula for reading: log-sum-exp and softmax in one piece, without the provisions for infinities."""
+
+    def visit(n: Node, args: tuple[Node, ...]) -> Node:
+        if n.op == "where" and args[0].op == "eq" and args[0].args[1] in (constant(math.inf), constant(-math.inf)):
+            return args[2]
+        match n.op, args:
+            case "mul", (powers, Node(op="div", args=(_, Node(op="sum", args=(summed,)) as total))) if powers is summed:
+                if x := _above_maximum(powers):
+                    return elementwise("exp", x - reduction("logsumexp", x, total.attrs[0]))
+            case "sub", (Node(op="sub", args=(y, top)), Node(op="log", args=(Node(op="sum", args=(powers,)) as total,))):
+                if (x := _above_maximum(powers)) and top is powers.args[0].args[1]:
+                    return y - reduction("logsumexp", x, total.attrs[0])
+        return rebuild(n, args)
+
+    return transform([node], visit)[0]
+
+
+def _above_maximum(powers: Node) -> Node | None:
+    """x of exp(x − max(x))."""
+    match powers:
+        case Node(op="exp", args=(Node(op="sub", args=(x, Node(op="max", args=(y,)))),)) if x is y:
+            return x
+    return None
 
 
 def _sweep(number: int, sweep: Sweep, write: Callable[[Node], str]) -> list[str]:
