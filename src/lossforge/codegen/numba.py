@@ -49,7 +49,7 @@ _CALLS = frozenset({
 })  # fmt: skip
 _RESERVED = frozenset({
     "np", "math", "real", "load", "store", "select", "begin", "end", "chunk", "piece", "pieces", "first",
-    "task", "row", "lane_begin", "lane_end", "block", "length", "j", "k", "scratch", "tile", "kept", "abs", "min", "max",
+    "task", "row", "lane", "lane_begin", "lane_end", "block", "length", "j", "k", "scratch", "tile", "kept", "abs", "min", "max",
     "range", "sum", "maximum", "minimum", "narrow", "exp_nonpositive", *_CALLS,
 })  # fmt: skip
 _COSTLY = _CALLS | {"div", "sqrt"}
@@ -176,6 +176,7 @@ class _KernelEmitter:
         self.uses: Counter[Node] = Counter()
         self.pending: set[Node] = set()
         self.here: Block | None = None
+        self.row_offsets: dict[str, str] = {}
 
     def _inner_order(self) -> tuple[Axis, ...]:
         """Inner axes from the outermost loop to the innermost."""
@@ -291,7 +292,7 @@ class _KernelEmitter:
         for t in self.totals:
             if not t.per_task and not t.inner:
                 chunk.add(f"{self._sum64(t)} = {_IDENTITY[t.node.op]}")
-        task = chunk.open("for task in range(first, min(first + chunk, end)):", self._positions_of_rows())
+        self.task = task = chunk.open("for task in range(first, min(first + chunk, end)):", self._positions_of_rows())
         for t in self.totals:
             if t.per_task and not t.inner:
                 task.add(f"{self._sum64(t)} = {_IDENTITY[t.node.op]}")
@@ -346,7 +347,9 @@ class _KernelEmitter:
 
     def _for_lanes(self, scope: Scope) -> Scope:
         assert self.lane is not None
-        return scope.open("for j in range(length):", {self.lane: "block + j"})
+        loop = scope.open("for j in range(length):", {self.lane: "lane"})
+        loop.add("lane = block + j")
+        return loop
 
     def _total_of(self, node: Node) -> Total:
         return next(t for t in self.totals if t.node is node)
@@ -471,7 +474,7 @@ class _KernelEmitter:
         return f"{slot * self.layout.lanes} + j" if slot else "j"
 
     def _lane_reductions(self, block: Scope, group: Sequence[Node]) -> None:
-        start = self._for_lanes(block)
+        start = block.open("for j in range(length):")
         for n in group:
             _require_known(n)
             start.add(f"store(scratch, {self._scratch(self._slot(n))}, real({_IDENTITY[n.op]}))")
@@ -697,7 +700,12 @@ class _KernelEmitter:
         scope.add(f"store({argument.name}, {self._offset(scope, argument)}, {value})")
 
     def _offset(self, scope: Scope, argument: ArrayArgument) -> str:
-        parts = [f"{_tight(scope.env[a])} * {argument.name}_{python_name(a)}" for a in argument.axes]
+        strides = {a: f"{argument.name}_{python_name(a)}" for a in argument.axes}
+        rows = [a for a in argument.axes if self.task.env.get(a) == scope.env[a]]
+        parts = (
+            [self._row_of(argument, scope, " + ".join(f"{scope.env[a]} * {strides[a]}" for a in rows))] if rows else []
+        )
+        parts += [f"{_tight(scope.env[a])} * {strides[a]}" for a in argument.axes if a not in rows]
         if argument.node in self.layout.transposed and self.layout.unrolled:
             ((axis, width),) = self.layout.unrolled
             assert self.lane is not None
@@ -705,6 +713,13 @@ class _KernelEmitter:
         elif self.lane is not None and self.lane in argument.node.axes and self.lane not in argument.axes:
             parts.append(scope.env[self.lane])
         return " + ".join(parts) or "0"
+
+    def _row_of(self, argument: ArrayArgument, scope: Scope, offset: str) -> str:
+        """Where the current row begins, under a name."""
+        if offset not in self.row_offsets:
+            self.row_offsets[offset] = self._fresh(f"{argument.name}_row")
+            self.task.block.add(f"{self.row_offsets[offset]} = {offset}", before=self.here or scope.block)
+        return self.row_offsets[offset]
 
     def _share(self, roots: Sequence[Node]) -> None:
         """Count uses, so that what a body needs more than once gets a name."""

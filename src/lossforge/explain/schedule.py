@@ -56,7 +56,10 @@ def _recomposed(node: Node) -> Node:
             case "mul", (powers, Node(op="div", args=(_, Node(op="sum", args=(summed,)) as total))) if powers is summed:
                 if x := _above_maximum(powers):
                     return elementwise("exp", x - reduction("logsumexp", x, total.attrs[0]))
-            case "sub", (Node(op="sub", args=(y, top)), Node(op="log", args=(Node(op="sum", args=(powers,)) as total,))):
+            case "sub", (
+                Node(op="sub", args=(y, top)),
+                Node(op="log", args=(Node(op="sum", args=(powers,)) as total,)),
+            ):
                 if (x := _above_maximum(powers)) and top is powers.args[0].args[1]:
                     return y - reduction("logsumexp", x, total.attrs[0])
         return rebuild(n, args)
