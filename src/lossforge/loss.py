@@ -8,7 +8,7 @@ import itertools
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 
 from lossforge.adapters.base import Adapter, adapter, framework_of
 from lossforge.adapters.registry import LOSSES
@@ -40,8 +40,7 @@ PREDICTION_NAMES = (
 _EMPTY = inspect.Parameter.empty
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A call after all checks: a plan, and arrays for its inputs."""
 
     plan: Plan
@@ -685,7 +684,8 @@ for _entry in (Loss, Loss.value_and_grad, Loss.grad, Loss.hessian_diagonal, Loss
 
 
 _MAX_RECIPES = 256
-_KEYED_TYPES = frozenset({("numpy", "ndarray"), ("torch", "Tensor"), ("torch.nn.parameter", "Parameter")})
+_KEYED_NAMES = frozenset({("numpy", "ndarray"), ("torch", "Tensor"), ("torch.nn.parameter", "Parameter")})
+_keyed_types: set[type] = set()
 
 
 def _call_key(
@@ -695,7 +695,8 @@ def _call_key(
     key: list[Any] = [reduction]
     for name, value in (*enumerate((*args, weight, mask)), *kwargs.items()):
         kind = type(value)
-        if (kind.__module__, kind.__name__) in _KEYED_TYPES:
+        if kind in _keyed_types or (kind.__module__, kind.__name__) in _KEYED_NAMES:
+            _keyed_types.add(kind)
             key += (name, kind, value.shape, value.dtype)
         elif value is None or (name in kwargs and _is_option(value)):
             key += (name, kind, value)

@@ -29,37 +29,36 @@ _NAMES = {
 }  # fmt: skip
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _CPU = torch.device("cpu")
+_TYPES = frozenset({Tensor, nn.Parameter})
 
 _MAX_READY = 1024
 _ready: dict[Form, Ready | None] = {}
 
 
-def _keys(tensor: Tensor) -> int:
-    keys: int = torch._C._dispatch_keys(tensor).raw_repr()
-    return keys
-
-
-with torch.inference_mode():
-    _PLAIN = {_keys(torch.empty(0, device=_CPU))}
-with torch.inference_mode(False):
-    _PLAIN.add(_keys(torch.empty(0, device=_CPU)))
+_has_storage: Callable[[Tensor], bool] = torch._C._has_storage
 
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether this is a CPU tensor whose memory holds its values: none of a subclass, a transform or a lazy kind."""
-    return type(tensor) in (Tensor, nn.Parameter) and _keys(tensor) in _PLAIN
+    return (
+        type(tensor) in _TYPES
+        and tensor.is_cpu
+        and _has_storage(tensor)  # not sparse, nor wrapped by `torch.func` or autograd.grad(is_grads_batched=True)
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
+    )
 
 
 def form(arrays: Sequence[Tensor | float]) -> Form | None:
     """The form of a call; None if a tensor is not plain."""
     found: list[Any] = []
     for a in arrays:
-        if isinstance(a, Tensor):
-            if type(a) not in (Tensor, nn.Parameter) or torch._C._dispatch_keys(a).raw_repr() not in _PLAIN:
-                return None
+        if not isinstance(a, Tensor):
+            found.append(None)
+        elif is_plain(a):
             found += (a.dtype, a.shape, a.stride())
         else:
-            found.append(None)
+            return None
     return tuple(found)
 
 
@@ -104,16 +103,21 @@ def _prepare(program: Program, arrays: Sequence[Tensor | float], dtype: torch.dt
     formats = [_NAMES[dtypes[p.name]] if p.order and p.name in dtypes else None for p in program.inputs]
     samples = [_as_array(a) for a in arrays]
     bound = kernels.attempt_bound(program, samples, _NAMES[dtype], tuple(results), tuple(formats))
-    return None if bound is None else Ready(bound, program, results)
+    return None if bound is None else Ready(bound, program, arrays, results)
 
 
 class Ready:
     """A program's kernels for tensors of one form."""
 
-    def __init__(self, bound: kernels.Bound, program: Program, results: Sequence[str]) -> None:
+    def __init__(
+        self, bound: kernels.Bound, program: Program, arrays: Sequence[Tensor | float], results: Sequence[str]
+    ) -> None:
         self.bound = bound
-        self.has_axes = tuple(bool(p.order) for p in program.inputs)
         self.dtypes = tuple(_DTYPES[r] for r in results)
+        self.takes: list[Callable[[Any], Any]] = []
+        for port, array in zip(program.inputs, arrays, strict=True):
+            self.takes.append(Tensor.data_ptr if port.order else Tensor.item if isinstance(array, Tensor) else _number)
+        self.numbers = tuple(i for i, p in enumerate(program.outputs) if not p.order)
         self.makers: list[Callable[[], Tensor] | None] | None = None
         if bound.rooms is not None:
             self.makers = [None if room is None else _maker(room) for room in bound.rooms]
@@ -122,25 +126,19 @@ class Ready:
         """The program's outputs."""
         if self.makers is None:
             return self._by_arrays(arrays)
-        inputs = [
-            a if type(a) is float or not isinstance(a, Tensor) else a.data_ptr() if has_axes else a.item()
-            for a, has_axes in zip(arrays, self.has_axes, strict=True)
-        ]
-        made = [None if make is None else make() for make in self.makers]
-        numbers = self.bound.at(inputs, [0 if m is None else m.data_ptr() for m in made])
-        if numbers:
-            rest = iter(numbers)
-            return tuple(
-                torch.scalar_tensor(next(rest), dtype=dtype, device=_CPU) if m is None else m
-                for m, dtype in zip(made, self.dtypes, strict=True)
-            )
-        return tuple(made)  # type: ignore[arg-type]  # all are memory
+        inputs = [take(a) for take, a in zip(self.takes, arrays, strict=True)]
+        results: list[Tensor | None] = []
+        addresses: list[int] = []
+        for make in self.makers:
+            made = None if make is None else make()
+            results.append(made)
+            addresses.append(0 if made is None else made.data_ptr())
+        for place, number in zip(self.numbers, self.bound.at(inputs, addresses), strict=True):
+            results[place] = torch.scalar_tensor(number, dtype=self.dtypes[place], device=_CPU)
+        return tuple(results)  # type: ignore[arg-type]  # each has its tensor now
 
     def _by_arrays(self, arrays: Sequence[Tensor | float]) -> tuple[Tensor, ...]:
-        inputs = [
-            _as_array(a) if has_axes else a.item() if isinstance(a, Tensor) else a
-            for a, has_axes in zip(arrays, self.has_axes, strict=True)
-        ]
+        inputs = [_as_array(a) if t is Tensor.data_ptr else t(a) for t, a in zip(self.takes, arrays, strict=True)]
         return tuple(_as_tensor(f, d) for f, d in zip(self.bound(inputs), self.dtypes, strict=True))
 
 
@@ -155,6 +153,10 @@ def _maker(room: kernels.Room) -> Callable[[], Tensor]:
     if step * dtype.itemsize < SMALL:
         return lambda: torch.empty_strided(shape, strides, dtype=dtype, device=_CPU)
     return lambda: _as_tensor(room.make(), dtype)
+
+
+def _number(value: float) -> float:
+    return value
 
 
 def _as_array(value: Tensor | float) -> Any:
