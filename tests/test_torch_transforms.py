@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 F = torch.nn.functional
 grad, vmap = torch.func.grad, torch.func.vmap
 
+from lossforge.adapters import torch_operators  # noqa: E402
 from torch_cases import (  # noqa: E402
     CASES,
     assert_close,
@@ -156,12 +157,16 @@ def test_methods_inside_func_are_functions_of_their_inputs(rng):
 # ---------------------------------------------------------------------------------------- under torch.compile
 
 
-@pytest.fixture
-def compiled():
-    """`torch.compile` with a clean slate before and after."""
+@pytest.fixture(params=["operations", "operators"])
+def compiled(request, monkeypatch):
+    """`torch.compile` with a clean slate before and after; of small tensors as operations, and left whole."""
+    if request.param == "operators":
+        monkeypatch.setattr(torch_operators, "SMALL", 0)
+        lf.use_kernels(True)
     torch._dynamo.reset()
     yield lambda f, **kwargs: torch.compile(f, **{"backend": "aot_eager", "fullgraph": True, **kwargs})
     torch._dynamo.reset()
+    lf.use_kernels(KERNELS)
 
 
 COMPILED = ["value", "grad", "vmap", "vmap of grad", "grad of vmap", "jacrev", "jvp", "hessian"]

@@ -191,7 +191,7 @@ def _must_split(program: Program, arrays: Sequence[np.ndarray | None]) -> dict[A
     for port, array in zip(program.inputs, arrays, strict=True):
         if array is None:
             continue
-        for axis, part in _parts(port.order, array.ndim).items():
+        for axis, part in parts(port.order, array.ndim).items():
             shape, strides = array.shape[part], array.strides[part]
             if axis.startswith("*") and _as_one(shape, strides) is None:
                 result[axis] = len(shape)
@@ -207,7 +207,8 @@ def _as_one(shape: Sequence[int], strides: Sequence[int]) -> int | None:
     return kept[-1][1] if kept else 0
 
 
-def _parts(order: Sequence[Axis], rank: int) -> dict[Axis, slice]:
+def parts(order: Sequence[Axis], rank: int) -> dict[Axis, slice]:
+    """The dimensions of an array of this rank that each axis stands for."""
     surplus = rank - sum(not a.startswith("*") for a in order)
     result, start = {}, 0
     for axis in order:
@@ -267,7 +268,7 @@ class Bound:
             if array is None or held is None:
                 continue
             strides: list[tuple[Axis, int]] = []
-            for axis, part in _parts(port.order, array.ndim).items():
+            for axis, part in parts(port.order, array.ndim).items():
                 shape = array.shape[part]
                 self.sizes[axis] = math.prod(shape)
                 self.shapes[axis] = shape
@@ -580,7 +581,7 @@ class Bound:
                 by_dim[d] = step
                 step *= axes_shape[d]
             steps: list[tuple[Axis, int]] = []
-            for axis, part in _parts(port.order, len(shape)).items():
+            for axis, part in parts(port.order, len(shape)).items():
                 one = _as_one(shape[part], by_dim[part])
                 if one is None:  # the dimensions of a starred axis are interleaved with others
                     return self._temporary(node)
@@ -800,6 +801,15 @@ def kernel_source(program: Program) -> str:
     arrays = [np.zeros((64,) * len(p.order), dtypes[p.node.kind]) if p.order else None for p in program.inputs]
     bound = bind(program, arrays, "float32", ["float32" if n else None for n in program.like])
     return "\n\n".join(k.source for k in bound.kernels)
+
+
+def spells(program: Program) -> bool:
+    """Whether kernels spell a program."""
+    try:
+        kernel_source(program)
+    except UnsupportedError:
+        return False
+    return True
 
 
 _QUICK: Mapping[str, str] = {

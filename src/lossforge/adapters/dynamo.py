@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lossforge.adapters.registry import LOSSES
+from lossforge.adapters.torch_operators import compiling
 
 if TYPE_CHECKING:
     from lossforge.loss import Loss
@@ -31,7 +32,8 @@ def call(loss: Loss, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 def _step(key: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], absent: Sequence[str]) -> Any:
     values = {name: _without_symbols(v) for name, v in kwargs.items()} | dict.fromkeys(absent)
     loss = LOSSES[key]
-    return getattr(type(loss), method).__wrapped__(loss, *args, **values)
+    with compiling():
+        return getattr(type(loss), method).__wrapped__(loss, *args, **values)
 
 
 def _without_symbols(value: Any) -> Any:

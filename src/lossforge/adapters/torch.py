@@ -12,120 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.autograd import forward_ad
 
-from lossforge.adapters import torch_kernels
-from lossforge.codegen.emitter import assemble, compile_text, emit
-from lossforge.codegen.torch import torch_backend
+from lossforge.adapters import torch_kernels, torch_operators
+from lossforge.adapters.torch_programs import Value, evaluate, precision
 from lossforge.compiler import REDUCTIONS, Plan, Reduction, batched, new_axis, program_jvp, program_vjp
 from lossforge.errors import ParameterError
-from lossforge.ir import Kind, Node, Port, Program
+from lossforge.ir import Kind, Port, Program
 from lossforge.runtime.switch import use_kernels
 from lossforge.runtime.threads import get_num_threads
-from lossforge.simplify import erase_gradient_marks
 
 if TYPE_CHECKING:
     from lossforge.loss import Loss
 
-Value: TypeAlias = Tensor | float
-"""What a program takes: a tensor, or a Python number where the input has no axes."""
 _Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-# ------------------------------------------------------------------------------------- running a program
-
-
-@dataclass(frozen=True)
-class _Compiled:
-    function: Callable[..., Any]
-    kinds: tuple[Kind, ...]
-    like: tuple[int | None, ...]
-    """The position of the input that lends each output its dtype."""
-    shared: tuple[int, ...]
-    """The outputs that might share memory with an input, or with an output before them."""
-
-
-@lru_cache(maxsize=1024)
-def _compiled(program: Program) -> _Compiled:
-    backend = torch_backend()
-    function = compile_text(assemble(backend, [emit(program, backend)]), "program", "torch")
-    names = [p.name for p in program.inputs]
-    stored = [_stored(n) for n in erase_gradient_marks([o.node for o in program.outputs])]
-    return _Compiled(
-        function,
-        tuple(p.node.kind for p in program.inputs),
-        tuple(None if n is None else names.index(n) for n in program.like),
-        tuple(i for i, n in enumerate(stored) if n.op == "input" or n in stored[:i]),
-    )
-
-
-def _stored(node: Node) -> Node:
-    """The node whose memory this one may be a view of."""
-    while node.op in ("rename", "window", "slide", "join", "split", "flip"):
-        (node,) = node.args
-    return node
-
-
-def evaluate(
-    program: Program, arrays: Sequence[Value], dtype: torch.dtype, *, narrow: bool = True
-) -> tuple[Tensor, ...]:
-    """The outputs of a program; none shares memory with an input or another. Every program runs here.
-
-    Args:
-        program: what to compute.
-        arrays: a value for each input.
-        dtype: the precision to compute in.
-        narrow: whether an output takes the dtype of the input that it belongs to; otherwise it keeps `dtype`.
-    """
-    if not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()):
-        by_kernels = torch_kernels.run(program, arrays, dtype, narrow=narrow)
-        if by_kernels is not None:
-            return by_kernels
-    compiled = _compiled(program)
-    device = arrays[0].device  # type: ignore[union-attr]  # arguments come first, and are tensors
-    wanted = {Kind.FLOAT: dtype, Kind.INDEX: torch.int64, Kind.BOOL: torch.bool}
-    ready = [_as(a, wanted[kind], device) for a, kind in zip(arrays, compiled.kinds, strict=True)]
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        with torch.autocast(device.type, enabled=False):
-            found = compiled.function(*ready)
-    else:
-        found = compiled.function(*ready)
-    results = list(found) if isinstance(found, tuple) else [found]
-    for i in compiled.shared:
-        results[i] = results[i].clone()
-    if narrow:
-        owners = (None if i is None else arrays[i] for i in compiled.like)
-        results = [narrowed(r, owner) for r, owner in zip(results, owners, strict=True)]
-    return tuple(results)
-
-
-def _as(value: Value, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if not isinstance(value, Tensor):
-        return torch.full((), value, dtype=dtype, device=device)  # on a GPU a fill, which does not wait
-    return value if value.dtype is dtype else value.to(dtype)
-
-
-def narrowed(gradient: Tensor, owner: Value | None) -> Tensor:
-    """The gradient in the dtype, and on the device, of what it belongs to."""
-    if not isinstance(owner, Tensor) or not owner.is_floating_point():
-        return gradient
-    if gradient.dtype is owner.dtype and gradient.device == owner.device:
-        return gradient
-    return gradient.to(owner.device, owner.dtype)
-
-
-def precision(ports: Sequence[Port], arrays: Sequence[Value]) -> torch.dtype:
-    """The precision to compute in: float64 if an array is, else float32; scalars decide if there is none."""
-    dtypes = [a.dtype for p, a in zip(ports, arrays, strict=True) if p.order and isinstance(a, Tensor)]
-    if not dtypes:
-        dtypes = [a.dtype for a in arrays if isinstance(a, Tensor)]
-    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 # ------------------------------------------------------------------------------------ derivatives of programs
@@ -139,18 +44,26 @@ class Graph:
     dtype: torch.dtype
     plan: Plan | None = None
     """The plan whose value the program is: its derivatives may be written by hand."""
+    whole: bool = False
+    """Whether a compiler that traces the program gets one operator rather than its operations."""
+
+    def __call__(self, arrays: Sequence[Value]) -> tuple[Tensor, ...]:
+        """The outputs, without a record of how they came about."""
+        if self.whole and torch_operators.spelled(self.program):
+            return torch_operators.evaluated(self.program, arrays, self.dtype)
+        return evaluate(self.program, arrays, self.dtype)
 
     def vjp(self, wrt: tuple[str, ...]) -> Graph:
         """inputs, a cotangent for each output → a cotangent for each of `wrt`."""
-        return Graph(self.plan.vjp(wrt) if self.plan else program_vjp(self.program, wrt), self.dtype)
+        return Graph(self.plan.vjp(wrt) if self.plan else program_vjp(self.program, wrt), self.dtype, None, self.whole)
 
     def jvp(self, wrt: tuple[str, ...]) -> Graph:
         """inputs, a tangent for each of `wrt` → a tangent for each output."""
-        return Graph(self.plan.jvp(wrt) if self.plan else program_jvp(self.program, wrt), self.dtype)
+        return Graph(self.plan.jvp(wrt) if self.plan else program_jvp(self.program, wrt), self.dtype, None, self.whole)
 
     def batched(self, which: tuple[str, ...]) -> Graph:
         """The program with one more, leading axis on the inputs `which` and on all outputs."""
-        return Graph(batched(self.program, which, new_axis(self.program)), self.dtype)
+        return Graph(batched(self.program, which, new_axis(self.program)), self.dtype, None, self.whole)
 
 
 def _unseen_by_dynamo(method: _Method) -> _Method:
@@ -166,7 +79,7 @@ class Evaluation(torch.autograd.Function):
     @staticmethod
     def forward(graph: Graph, *arrays: Value) -> tuple[Tensor, ...]:
         """The program's outputs."""
-        return evaluate(graph.program, arrays, graph.dtype)
+        return graph(arrays)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -221,15 +134,21 @@ class _Step:
 
 def _step(plan: Plan, arrays: Sequence[Value], needed: Sequence[bool]) -> _Step:
     dtype, wrt = precision(plan.inputs, arrays), _chosen(plan.inputs, needed)
-    owners = [a for a, n in zip(arrays, needed, strict=True) if n]
-    # float16 would lose small gradients that a large upstream factor (of a GradScaler) saves: there the backward
-    # pass computes the gradient with that factor. The exponents of bfloat16 are those of float32.
-    late = any(isinstance(a, Tensor) and a.dtype is torch.float16 for a in owners)
-    program = plan.value() if late else plan.value_and_gradient(wrt)
+    program = plan.value() if _is_late(arrays, needed) else plan.value_and_gradient(wrt)
     described = torch_kernels.form(arrays)
     ready = None if described is None else torch_kernels.ready(program, arrays, dtype, described, narrow=True)
     places = tuple(wrt.index(p.name) if n else None for p, n in zip(plan.inputs, needed, strict=True))
     return _Step(plan, dtype, wrt, ready or (lambda values: evaluate(program, values, dtype)), places)
+
+
+def _is_late(arrays: Sequence[Value], needed: Sequence[bool]) -> bool:
+    """Whether the gradient is left to the backward pass, which knows the factor that it is multiplied by.
+
+    float16 would lose small gradients that a large factor (of a GradScaler) saves. The exponents of bfloat16 are those
+    of float32.
+    """
+    owners = (a for a, n in zip(arrays, needed, strict=True) if n)
+    return any(isinstance(a, Tensor) and a.dtype is torch.float16 for a in owners)
 
 
 _MAX_STEPS = 1024
@@ -283,6 +202,31 @@ class ReducedLoss(torch.autograd.Function):
         return (None, *[None if place is None else found[place] for place in step.places])
 
 
+class WholeLoss(torch.autograd.Function):
+    """A reduced loss that a compiler leaves whole: its gradient waits for the backward pass outside of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, dtype: torch.dtype, *arrays: Value) -> Tensor:
+        """The loss."""
+        ctx.plan, ctx.dtype, ctx.wrt = plan, dtype, _chosen(plan.inputs, ctx.needs_input_grad[2:])
+        loss, ctx.token = torch_operators.reduced(plan, ctx.wrt, arrays, dtype)
+        ctx.numbers = [None if isinstance(a, Tensor) else a for a in arrays]
+        ctx.save_for_backward(*[a for a in arrays if isinstance(a, Tensor)])
+        return loss
+
+    @staticmethod
+    @_unseen_by_dynamo
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient times the upstream one."""
+        plan, dtype, wrt, arrays = ctx.plan, ctx.dtype, ctx.wrt, _saved(ctx)
+        if torch.is_grad_enabled():
+            found = apply(Graph(plan.vjp(wrt), dtype, whole=True), (*arrays, cotangent))
+        else:
+            found = torch_operators.reduced_backward(plan, wrt, arrays, dtype, cotangent, ctx.token)
+        gradients = dict(zip(wrt, found, strict=True))
+        return (None, None, *[gradients.get(p.name) for p in plan.inputs])
+
+
 _apply_reduced_loss: Callable[..., Tensor] = super(torch.autograd.Function, ReducedLoss).apply
 """`ReducedLoss.apply` without what it does for `torch.func`, which takes 4 µs and is not at work here."""
 
@@ -313,7 +257,7 @@ def apply(graph: Graph, arrays: Sequence[Value]) -> tuple[Tensor, ...]:
     if _requires_grad(arrays) or _is_transformed(arrays):
         results: tuple[Tensor, ...] = Evaluation.apply(graph, *arrays)  # type: ignore[no-untyped-call]
         return results
-    return evaluate(graph.program, arrays, graph.dtype)
+    return graph(arrays)
 
 
 def _requires_grad(arrays: Sequence[Value]) -> bool:
@@ -382,15 +326,29 @@ class TorchAdapter:
                 step = _known_step(plan, arrays, needed)
                 loss: Tensor = _apply_reduced_loss(step, *arrays)
                 return loss
-        return apply(Graph(plan.value(), precision(plan.inputs, arrays), plan), arrays)[0]
+            elif True in needed and torch_operators.wanted(arrays) and self._as_one(plan, arrays, needed):
+                found: Tensor = WholeLoss.apply(plan, precision(plan.inputs, arrays), *arrays)  # type: ignore[no-untyped-call]
+                return found
+        whole = torch_operators.wanted(arrays)
+        return apply(Graph(plan.value(), precision(plan.inputs, arrays), plan, whole), arrays)[0]
+
+    @staticmethod
+    def _as_one(plan: Plan, arrays: Sequence[Value], needed: Sequence[bool]) -> bool:
+        """Whether a compiler can be given the loss with its gradient: no transform, and nothing that is computed late."""
+        return (
+            not torch._C._are_functorch_transforms_active()
+            and forward_ad._current_level < 0
+            and not _is_late(arrays, needed)
+            and torch_operators.spelled(plan.value_and_gradient(_chosen(plan.inputs, needed)))
+        )
 
     def run(self, program: Program, arrays: Sequence[Value]) -> tuple[Tensor, ...]:
         """The program's outputs: constants for autograd, but a function of their inputs for `torch.func`."""
         dtype = precision(program.inputs, arrays)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return apply(Graph(program, dtype), arrays)
+            return apply(Graph(program, dtype, whole=torch_operators.wanted(arrays)), arrays)
         with torch.no_grad():
-            return evaluate(program, arrays, dtype)
+            return Graph(program, dtype, whole=torch_operators.wanted(arrays))(arrays)
 
 
 # ------------------------------------------------------------------------------------- the module

@@ -22,12 +22,13 @@ from lossforge.runtime.threads import get_num_threads
 Form: TypeAlias = tuple[Any, ...]
 """What a call's tensors are like: dtype, shape and strides of each."""
 
-_NAMES = {
+NAMES = {
     torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64",
     torch.bool: "bool", torch.uint8: "uint8", torch.int8: "int8", torch.int16: "int16", torch.int32: "int32",
     torch.int64: "int64",
 }  # fmt: skip
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+"""The dtypes that kernels read, by our names for them."""
+_DTYPES = {name: dtype for dtype, name in NAMES.items()}
 _CPU = torch.device("cpu")
 _TYPES = frozenset({Tensor, nn.Parameter})
 
@@ -94,16 +95,22 @@ def ready(
 
 def _prepare(program: Program, arrays: Sequence[Tensor | float], dtype: torch.dtype, *, narrow: bool) -> Ready | None:
     dtypes = {p.name: a.dtype for p, a in zip(program.inputs, arrays, strict=True) if isinstance(a, Tensor)}
-    if any(d not in _NAMES for d in dtypes.values()):
+    if any(d not in NAMES for d in dtypes.values()):
         return None
-    results: list[str] = []
-    for name in program.like:
-        own = dtypes.get(name) if narrow and name is not None else None
-        results.append(_NAMES[own if own is not None and own.is_floating_point else dtype])
-    formats = [_NAMES[dtypes[p.name]] if p.order and p.name in dtypes else None for p in program.inputs]
+    results = [NAMES[d] for d in output_dtypes(program, arrays, dtype, narrow=narrow)]
+    formats = [NAMES[dtypes[p.name]] if p.order and p.name in dtypes else None for p in program.inputs]
     samples = [_as_array(a) for a in arrays]
-    bound = kernels.attempt_bound(program, samples, _NAMES[dtype], tuple(results), tuple(formats))
+    bound = kernels.attempt_bound(program, samples, NAMES[dtype], tuple(results), tuple(formats))
     return None if bound is None else Ready(bound, program, arrays, results)
+
+
+def output_dtypes(
+    program: Program, arrays: Sequence[Tensor | float], dtype: torch.dtype, *, narrow: bool
+) -> list[torch.dtype]:
+    """The dtype of each output: that of the input that it belongs to if `narrow`, else the one to compute in."""
+    dtypes = {p.name: a.dtype for p, a in zip(program.inputs, arrays, strict=True) if isinstance(a, Tensor)}
+    owners = (dtypes.get(name) if narrow and name is not None else None for name in program.like)
+    return [dtype if own is None or not own.is_floating_point else own for own in owners]
 
 
 class Ready:
