@@ -51,8 +51,9 @@ class _State(threading.local):
 
 _state = _State()
 
-SMALL = 1 << 13
-"""Entries below which a compiler's own code wins: calling an operator costs it about as much as computing these."""
+SMALL = 1 << 17
+"""Entries below which a compiler's own code wins: the two operators of a loss and its gradient cost 0.2 ms to call.
+Measured for Huber's loss and its gradient, 2 cores: 0.43 against 0.24 ms at 640 entries, 42 against 270 ms at 2^24."""
 
 
 @contextmanager
