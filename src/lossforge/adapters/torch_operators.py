@@ -33,7 +33,7 @@ from lossforge.compiler import Plan
 from lossforge.ir import Axis, Program
 from lossforge.runtime.switch import use_kernels
 
-_LIBRARY = torch.library.Library("lossforge", "DEF")
+_LIBRARY: Any = torch.library.Library("lossforge", "DEF")  # type: ignore[no-untyped-call]
 for _schema in (
     "evaluate(str key, Tensor[] tensors, float[] numbers) -> Tensor[]",
     "reduced(str key, Tensor[] tensors, float[] numbers) -> (Tensor, Tensor)",
@@ -125,10 +125,10 @@ class _Entry:
             shape = [n for axis in port.order for n in shapes[axis]]
             twins = (a for p, a in zip(program.inputs, arrays, strict=True) if p.order == port.order and port.order)
             twin = next((a for a in twins if isinstance(a, Tensor) and not a.is_contiguous()), None)
-            order = range(len(shape)) if twin is None else sorted(range(len(shape)), key=lambda d: -twin.stride(d))
+            steps = range(len(shape), 0, -1) if twin is None else twin.stride()
             strides: list[Any] = [1] * len(shape)
             step: Any = 1
-            for d in reversed(list(order)):
+            for d in sorted(range(len(shape)), key=lambda d: (steps[d], -d)):
                 strides[d] = step
                 step = step * shape[d]
             found.append(torch.empty_strided(shape, strides, dtype=dtype, device="cpu"))
