@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,80 @@ def total_variation(pred):
     return tf.reduce_mean(tf.abs(pred[:, 1:] - pred[:, :-1]))
 
 
+def likelihood(y_true, y_pred):
+    """Each row's entry at its class, by coordinates."""
+    at = tf.stack([tf.range(tf.shape(y_true)[0]), y_true], axis=1)
+    return -tf.reduce_mean(tf.math.log(tf.gather_nd(y_pred, at)))
+
+
+def cox(event, pred):
+    """The partial likelihood of Cox, of rows in the order of decreasing times."""
+    return -tf.reduce_sum((pred - tf.math.cumulative_logsumexp(pred)) * event) / tf.reduce_sum(event)
+
+
+def cox_unsorted(time, event, pred):
+    order = tf.argsort(time, direction="DESCENDING")
+    return cox(tf.gather(event, order), tf.gather(pred, order))
+
+
+def barlow(y_true, y_pred):
+    def normalised(z):
+        return (z - tf.reduce_mean(z, 0)) / tf.math.reduce_std(z, 0)
+
+    count = tf.cast(tf.shape(y_true)[0], tf.float32)
+    c = tf.matmul(normalised(y_true), normalised(y_pred), transpose_a=True) / count
+    on = tf.linalg.diag_part(c)
+    return tf.reduce_sum(tf.square(1.0 - on)) + 0.005 * tf.reduce_sum(tf.square(c - tf.linalg.diag(on)))
+
+
+def nt_xent(y_true, y_pred, temperature=0.5):
+    """Two views of a batch: 2 n columns, of which the diagonal of each half is the positive or left out."""
+    a, b = tf.math.l2_normalize(y_true, 1), tf.math.l2_normalize(y_pred, 1)
+    n = tf.shape(a)[0]
+    labels, own = tf.one_hot(tf.range(n), 2 * n), 1e9 * tf.one_hot(tf.range(n), n)
+    logits = tf.concat([tf.matmul(a, b, transpose_b=True), tf.matmul(a, a, transpose_b=True) - own], 1) / temperature
+    return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, logits))
+
+
+def rounds(y_true, y_pred):
+    """A loop of constant length, and a branch on values."""
+    error = tf.while_loop(lambda i, e: i < 3, lambda i, e: (i + 1, tf.tanh(e)), (0, y_true - y_pred))[1]
+    mean = tf.reduce_mean(error)
+    return tf.cond(mean > 0, lambda: mean, lambda: tf.reduce_mean(tf.square(error)))
+
+
+def blurred(y_true, y_pred):
+    kernel = tf.ones([3, 3, 3, 1]) / 9.0
+    images = [tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "VALID") for x in (y_true, y_pred)]
+    return tf.reduce_mean(tf.square(images[0] - images[1]))
+
+
+def spectral(y_true, y_pred):
+    return tf.reduce_mean(tf.abs(tf.abs(tf.signal.rfft(y_true)) - tf.abs(tf.signal.rfft(y_pred))))
+
+
+def segments(y_true, y_pred):
+    return tf.reduce_mean(tf.square(tf.math.unsorted_segment_sum(y_pred, y_true, 3)))
+
+
+def halves(y_true, y_pred):
+    """Mean and logarithm of the variance, side by side."""
+    mean, log_variance = tf.split(y_pred, 2, axis=-1)
+    return tf.reduce_mean(tf.exp(-log_variance) * tf.square(y_true - mean) + log_variance)
+
+
+WEIGHTS = tf.Variable([1.0, 0.5, 2.0, 3.0], trainable=False)
+
+
+def weighted_by_class(y_true, y_pred):
+    picked = tf.gather(WEIGHTS, y_true)
+    return tf.reduce_mean(picked * tf.nn.sparse_softmax_cross_entropy_with_logits(y_true, y_pred))
+
+
+def int32_classes(count):
+    return lambda rng, shape: rng.integers(0, count, shape).astype(np.int32)
+
+
 def original(fn: Callable[..., Any]) -> Callable[[Sequence[np.ndarray], int], tuple[np.ndarray, np.ndarray]]:
     def run(arrays: Sequence[np.ndarray], at: int) -> tuple[np.ndarray, np.ndarray]:
         given = [tf.constant(a) for a in arrays]
@@ -46,6 +121,7 @@ def original(fn: Callable[..., Any]) -> Callable[[Sequence[np.ndarray], int], tu
 
 
 NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
+NHW, IMAGES = [(3, 8, 8), (2, 6, 10)], [(2, 8, 8, 3), (3, 6, 7, 3)]
 NHWC = [(3, 8, 8, 2), (2, 6, 10, 3)]
 """Height and width of one size: no reason for a BroadcastWarning, which would be an error here."""
 
@@ -75,7 +151,39 @@ CASES = {
     "tversky": (K.Tversky(alpha=0.3, beta=0.7), [binary, unit], [NC, NC]),
     "pinball": (pinball, [real, real], [NC, NC]),
     "total variation": (total_variation, [real], [NC]),
+    "circle": (K.Circle(gamma=8.0), [classes(3), real], [[(8,), (11,)], [(8, 4), (11, 5)]]),
+    "image labels": (K.SparseCategoricalCrossentropy(ignore_class=1), [classes(2), simplex], [NHW, NHWC]),
+    "gather_nd": (likelihood, [int32_classes(4), simplex], [N, NC]),
+    "cox": (cox, [binary, real], [N, N]),
+    "cox, unsorted": (cox_unsorted, [positive, binary, real], [N, N, N]),
+    "barlow": (barlow, [real, real], [NC, NC]),
+    "nt-xent": (nt_xent, [real, real], [NC, NC]),
+    "loop and branch": (rounds, [real, real], [NC, NC]),
+    "loop and branch by autograph": (tf.function(rounds), [real, real], [NC, NC]),
+    "blurred": (blurred, [real, real], [IMAGES, IMAGES]),
+    "spectral": (spectral, [real, real], [NC, NC]),
+    "segments": (segments, [int32_classes(3), real], [N, NC]),
+    "halves": (halves, [real, real], [[(6, 2), (9, 3)], [(6, 4), (9, 6)]]),
+    "weights of a variable": (weighted_by_class, [int32_classes(4), real], [N, [(6, 4), (9, 4)]]),
+    "norm of a band": (
+        lambda y_true, y_pred: tf.norm(tf.linalg.band_part(tf.matmul(y_true, y_pred, transpose_a=True), 0, -1)),
+        [real, real],
+        [NC, NC],
+    ),
+    "root of the count": (
+        lambda y_true, y_pred: tf.norm(y_true - y_pred) / tf.sqrt(tf.cast(tf.size(y_true), tf.float32)),
+        [real, real],
+        [NC, NC],
+    ),
 }
+
+
+@pytest.fixture(autouse=True)
+def _without_kernels() -> Iterator[None]:
+    """Kernels are compared with these operations elsewhere; here they would be compiled for each loss."""
+    before = lf.use_kernels(False)
+    yield
+    lf.use_kernels(before)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -93,6 +201,78 @@ def test_delta_is_a_parameter() -> None:
     loss = lf.adopt(huber_loss, x, y)
     assert loss.predictions == ("y_pred",) and loss.parameters["delta"] == 1.0
     np.testing.assert_allclose(loss(x, y, delta=0.25), huber_loss(x, y, 0.25), rtol=1e-5)
+
+
+def decides(y_true, y_pred):
+    return tf.reduce_mean(y_pred) if tf.reduce_mean(y_true) > 0 else tf.reduce_mean(-y_pred)
+
+
+def leaves(y_true, y_pred):
+    return tf.reduce_mean(y_pred) * float(np.mean(y_true))
+
+
+def prints(y_true, y_pred):
+    tf.print(y_pred)
+    return tf.reduce_mean(y_true - y_pred)
+
+
+STEP = tf.Variable(0.0, trainable=False)
+
+
+def counts(y_true, y_pred):
+    STEP.assign_add(1.0)
+    return tf.reduce_mean(y_true - y_pred)
+
+
+SCALE = tf.Variable(1.0)
+
+REFUSED = {
+    "decision": (decides, "decision from values"),
+    "array of NumPy": (leaves, "NumPy array from values"),
+    "print": (prints, "PrintV2.*side effect"),
+    "assignment": (counts, "AssignAddVariableOp.*side effect"),
+    "variable": (lambda y_true, y_pred: tf.reduce_mean(SCALE * y_pred - y_true), "trainable"),
+    "random": (lambda y_true, y_pred: tf.reduce_mean(y_true - tf.nn.dropout(y_pred, 0.5)), "RandomUniform.*random"),
+    "python": (
+        lambda y_true, y_pred: tf.py_function(lambda a, b: tf.reduce_mean(a - b), [y_true, y_pred], tf.float32),
+        "EagerPyFunc.*Python code",
+    ),
+    "loop": (
+        lambda y_true, y_pred: tf.while_loop(lambda s: tf.reduce_sum(s) < 9.0, lambda s: (s * 2.0,), (y_pred**2,))[0],
+        "While.*number of turns",
+    ),
+    "inverse": (lambda y_true, y_pred: tf.reduce_sum(tf.linalg.inv(y_true @ y_pred)), "MatrixInverse"),
+    "no gradient": (lambda y_true, y_pred: tf.reduce_mean(y_true), "does not depend on 'y_pred'"),
+    "half of the rows": (
+        lambda y_true, y_pred: tf.reduce_mean(
+            tf.math.top_k(tf.reduce_mean(y_true - y_pred, 1), tf.shape(y_true)[0] // 2)[0]
+        ),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_adopted_is_refused_by_name(name: str) -> None:
+    function, reason = REFUSED[name]
+    rng = np.random.default_rng(3)
+    x, y = rng.uniform(0.1, 1.0, (2, 4, 4)).astype(np.float32)
+    with pytest.raises(lf.errors.AdoptionError, match=f"(?s){reason}"):
+        lf.adopt(function, tf.constant(x), tf.constant(y))
+
+
+def test_the_library_is_known_by_what_a_function_calls() -> None:
+    rng = np.random.default_rng(1)
+    x, y = real(rng, (6, 4)), real(rng, (6, 4))
+    for function in (functools.partial(huber_loss, delta=0.5), lambda y_true, y_pred: 2.0 * pinball(y_true, y_pred)):
+        np.testing.assert_allclose(lf.adopt(function, x, y)(x, y), function(x, y), rtol=1e-5)
+
+
+def test_a_silent_broadcast_is_reported() -> None:
+    rng = np.random.default_rng(1)
+    x, y = real(rng, (6,)), real(rng, (6, 1))
+    with pytest.warns(lf.errors.BroadcastWarning, match="6×6"):
+        lf.adopt(lambda y_true, y_pred: tf.reduce_mean(tf.square(y_true - y_pred)), x, y)
 
 
 def test_examples_on_a_kink_decide_nothing() -> None:

@@ -7,10 +7,12 @@ two shapes. What cannot be read, or does not agree, is refused.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import itertools
 import math
+import types
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -104,7 +106,7 @@ def _library(fn: Any, examples: Sequence[Any]) -> str:
     bases = [b.__module__.partition(".")[0] for b in type(fn).__mro__]
     if "torch" in bases:
         return "torch"
-    if "keras" in bases or "tensorflow" in bases:
+    if {"keras", "tf_keras", "tensorflow"} & {*bases}:
         return "tensorflow"
     kinds: list[Any] = [type(x) for x in examples]
     found = {_root(k) for k in kinds} - {None, "numpy"}
@@ -117,22 +119,51 @@ def _library(fn: Any, examples: Sequence[Any]) -> str:
 
 
 def _libraries_of(fn: Any) -> list[str]:
-    """The libraries whose modules a function's text names."""
-    function = (
-        inspect.unwrap(fn) if inspect.isfunction(fn) or inspect.ismethod(fn) else getattr(type(fn), "__call__", fn)  # noqa: B004
-    )
-    code, known = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-    roots = [str(getattr(function, "__module__", "")).partition(".")[0]]
-    for text in getattr(code, "co_names", ()):
-        value = known.get(text)
-        roots.append(
-            str(
-                getattr(value, "__name__", "") if inspect.ismodule(value) else getattr(value, "__module__", "")
-            ).partition(".")[0]
-        )
-    aliases = {"keras": "tensorflow", "optax": "jax", "monai": "torch", "kornia": "torch", "torchvision": "torch"}
-    roots = [aliases.get(r, r) for r in roots]
-    return [r for r in dict.fromkeys(roots) if r in ("torch", "tensorflow", "jax")]
+    """The libraries whose modules a function's text names, or that of functions which it calls."""
+    aliases = {
+        "keras": "tensorflow", "tf_keras": "tensorflow", "optax": "jax", "monai": "torch", "kornia": "torch",
+        "torchvision": "torch",
+    }  # fmt: skip
+    roots: list[str] = []
+    waiting, seen = [fn], set()
+    while waiting:
+        value = waiting.pop(0)
+        while isinstance(value, functools.partial):
+            value = value.func
+        function = inspect.unwrap(value) if inspect.isroutine(value) else getattr(type(value), "__call__", value)  # noqa: B004
+        code = getattr(function, "__code__", None)
+        root = str(getattr(function, "__module__", "")).partition(".")[0]
+        roots.append(aliases.get(root, root))
+        if code is None or code in seen or roots[-1] in _LIBRARIES:
+            continue
+        seen.add(code)
+        known = getattr(function, "__globals__", {})
+        used = [known[n] for n in _names(code) if n in known]
+        used += [c.cell_contents for c in getattr(function, "__closure__", None) or () if _is_filled(c)]
+        roots += [aliases.get(r, r) for r in (_root_of(v) for v in used)]
+        waiting += [v for v in used if inspect.isfunction(v)]
+    return [r for r in dict.fromkeys(roots) if r in _LIBRARIES]
+
+
+_LIBRARIES = ("torch", "tensorflow", "jax")
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """The names in a function's text, functions within it included."""
+    inner = [n for c in code.co_consts if isinstance(c, types.CodeType) for n in _names(c)]
+    return [*code.co_names, *inner]
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _root_of(value: Any) -> str:
+    name = getattr(value, "__name__", "") if inspect.ismodule(value) else getattr(value, "__module__", "")
+    return str(name).partition(".")[0]
 
 
 def _plain(x: Any) -> np.ndarray:
@@ -645,15 +676,14 @@ class _Study:
         return found[0], tuple(a for a in order if a in found[1])
 
     def _warn_of_broadcast(self, ports: Sequence[Port], node: Node) -> None:
-        """Two dimensions of one size that never met may be a silent broadcast."""
+        """Two dimensions of one size, set against each other by broadcasting alone, may be a mistake."""
         main = next(i for i, p in enumerate(ports) if p.name == self.predictions[0])
         for i, port in enumerate(ports):
             if i == main:
                 continue
             for a, n in zip(port.order, self.arrays[i].shape, strict=True):
                 for b, m in zip(ports[main].order, self.arrays[main].shape, strict=True):
-                    both = any(a in x.axes and b in x.axes for x in ir.topological([node]))
-                    if a not in ports[main].order and b not in port.order and n == m and n > 1 and both:
+                    if frozenset((a, b)) in self.read.importer.outer and n == m and n > 1:
                         warnings.warn(
                             f"{self.name}: a dimension of {port.name!r} and one of {ports[main].name!r} both have size {n} "
                             f"but never meet: shapes {self.arrays[i].shape} and {self.arrays[main].shape} are broadcast "

@@ -11,6 +11,7 @@ Reshapes, permutations and broadcasts therefore leave no trace in the graph.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,7 @@ class Importer:
         self.ports: list[Port] = []
         self.values: dict[int, Any] = {}
         self.fresh: dict[str, int] = {}
+        self.outer: set[frozenset[Axis]] = set()
         self.ranges: set[Axis] = set()
         """Axes of ranges that may still turn out to be one that an operation makes."""
         self.where = ""
@@ -304,6 +306,7 @@ class Importer:
         rank = max(t.rank for t in tensors)
         padded = [((),) * (rank - t.rank) + t.dims for t in tensors]
         padded, tensors = self._even(padded, tensors)
+        self._note_outer(padded, [t.rank for t in tensors])
         result: list[Dim] = []
         used: set[Axis] = set()
         maps: list[dict[Axis, Axis]] = [{} for _ in tensors]
@@ -330,6 +333,18 @@ class Importer:
             result.append(tuple(target))
         nodes = [relabel(t.node, m) for t, m in zip(tensors, maps, strict=True)]
         return nodes, tuple(result)
+
+    def _note_outer(self, padded: Sequence[tuple[Dim, ...]], ranks: Sequence[int]) -> None:
+        """Remember axes that are set against each other only because one value has fewer dimensions."""
+        for low, high in itertools.permutations(range(len(padded)), 2):
+            if not 0 < ranks[low] < ranks[high]:
+                continue
+            columns = list(zip(padded[low], padded[high], strict=True))
+            alone = [
+                {_base(a) for x, y in columns if x and not y for a in x},
+                {_base(a) for x, y in columns if y and not x for a in y},
+            ]
+            self.outer |= {frozenset(pair) for pair in itertools.product(*alone)}
 
     def _same(self, a: Axis, b: Axis) -> None:
         """Two axes that lie in the same dimension are one."""

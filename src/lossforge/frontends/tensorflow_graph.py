@@ -160,6 +160,10 @@ class _Reader:
             return self._loop(op, _function(graph, op, "cond"), _function(graph, op, "body"), given)
         if op.type == "ReadVariableOp":
             return [_constant(given[0].number)]
+        if op.type == "ResourceGather":
+            args = (_literal(given[0].number), self.argument(given[1]), 0)
+            attrs, shapes = {"batch_dims": op.get_attr("batch_dims")}, [tuple(op.outputs[0].shape)]
+            return self.append(op, args, attrs, shapes, [op.outputs[0].dtype.name], name="GatherV2")
         if op.type.startswith("TensorList"):
             return self._list(op, given)
         if op.type in ("Shape", "Size", "Rank"):
@@ -173,7 +177,6 @@ class _Reader:
         if op.type == "PlaceholderWithDefault" or not all(isinstance(v, _Value) for v in given):
             if op.type in ("PlaceholderWithDefault", "Identity", "IdentityN"):
                 return given
-        if any(not isinstance(v, _Value) for v in given):
             raise AdoptionError(_message(op, "an operation on a list or a resource"))
         numbers = None
         plain = all(t.dtype not in (tf.variant, tf.resource) for t in op.outputs) and "Random" not in op.type
