@@ -355,13 +355,34 @@ class _Study:
         self.table = AxisTable()
         self.recordings: dict[Any, Recording] = {}
         self.samplers = [_Sampler(a) for a in arrays]
-        own = [tuple(a.shape) for a in arrays]
+        self._look()
+
+    def _look(self) -> None:
+        """Read the function, as far as it is known which axes have size 1 in every call."""
+        own = [tuple(a.shape) for a in self.arrays]
         first = overlay([self._record(own)], {})
         importer, _ = self._import(first)  # which dimensions go together
         fixed = {importer.origin[a] for a in importer.fixed if a in importer.origin}
         self.read = self._generalise(own, fixed)
         self._name_axes()
         self.read = replace(self.read, **self._again(self.read.importer.recording))
+
+    def _look_again(self) -> bool:
+        """Whether there are axes of size 1 in the examples that another reading keeps at that size.
+
+        A loss may take another way for one channel than for several, which shows when it is compared at the examples.
+        """
+        roots = zip((r for of in self._roots() for r in of), (n for a in self.arrays for n in a.shape), strict=True)
+        sizes: dict[Axis, int] = {}
+        for root, n in roots:
+            sizes[root] = max(n, sizes.get(root, 1))
+        units = {r for r, n in sizes.items() if n == 1} - self.table.units
+        if not units:
+            return False
+        self.table = AxisTable(dict(self.table.parents), self.table.units | units, {})
+        self.stuck: dict[Axis, int] = {}
+        self._look()
+        return True
 
     # ------------------------------------------------------------------ recording
 
@@ -500,8 +521,6 @@ class _Study:
         except Different as error:
             raise AdoptionError(f"{self.name}: its steps depend on the sizes of its inputs ({error})") from None
         except AdoptionError:
-            if isinstance(problem, AdoptionError):
-                raise problem from None
             raise
         for root, n in stuck.items():
             for axis, origin in read.importer.origin.items():
@@ -619,22 +638,25 @@ class _Study:
         `whole` says that a mean at the end is taken off, so that the loss of each entry is known too.
         """
         importer, result = self.read.importer, self.read.result
-        for d, dim in enumerate(result.dims):  # a dimension of size 1 is one of the result too
-            result = result if dim else importer.own_axis(result, d)
+        try:
+            for d, dim in enumerate(result.dims):  # also where its size is 1, or it holds several axes
+                if len(dim) != 1 or dim[0] not in result.node.axes:
+                    result = importer.own_axis(result, d)
+        except Refused as reason:
+            raise AdoptionError(f"{self.name}: its result: {reason}") from None
         node = ir.as_kind(result.node, Kind.FLOAT)
         order = tuple(a for d in result.dims for a in d)
-        reduction: Reduction = "mean"
-        if any(a.startswith("#") for a in order):
-            raise AdoptionError(f"{self.name}: the result is constant along a dimension that no argument has")
-        if order:
-            reduction = "none"
-            if not node.axes >= set(order):
-                raise AdoptionError(f"{self.name}: the result is the same along one of its dimensions")
+        reduction: Reduction = "none" if order else "mean"
         fixed = tuple((a, n) for a, n in importer.fixed.items() if a in {b for p in importer.ports for b in p.order})
         fixed += tuple(
             (a, n) for r, n in getattr(self, "stuck", {}).items() for a, o in importer.origin.items() if o == r
         )
-        self._verify(importer.ports, node, order)
+        try:
+            self._verify(importer.ports, node, order)
+        except AdoptionError:
+            if not self._look_again():
+                raise
+            return self.definition(whole=whole)
         if not order and whole:
             node, order = self._entries(node, importer.ports)
         source = node
