@@ -48,6 +48,45 @@ def test_half_precision_is_as_good_as_its_rounding(dtype, rng):
     assert ((pred.grad.double() - exact).abs() <= exact.abs() * torch.finfo(half).eps * 0.51 + 1e-7).all()
 
 
+@pytest.mark.parametrize("upstream", [1.0, 65536.0, 0.3])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_under_an_upstream_factor(dtype, upstream, rng):
+    half = getattr(torch, dtype)
+    pred = torch.tensor(rng.normal(size=(512, 33)), dtype=half, requires_grad=True)
+    true = torch.tensor(rng.normal(size=(512, 33)), dtype=half)
+    (squared(pred, true) * upstream).backward()
+    exact = 2 * upstream * (pred.detach().double() - true.double()) / pred.numel()
+    # Half an ulp of rounding to the dtype; bfloat16 takes a second one where the factor is no power of two.
+    roundings = 1 if dtype == "float16" or upstream != 0.3 else 2
+    # float16's subnormal numbers are 6e-8 apart.
+    spacing = torch.finfo(half).smallest_normal * torch.finfo(half).eps
+    bound = exact.abs() * torch.finfo(half).eps * 0.51 * roundings + 0.51 * spacing
+    assert ((pred.grad.double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_second_backward_pass_in_any_precision(dtype, rng):
+    pred = torch.tensor(rng.normal(size=(7, 33)), dtype=getattr(torch, dtype), requires_grad=True)
+    loss = squared(pred, torch.zeros_like(pred.detach()))
+    (first,) = torch.autograd.grad(loss, pred, retain_graph=True)
+    kept = first.clone()
+    first.zero_()  # it is the caller's own
+    (second,) = torch.autograd.grad(loss, pred, torch.tensor(2.0), retain_graph=True)
+    spacing = 2**-24 if dtype == "float16" else 0  # of subnormal numbers: they are not rounded in proportion
+    torch.testing.assert_close(second, 2 * kept, rtol=0, atol=spacing)
+    (batched,) = torch.autograd.grad(loss, pred, torch.tensor([1.0, 4.0]), is_grads_batched=True)
+    torch.testing.assert_close(batched, torch.stack([kept, 4 * kept]), rtol=0, atol=2 * spacing)
+
+
+def test_a_prediction_changed_in_place_is_noticed(rng):
+    pred = torch.tensor(rng.normal(size=(7, 33)), requires_grad=True)
+    moved = pred * 1
+    loss = squared(moved, torch.zeros_like(pred))
+    moved.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 LAYOUTS = {
     "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
     "transposed": lambda t: t.transpose(0, 3).contiguous().transpose(0, 3),
