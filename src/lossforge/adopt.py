@@ -451,6 +451,16 @@ class _Study:
         units = {AxisTable(parents).root(u) for u in self.table.units}
         return AxisTable(parents, units, {})
 
+    def _level(self, own: Sequence[tuple[int, ...]]) -> AxisTable:
+        """The table in which all axes of one size are one, as in a matrix of a batch with itself."""
+        table = AxisTable(dict(self.table.parents), set(self.table.units), {})
+        example = self._example(own)
+        first: dict[int, Axis] = {}
+        for root, n in example.items():
+            if root not in table.units and first.setdefault(n, root) != root:
+                table.parents[root] = first[n]
+        return table
+
     def _generalise(self, own: Sequence[tuple[int, ...]], fixed: Collection[Axis]) -> _Read:
         """Record at two sets of sizes that are distinct, or as distinct as the function allows.
 
@@ -458,8 +468,10 @@ class _Study:
         """
         problem: Exception | None = None
         kept = AxisTable(dict(self.table.parents), set(self.table.units), {})
-        tied = self._tied(own)
-        tables = [kept, tied] if tied.parents != kept.parents else [kept]
+        tables = [kept]
+        for tied in (self._tied(own), self._level(own)):
+            if all(tied.parents != t.parents for t in tables):
+                tables.append(tied)
         for table in tables:
             self.table, problem = AxisTable(dict(table.parents), set(table.units), {}), None
             example = self._example(own)
@@ -471,24 +483,21 @@ class _Study:
                 except (AdoptionError, Different) as error:
                     problem = problem or error
                     self.table = AxisTable(dict(table.parents), set(table.units), {})
-        kept = tables[-1]
-        # Some axes have one size only: find out which.
+        self.table = AxisTable(dict(kept.parents), set(kept.units), {})
+        example = self._example(own)
+        free = [r for r in example if r not in self.table.units]
+        # Some axes have one size only: find out which, and which of them only go together.
         singles = [r for r in free if example[r] == 1]
-        options: dict[Axis, list[int]] = {}
-        for root in free:
-            options[root] = []
-            base = {r: example[r] for r in free}
-            tries = [7, 11, 5, 13, 2 * example[root], 3 * example[root], example[root] + 2, 4 * example[root]]
-            taken = {n for r, n in base.items() if r != root}
-            for n in dict.fromkeys(t for t in tries if t not in taken and t != example[root]):
-                try:
-                    self._at([base, {**base, root: n}], only_sizes=True)
-                    options[root].append(n)
-                except (AdoptionError, Different):
-                    pass
-                self.table = AxisTable(dict(kept.parents), set(kept.units), {})
-                if len(options[root]) == 4:
-                    break
+        options = {r: self._sizes_for(r, free, example, kept) for r in free}
+        if self._tie([r for r in free if not options[r] and r not in singles], example):
+            together = AxisTable(dict(self.table.parents), set(self.table.units), {})
+            free = [r for r in free if self.table.root(r) == r]
+            again = {r: self._sizes_for(r, free, example, together) for r in free if not options[r]}
+            if any(again.values()):
+                options, kept = {**options, **again}, together
+            else:
+                free = list(options)
+        self.table = AxisTable(dict(kept.parents), set(kept.units), {})
         for r in singles:
             if not options[r]:
                 self.table.units.add(r)
@@ -549,6 +558,36 @@ class _Study:
                 continue
             return True
         return False
+
+    def _sizes_for(self, root: Axis, free: Sequence[Axis], example: Mapping[Axis, int], kept: AxisTable) -> list[int]:
+        """Some other sizes that one axis may have while all others keep those of the examples."""
+        base = {r: example[r] for r in free}
+        n = example[root]
+        taken = {m for r, m in base.items() if r != root} | {n}
+        found: list[int] = []
+        failures = 0
+        for m in dict.fromkeys((7, 2 * n, 11, 3 * n, 5, 13, n + 2, 4 * n)):
+            if m in taken:
+                continue
+            try:
+                self._at([base, {**base, root: m}], only_sizes=True)
+                found.append(m)
+            except (AdoptionError, Different):
+                failures += 1
+            self.table = AxisTable(dict(kept.parents), set(kept.units), {})
+            if len(found) == 4 or (failures == 4 and not found):
+                break
+        return found if len(found) > 1 else []  # one alone may fit by chance
+
+    def _tie(self, roots: Sequence[Axis], example: Mapping[Axis, int]) -> bool:
+        """Take axes of one size for one axis; whether there were any."""
+        first: dict[int, Axis] = {}
+        found = False
+        for root in roots:
+            if first.setdefault(example[root], root) != root:
+                self.table.parents[root] = first[example[root]]
+                found = True
+        return found
 
     def _at(self, sizes: Sequence[Mapping[Axis, int]], only_sizes: bool = False) -> _Read:
         """The import at two sets of sizes, with as many numbers as parameters as can be."""
@@ -819,7 +858,7 @@ class _Study:
         scale = max(float(np.max(np.abs(theirs[finite]), initial=0.0)), 1e-30)
         gap = np.abs(mine[finite] - theirs[finite])
         if not (gap <= _TOLERANCE * scale).all() or not np.isfinite(mine[finite]).all():
-            worst = int(np.nanargmax(gap)) if gap.size else 0
+            worst = int(np.argmax(np.where(np.isnan(gap), np.inf, gap))) if gap.size else 0
             raise AdoptionError(
                 f"{self.name}: the {what} of the original is {theirs[finite][worst]:.6g}, as read {mine[finite][worst]:.6g}, "
                 f"for inputs of shapes {[a.shape for a in arrays]}; it is not adopted. Please report this loss"

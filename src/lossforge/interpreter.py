@@ -14,7 +14,7 @@ import numpy as np
 
 from lossforge import special
 from lossforge.errors import ShapeError
-from lossforge.ir import STRUCTURAL, Coarse, Extent, Kind, Node, Port, topological
+from lossforge.ir import STRUCTURAL, Coarse, Extent, Kind, Node, Port, original, topological
 from lossforge.primitives import PRIMITIVES
 
 _NUMPY: Mapping[str, Callable[..., Any]] = {
@@ -245,8 +245,11 @@ def _derive_lengths(order: Sequence[Node], lengths: dict[str, int]) -> None:
                     lengths.setdefault(node.attrs[1], lengths[node.attrs[0]])
             except KeyError:  # not known yet
                 continue
-        if len(lengths) == before:
-            return
+        if len(lengths) == before:  # left are copies whose renaming was simplified away
+            left = {a for node in order for a in node.axes} - lengths.keys()
+            lengths.update((a, lengths[original(a)]) for a in left if original(a) in lengths)
+            if len(lengths) == before:
+                return
 
 
 def _structural(node: Node, x: np.ndarray, place: Mapping[str, int], lengths: Mapping[str, int]) -> np.ndarray:

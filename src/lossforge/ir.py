@@ -133,6 +133,11 @@ class Coarse:
     step: int
 
 
+def original(axis: Axis) -> Axis:
+    """The axis that `axis` is a copy of, by its name: copies have primes, those for a selection what follows a tilde."""
+    return axis.partition("~")[0].rstrip("'")
+
+
 def iota(axis: Axis, length: int | Coarse | None = None) -> Node:
     """The position along `axis`: 0, 1, 2 … A length fixes the axis's size, where no input has the axis."""
     return intern("iota", (), (axis,) if length is None else (axis, length), frozenset({axis}), Kind.INDEX)

@@ -281,6 +281,9 @@ class Bound:
             if n.op == "rename" and n.attrs[0] in self.sizes:
                 self.sizes[n.attrs[1]] = self.sizes[n.attrs[0]]
                 self.shapes[n.attrs[1]] = self.shapes[n.attrs[0]]
+        for a in {a for n in ir.topological([o.node for o in program.outputs]) for a in n.axes} - self.sizes.keys():
+            if ir.original(a) in self.sizes:  # a copy whose renaming was simplified away
+                self.sizes[a], self.shapes[a] = self.sizes[ir.original(a)], self.shapes[ir.original(a)]
         self.schedule = self._choose()
         self.inputs = [p.node for p in program.inputs]
         self.templates = {p.node: a for p, a in zip(program.inputs, arrays, strict=True) if a is not None}

@@ -195,6 +195,7 @@ class _Emitter:
             if n.op == "rename":
                 for a, b in (n.attrs[:2], n.attrs[1::-1]):
                     self.same_size.setdefault(a, []).append(b)
+        self.copies |= {a: ir.original(a) for n in self.nodes for a in n.axes if ir.original(a) != a}
         self.axes = self._global_order()
         self.place = self._places()
         self.rank = max(self.place.values(), default=-1) + 1

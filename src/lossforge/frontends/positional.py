@@ -11,8 +11,10 @@ Reshapes, permutations and broadcasts therefore leave no trace in the graph.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
@@ -22,7 +24,9 @@ import numpy as np
 from lossforge import ir
 from lossforge.errors import AdoptionError, LossforgeError
 from lossforge.frontends.recording import Recording, Ref, Step, Varying, fit, needed
+from lossforge.interpreter import evaluate
 from lossforge.ir import Axis, Kind, Node, Port, Stencil
+from lossforge.primitives import is_elementwise
 
 Dim: TypeAlias = tuple[Axis, ...]
 Rule: TypeAlias = Callable[..., Any]
@@ -44,11 +48,25 @@ class Tensor:
 
     node: Node
     dims: tuple[Dim, ...]
+    stacked: tuple[int, tuple[Tensor, ...]] | None = field(default=None, kw_only=True)
+    """The values that were stacked along a dimension, if this is the result."""
+    places: Dim = field(default=(), kw_only=True)
+    """The axes whose positions the entries of a selection's index are."""
 
     @property
     def rank(self) -> int:
         """The number of dimensions."""
         return len(self.dims)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The entries of some axes where a mask holds; they lie in one dimension, whose axis is written with an at sign."""
+
+    mask: Node
+    axes: Dim
+    """Copies of the selected axes, for this selection alone."""
+    count: Node
 
 
 @dataclass
@@ -83,6 +101,7 @@ class AxisTable:
 
 _DERIVED = "derived_"
 _RANGE = _DERIVED + "range"
+_SELECTED = "@"
 
 
 def _base(axis: Axis) -> Axis:
@@ -115,6 +134,9 @@ class Importer:
         self.outer: set[frozenset[Axis]] = set()
         self.ranges: set[Axis] = set()
         """Axes of ranges that may still turn out to be one that an operation makes."""
+        self.selections: dict[Axis, Selection] = {}
+        self.copies: dict[Axis, Axis] = {}
+        """The axes that those of selections are copies of."""
         self.where = ""
         for i, (name, kind, shapes) in enumerate(zip(names, kinds, recording.inputs, strict=True)):
             self.values[i] = self._input(name, kind, shapes)
@@ -180,6 +202,13 @@ class Importer:
             return tuple(int(n) for n in axis[1:].split("x"))
         return self.sizes[_base(axis)]
 
+    def held(self, axis: Axis) -> Dim:
+        """The axes of the graph that lie behind an axis: itself, or those of a selection."""
+        if not axis.startswith(_SELECTED):
+            return (axis,)
+        primes = axis[len(_base(axis)) :]
+        return tuple(a + primes for a in self.selections[_base(axis)].axes)
+
     def extents(self, dim: Dim) -> tuple[int, ...]:
         """The size of a dimension in each recording."""
         return tuple(math.prod(self.sizes_of(a)[i] for a in dim) for i in range(self.count))
@@ -197,7 +226,16 @@ class Importer:
 
     def symbol(self, values: Sequence[float]) -> Node:
         """The formula behind a number that was seen in each recording."""
-        sizes = {a: (self.size_nodes[a], s) for a, s in self.sizes.items() if not a.startswith(_DERIVED)}
+        counts = [a for a in self.selections if len(set(self.sizes[a])) > 1]
+        for k in range(2, len(counts) + 1 if len(counts) <= 10 else 0):
+            for chosen in itertools.combinations(counts, k):
+                if all(sum(self.sizes[a][i] for a in chosen) == v for i, v in enumerate(values)):
+                    return functools.reduce(operator.add, (self.size_nodes[a] for a in chosen))
+        sizes = {
+            a: (self.size_nodes[a], s)
+            for a, s in self.sizes.items()
+            if a not in self.copies and not (self.size_nodes[a].op == "size" and a.startswith(_DERIVED))
+        }
         try:
             return fit(values, sizes, self.recording.environment)
         except AdoptionError as error:
@@ -205,10 +243,20 @@ class Importer:
 
     def axis_of(self, sizes: Sequence[int], taken: Sequence[Axis] = ()) -> Axis | None:
         """The axis that has these sizes in the recordings, if there is only one."""
-        found = [
-            a for a, s in self.sizes.items() if tuple(s) == tuple(sizes) and self.origin[a] not in self.table.units
-        ]
+        found = self._having(sizes)
         return self._unused(found[0], taken) if len(found) == 1 else None
+
+    def _having(self, sizes: Sequence[int]) -> list[Axis]:
+        """The axes that have these sizes in the recordings."""
+        return [
+            a
+            for a, s in self.sizes.items()
+            if tuple(s) == tuple(sizes)
+            and self.origin[a] not in self.table.units
+            and a not in self.copies
+            and not a.startswith(_SELECTED)
+            and a not in self.ranges
+        ]
 
     # ------------------------------------------------------------------ literals
 
@@ -246,6 +294,8 @@ class Importer:
             item = flat.flat[0].item()
             dims = tuple(() if n == 1 else (self.ghost((n,) * self.count),) for n in value.shape)
             return Tensor(ir.constant(item, kind), dims)
+        if value.ndim == 1 and kind is Kind.INDEX and np.array_equal(value, np.arange(len(value))):
+            return self.arange((len(value),) * self.count)
         if value.size > _LARGEST_TABLE:
             raise Refused(f"a constant array of {value.size} entries; make it an argument of the loss")
         name = self.number("table")
@@ -287,9 +337,10 @@ class Importer:
         if set(sizes) == {1}:
             return Tensor(ir.constant(0, Kind.INDEX), ((),))
         name = self.number("range")
-        found = self.axis_of(sizes) if self.table.root(_DERIVED + name) == _DERIVED + name else None
-        if found is not None and self.count > 1 and len(set(sizes)) > 1:
-            return Tensor(ir.iota(found), ((found,),))
+        if len(set(sizes)) > 1 and self.table.root(_DERIVED + name) == _DERIVED + name:
+            found = self._having(sizes)
+            if found:
+                return Tensor(ir.iota(found[0]), ((found[0],),))
         axis = self.derived(name, sizes, self.symbol(sizes))
         length = None
         if self.origin[axis].startswith(_DERIVED):
@@ -329,7 +380,7 @@ class Importer:
                 target.append(label)
                 for k, dim in present:
                     if not dim[position].startswith("#"):
-                        maps[k][dim[position]] = label
+                        maps[k].update(zip(self.held(dim[position]), self.held(label), strict=True))
             result.append(tuple(target))
         nodes = [relabel(t.node, m) for t, m in zip(tensors, maps, strict=True)]
         return nodes, tuple(result)
@@ -350,6 +401,11 @@ class Importer:
         """Two axes that lie in the same dimension are one."""
         if _base(a) == _base(b):
             return
+        if a.startswith(_SELECTED) or b.startswith(_SELECTED):
+            raise Refused(
+                "a selection by truth values meets an array that is not selected by the same mask; "
+                "use torch.where or its like, or multiply by the mask"
+            )
         x, y = self.sizes_of(a), self.sizes_of(b)
         if x[0] != y[0]:
             if x[0] == 1 and not self.origin[_base(a)].startswith(_DERIVED):
@@ -394,17 +450,33 @@ class Importer:
         axes = x.dims[dim]
         if len(axes) <= 1:
             return x
+        if any(a.startswith(_SELECTED) for a in axes):
+            raise Refused("a selection by truth values, flattened with another dimension")
+        if all(a.startswith("#") for a in axes):
+            dims = (*x.dims[:dim], (self.ghost(self.extents(axes)),), *x.dims[dim + 1 :])
+            return Tensor(x.node, dims)
         if any(a.startswith("#") for a in axes):
-            if all(a.startswith("#") for a in axes):
-                dims = (*x.dims[:dim], (self.ghost(self.extents(axes)),), *x.dims[dim + 1 :])
-                return Tensor(x.node, dims)
-            raise Refused("a flattened dimension that is in part constant")
+            x = self._solid(x, dim)
+            axes = x.dims[dim]
         name = "_by_".join(self.origin[_base(a)] for a in axes)
         new = self.derived(name, self.extents(axes), self.length(axes))
         new = self._unused(new, {a for d in x.dims for a in d})
         present = x.node.axes & set(axes)
         node = ir.join(x.node, axes, new) if present else x.node
         return Tensor(node, (*x.dims[:dim], (new,), *x.dims[dim + 1 :]))
+
+    def _solid(self, x: Tensor, dim: int) -> Tensor:
+        """`x` with axes of the graph for those of a dimension along which it is constant."""
+        node, axes = x.node, list(x.dims[dim])
+        for i, axis in enumerate(axes):
+            if not axis.startswith("#"):
+                continue
+            counter = self.arange(self.sizes_of(axis))
+            name = self._unused(counter.dims[0][0], {a for d in x.dims for a in d} | set(axes) | node.axes)
+            at = relabel(counter.node, {counter.dims[0][0]: name})
+            everywhere = ir.elementwise("ge", at, ir.constant(0, Kind.INDEX))
+            node, axes[i] = ir.where(everywhere, node, ir.constant(0, node.kind)), name
+        return Tensor(node, (*x.dims[:dim], tuple(axes), *x.dims[dim + 1 :]))
 
     def elementwise(self, op: str, *operands: Any) -> Tensor:
         """An operation of the table at each entry, with broadcasting."""
@@ -451,12 +523,17 @@ class Importer:
     def permute(self, x: Any, order: Sequence[Any]) -> Tensor:
         """Dimensions in another order."""
         t = self.tensor(x)
-        return Tensor(t.node, tuple(t.dims[self.dim(t, d)] for d in order))
+        at = [self.dim(t, d) for d in order]
+        parts = None
+        if t.stacked is not None:
+            place, pieces = t.stacked
+            parts = at.index(place), tuple(self.permute(p, at) for p in pieces)
+        return Tensor(t.node, tuple(t.dims[d] for d in at), stacked=parts)
 
     def unsqueeze(self, x: Any, dim: int) -> Tensor:
         """A new dimension of size 1 before `dim`."""
         t = self.tensor(x)
-        return Tensor(t.node, (*t.dims[:dim], (), *t.dims[dim:]))
+        return Tensor(t.node, (*t.dims[:dim], (), *t.dims[dim:]), places=t.places)
 
     def squeeze(self, x: Any, dims: Sequence[int] | None = None) -> Tensor:
         """Without some dimensions of size 1."""
@@ -468,11 +545,11 @@ class Importer:
                 t = Tensor(first, (*t.dims[:d], (), *t.dims[d + 1 :]))
             elif t.dims[d] and not t.dims[d][0].startswith("#"):
                 self.table.unit(self.origin[_base(t.dims[d][0])])
-        return Tensor(t.node, tuple(dim for i, dim in enumerate(t.dims) if i not in gone))
+        return Tensor(t.node, tuple(dim for i, dim in enumerate(t.dims) if i not in gone), places=t.places)
 
     def reshape(self, x: Any, shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """The same entries, row by row, in another shape (one for each recording)."""
-        t = self.tensor(x)
+        t = self._rows(self.tensor(x), shapes)
         atoms = [a for d in t.dims for a in d]
         wanted = list(zip(*shapes, strict=True))
         result: list[Dim] = []
@@ -504,6 +581,31 @@ class Importer:
                 raise Refused("a reshape that does not follow the dimensions of its operand")
             self.table.unit(self.origin[_base(a)])
         return Tensor(t.node, tuple(result))
+
+    def _rows(self, t: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+        """A selection from a matrix as rows of entries, if each row has equally many: all but the diagonal, say."""
+        if len(t.dims) != 1 or len(t.dims[0]) != 1 or not t.dims[0][0].startswith(_SELECTED) or len(shapes[0]) != 2:
+            return t
+        found = self.selections[_base(t.dims[0][0])]
+        if len(found.axes) != 2 or any(n.op == "input" and n.axes for n in ir.topological([found.mask])):
+            return t
+        row, column = found.axes
+        if tuple(s[0] for s in shapes) != self.sizes_of(row):
+            return t
+        axes = tuple(dict.fromkeys(a for n in ir.topological([found.mask]) for a in n.axes))
+        for i, shape in enumerate(shapes):
+            grid = Port(ir.input_("grid", axes), axes)  # tells the sizes
+            (held,) = evaluate([found.mask], {grid: np.empty([self.sizes_of(a)[i] for a in axes])})
+            if not (held.sum(axis=sorted(found.axes).index(column)) == shape[1]).all():
+                return t
+        name = _SELECTED + self.number("rows")
+        whole = self.copies[row]
+        whole = row if whole in t.node.axes else whole
+        count = self.symbol([s[1] for s in shapes])
+        self.selections[name] = Selection(relabel(found.mask, {row: whole}), (column,), count)
+        self.sizes[name], self.size_nodes[name] = tuple(s[1] for s in shapes), count
+        self.origin[name] = name
+        return Tensor(relabel(t.node, {row: whole}), ((whole,), (name,)))
 
     def _split(
         self, t: Tensor, group: Sequence[Axis], extent: Sequence[int]
@@ -570,13 +672,15 @@ class Importer:
             if len(gone) > 1:
                 raise Refused(f"{op} over several dimensions")
             t = self.single(t, gone[0])
+        t = self._selected(op, t, gone)
         atoms = tuple(a for d in gone for a in t.dims[d])
-        present = [a for a in atoms if a in t.node.axes]
-        absent = tuple(a for a in atoms if a not in t.node.axes)
+        present = [b for a in atoms for b in self.held(a) if b in t.node.axes]
+        absent = tuple(a for a in atoms if not t.node.axes & set(self.held(a)))
         node = t.node
         if op == "mean":
             node = ir.as_kind(node, Kind.FLOAT)
-            node = ir.total(node, present) / self.length(tuple(present)) if present else node
+            counted = tuple(a for a in atoms if a not in absent)
+            node = ir.total(node, present) / self.length(counted) if present else node
         elif op == "any" or op == "all":
             node = ir.as_kind(ir.as_kind(node, Kind.BOOL), Kind.FLOAT)
             node = ir.reduction("max" if op == "any" else "min", node, present) if present else node
@@ -595,7 +699,50 @@ class Importer:
             elif absent and op in ("argmax", "argmin"):
                 node = ir.constant(0, Kind.INDEX)
         kept = [() if i in gone else d for i, d in enumerate(t.dims) if keepdims or i not in gone]
-        return Tensor(node, tuple(kept))
+        return Tensor(self._released(node, present), tuple(kept))
+
+    def _selected(self, op: str, t: Tensor, gone: Sequence[int]) -> Tensor:
+        """`t` with the entries that are not selected replaced by what a reduction passes over."""
+        axes = [a for d in gone for a in t.dims[d] if a.startswith(_SELECTED)]
+        if not axes:
+            return t
+        neutral = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf, "logsumexp": -math.inf}
+        node = t.node
+        if op in ("any", "all"):
+            node, empty = ir.as_kind(node, Kind.BOOL), ir.constant(op == "all")
+        elif op in neutral:
+            node, empty = ir.as_kind(node, Kind.FLOAT), ir.constant(neutral[op])
+        else:
+            raise Refused(f"{op} of a selection by truth values, in which positions depend on values")
+        for axis in axes:
+            if op in ("sum", "mean") and not node.axes & set(self.held(axis)):
+                continue  # constant: the count will do
+            node = ir.where(self._mask(axis), node, empty)
+        return Tensor(node, t.dims)
+
+    def _mask(self, axis: Axis) -> Node:
+        """Where the entries of a selection are."""
+        found = self.selections[_base(axis)]
+        return relabel(found.mask, dict(zip(found.axes, self.held(axis), strict=True)))
+
+    def _released(self, node: Node, bound: Sequence[Axis]) -> Node:
+        """A reduction over copies of axes as one over the axes, where nothing else goes by their names."""
+        copies = {a: self.copies[_base(a)] for a in bound if _base(a) in self.copies}
+        if not copies or node.op not in ir.REDUCTIONS | {"div"}:
+            return node
+        body = node if node.op != "div" else node.args[0]
+        if body.op not in ir.REDUCTIONS:
+            return node
+        inner: Node | None = body.args[0]
+        axes = list(body.attrs[0])
+        for copy, axis in copies.items():
+            if inner is not None and copy in axes and axis not in axes:
+                inner = _renamed(inner, copy, axis, {})
+                axes[axes.index(copy)] = axis
+        if inner is None or not set(axes) <= inner.axes:
+            return node
+        reduced = ir.reduction(body.op, inner, axes)
+        return reduced if node.op != "div" else reduced / node.args[1]
 
     def var(self, x: Any, dims: Any = None, correction: float = 1, keepdims: bool = False) -> Tensor:
         """The variance; `correction` is taken from the count."""
@@ -633,7 +780,10 @@ class Importer:
 
     def select(self, x: Any, dim: int, index: Any) -> Tensor:
         """The entry at a constant position along a dimension, which disappears."""
-        t = self.single(self.tensor(x), dim)
+        t = self.tensor(x)
+        if t.stacked is not None and t.stacked[0] == dim and isinstance(index, int) and abs(index) < len(t.stacked[1]):
+            return self.squeeze(t.stacked[1][index], [dim])
+        t = self._whole_axis(t, dim)
         dims = (*t.dims[:dim], *t.dims[dim + 1 :])
         if not t.dims[dim]:
             return Tensor(t.node, dims)
@@ -653,7 +803,7 @@ class Importer:
 
     def slice(self, x: Any, dim: int, start: Sequence[int], stop: Sequence[int], step: int = 1) -> Tensor:
         """Entries start … stop − 1 along a dimension; both are given for each recording."""
-        t = self.single(self.tensor(x), dim)
+        t = self._whole_axis(x, dim)
         n = self.extents(t.dims[dim])
         lengths = [max(0, -(-(b - a) // step)) for a, b in zip(start, stop, strict=True)]
         if all(a == 0 and b == m for a, b, m in zip(start, stop, n, strict=True)) and step == 1:
@@ -736,7 +886,9 @@ class Importer:
         if len(set(values)) == 1:
             return ir.extent(values[0])
         for axis, sizes in self.sizes.items():
-            if not self.origin[axis].startswith(_DERIVED) and tuple(sizes) == tuple(values):
+            if self.origin[axis].startswith((_DERIVED, _SELECTED)) or axis in self.copies:
+                continue
+            if tuple(sizes) == tuple(values):
                 return ir.extent(0, {axis: 1})
         return None
 
@@ -756,20 +908,20 @@ class Importer:
 
     def pick(self, x: Any, dim: int, positions: Sequence[int]) -> Tensor:
         """Entries at constant positions along a dimension."""
-        t = self.single(self.tensor(x), dim)
+        t = self._whole_axis(x, dim)
         index = self._array(np.asarray(positions, dtype=np.int64))
         return self.take(t, index, dim)
 
     def take(self, x: Any, index: Any, dim: int) -> Tensor:
         """The dimension `dim` of `x` replaced by all dimensions of the index, as `np.take` does."""
-        t, at = self.single(self.tensor(x), dim), self.tensor(index)
+        t, at = self._whole_axis(x, dim), self.tensor(index)
         full = ((),) * dim + at.dims + ((),) * (t.rank - dim - 1)
         return self.gather(self._widen(t, dim, at.rank), Tensor(at.node, full), dim)
 
     def index(self, x: Any, indices: Sequence[tuple[int, Tensor]]) -> Tensor:
         """Entries at several index arrays at once, ``x[i, j]``: for each, the dimension and the positions along it."""
         t = self.tensor(x)
-        if len(indices) == 1:
+        if len(indices) == 1 and not indices[0][1].places:
             return self.take(t, indices[0][1], indices[0][0])
         first = indices[0][0]
         if [d for d, _ in indices] != list(range(first, first + len(indices))):
@@ -778,6 +930,10 @@ class Importer:
         rank = max(i.rank for _, i in indices)
         at = first
         for _, index in indices:
+            picked = self.picked(t, at, index) if at == first else None
+            if picked is not None:
+                t, at = picked, first + rank
+                continue
             t = self.single(t, at)
             source = t.dims[at]
             new = ((),) * rank if at == first else ()
@@ -796,15 +952,18 @@ class Importer:
         """Entries at an index that lines up with all other dimensions."""
         t, source = x
         others, along = t, source
-        if not along:
+        if not along or along[0].startswith("#"):  # the same wherever it is looked up
             nodes, dims = self.align([Tensor(others.node, others.dims), index])
             return Tensor(nodes[0], dims)
         (axis,) = along
+        if axis.startswith(_SELECTED):
+            raise Refused("an index into a selection by truth values")
         index = Tensor(_counting(index.node), index.dims)
         self._usable(index.node)
         ordered = _sorted_axis(index.node)  # the order of one array, in which another is taken
         if ordered is not None and self.sizes_of(ordered)[0] == self.sizes_of(axis)[0]:
-            self._same(ordered, axis)
+            if self.origin[_base(ordered)] != self.origin[_base(axis)]:
+                self._same(ordered, axis)
         elsewhere = {a for d in others.dims for a in d}
         if index.node.op == "argsort" and index.node.attrs[0] == axis and axis not in elsewhere:
             (source_node, order), dims = self.align(
@@ -826,11 +985,12 @@ class Importer:
         if apart not in moved.axes:
             return Tensor(moved, dims)
         if node.op == "iota":
-            if self.sizes_of(node.attrs[0]) != self.sizes_of(axis):
+            counted = node.attrs[0]
+            if self.sizes_of(counted) != self.sizes_of(axis):
                 raise Refused("a range as index into a dimension of another size")
-            self._same(node.attrs[0], axis)
-            if node.attrs[0] not in moved.axes:  # else a diagonal
-                return Tensor(relabel(moved, {apart: node.attrs[0]}), dims)
+            if self.origin[_base(counted)] != self.origin[_base(axis)]:
+                self._same(counted, axis)
+            return Tensor(_tied(moved, apart, counted, {}), dims)
         return Tensor(ir.take(moved, ir.as_kind(node, Kind.INDEX), apart), dims)
 
     def _usable(self, index: Node) -> None:
@@ -838,9 +998,19 @@ class Importer:
         if index.kind is Kind.FLOAT and any(n.op == "iota" for n in ir.topological([index])):
             raise Refused("positions that are worked out from other positions")
 
+    def _whole_axis(self, x: Any, dim: int) -> Tensor:
+        """`x` with one axis in a dimension, which is no selection: its entries can be told by their positions."""
+        t = self.single(self.tensor(x), dim)
+        if any(a.startswith(_SELECTED) for a in t.dims[dim]):
+            raise Refused(
+                "positions in a selection by truth values, which depend on values; multiply by the mask, or use torch.where "
+                "or its like"
+            )
+        return t
+
     def sort(self, x: Any, dim: int, descending: bool = False) -> tuple[Tensor, Tensor]:
         """The entries along a dimension in order, and where they were."""
-        t = self.single(self.tensor(x), dim)
+        t = self._whole_axis(x, dim)
         if not t.dims[dim] or t.dims[dim][0] not in t.node.axes:
             raise Refused("a sort along a dimension without entries of its own")
         (axis,) = t.dims[dim]
@@ -850,7 +1020,7 @@ class Importer:
 
     def along(self, op: str, x: Any, dim: int, *attrs: Any) -> Tensor:
         """`flip` or `cumsum`."""
-        t = self.single(self.tensor(x), dim)
+        t = self._whole_axis(x, dim)
         if not t.dims[dim]:
             return t
         (axis,) = t.dims[dim]
@@ -881,7 +1051,7 @@ class Importer:
 
     def concat(self, tensors: Sequence[Any], dim: int) -> Tensor:
         """Values one after the other along a dimension."""
-        parts = [self.single(self.tensor(x), dim) for x in tensors]
+        parts = [self._whole_axis(x, dim) for x in tensors]
         if len(parts) == 1:
             return parts[0]
         lengths = [self.extents(p.dims[dim]) for p in parts]
@@ -902,6 +1072,8 @@ class Importer:
             here = Tensor(ir.elementwise("ge", at, ir.as_kind(ends[k], Kind.INDEX)), line)
             nodes, dims = self.align([placed, result, here])
             result = Tensor(ir.where(nodes[2], ir.as_kind(nodes[0], kind), ir.as_kind(nodes[1], kind)), dims)
+        if all(set(n) == {1} for n in lengths):
+            return Tensor(result.node, result.dims, stacked=(dim, tuple(parts)))
         return result
 
     def _entries(self, dim: Dim) -> ir.Extent | None:
@@ -937,7 +1109,7 @@ class Importer:
 
     def roll(self, x: Any, dim: int, shift: Any) -> Tensor:
         """Entries moved along a dimension; what falls off comes in at the other end."""
-        t = self.single(self.tensor(x), dim)
+        t = self._whole_axis(x, dim)
         n = self.extents(t.dims[dim])
         if isinstance(shift, Varying):
             return self._roll_by(t, dim, [s % m for s, m in zip(shift.values, n, strict=True)])
@@ -974,6 +1146,176 @@ class Importer:
         index = ir.where(ir.elementwise("lt", at, 0.0), at + size, at)
         return Tensor(ir.take(t.node, ir.as_kind(index, Kind.INDEX), axis), t.dims)
 
+    # ------------------------------------------------------------------ writing entries
+
+    def without(self, x: Tensor, dim: int) -> tuple[Tensor, Dim]:
+        """`x` without a dimension, and the axes of that, as `gather` wants them."""
+        t = self._whole_axis(x, dim)
+        return Tensor(t.node, (*t.dims[:dim], *t.dims[dim + 1 :])), t.dims[dim]
+
+    def overwrite(self, x: Tensor, dim: int, start: Sequence[int], stop: Sequence[int], value: Tensor) -> Tensor:
+        """`x` with entries start … stop − 1 along a dimension replaced."""
+        t = self._whole_axis(x, dim)
+        n = self.extents(t.dims[dim])
+        value = self._whole_axis(
+            self.expand(value, [self._shape(t, dim, stop, start, i) for i in range(self.count)]), dim
+        )
+        if tuple(start) == (0,) * self.count and tuple(stop) == tuple(n):
+            return value
+        if not t.dims[dim]:
+            raise Refused("writing into a dimension of size 1")
+        if t.dims[dim][0].startswith("#") or t.dims[dim][0] not in t.node.axes:
+            t = self._solid(t, dim)
+        (axis,) = t.dims[dim]
+        after = [m - b for m, b in zip(n, stop, strict=True)]
+        constant = n[0] if len(set(n)) == 1 else None
+        taken = {a for d in value.dims for a in d}
+        new = axis if axis not in taken else self._unused(axis, taken)
+        placed = self._placed(value, dim, new, [self.extent(start)], [self.extent(after)])
+        at = ir.iota(new, constant if self.origin[_base(new)].startswith(_DERIVED) else None)
+        first, last = (ir.as_kind(self.symbol(v), Kind.INDEX) for v in (start, stop))
+        here = ir.elementwise("and", ir.elementwise("ge", at, first), ir.elementwise("lt", at, last))
+        inside = Tensor(here, tuple((new,) if i == dim else () for i in range(t.rank)))
+        return self.elementwise("where", inside, placed, t)
+
+    def _shape(self, t: Tensor, dim: int, stop: Sequence[int], start: Sequence[int], i: int) -> tuple[int, ...]:
+        return tuple(stop[i] - start[i] if d == dim else self.extents(e)[i] for d, e in enumerate(t.dims))
+
+    def write(self, x: Tensor, indices: Sequence[Tensor | None], value: Tensor, add: bool = False) -> Tensor:
+        """`x` with the entries at an index for each of its first dimensions replaced, or added to.
+
+        One of them must be the positions along its dimension, of all its entries or of those of a selection, so that no
+        entry is written twice: the others are then conditions on entries.
+        """
+        t, condition = x, None
+        moves: dict[Axis, Axis] = {}
+        given = [(d, i) for d, i in enumerate(indices) if i is not None]
+        if len(given) > 1:
+            self.align([i for _, i in given])
+        rank = max(i.rank for _, i in given)
+        if [d for d, _ in given] != list(range(given[0][0], given[0][0] + len(given))) or rank != 1:
+            raise Refused("writing at an index of several dimensions")
+        first = given[0][0]
+        (written,) = next(i.dims for _, i in given if i.rank == 1)
+        if len(written) != 1 or any(i.rank and i.dims[0] != written for _, i in given):
+            raise Refused("writing at indices of several sizes")
+        rest: list[tuple[int, Tensor]] = []
+        for d, index in given:
+            places = index.places or ((index.node.attrs[0],) if index.node.op == "iota" and not moves else ())
+            atoms = t.dims[d]
+            if any(a.startswith("#") for a in atoms) or not set(atoms) <= t.node.axes:
+                t = self._solid(Tensor(t.node, t.dims), d) if atoms and all(a.startswith("#") for a in atoms) else t
+                atoms = t.dims[d]
+            if places and len(places) == len(atoms) and not set(places) & set(moves):
+                for a, b in zip(atoms, places, strict=True):
+                    if self.sizes_of(a) != self.sizes_of(b):
+                        raise Refused("writing at positions along a dimension of another size")
+                    if self.origin[_base(a)] != self.origin[_base(self.copies.get(b, b))]:
+                        self._same(a, self.copies.get(b, b))
+                moves.update(zip(places, atoms, strict=True))
+            else:
+                rest.append((d, index))
+        if not moves or not set(self.held(written[0])) <= set(moves):
+            raise Refused(
+                "writing at positions that are worked out, of which two may be the same; use torch.where or one_hot"
+            )
+        blank: list[Dim] = [()] * t.rank
+
+        def placed(node: Node, dims: Sequence[Dim]) -> Tensor:
+            """Something along the index, over the dimensions of `x`."""
+            found = relabel(node, moves)
+            return Tensor(found, tuple(dims))
+
+        along = list(blank)
+        for d, _ in given:
+            if set(t.dims[d]) & set(moves.values()):
+                along[d] = t.dims[d]
+        if written[0].startswith(_SELECTED):
+            condition = placed(self._mask(written[0]), along)
+        for d, index in rest:
+            (axis,) = self._whole_axis(t, d).dims[d]
+            at = Tensor(ir.iota(axis), tuple((axis,) if i == d else () for i in range(t.rank)))
+            hit = self.elementwise("eq", at, placed(index.node, along if index.rank else blank))
+            condition = hit if condition is None else self.elementwise("and", condition, hit)
+        behind = t.rank - first - len(given)
+        dims = list(blank)
+        lead = value.rank - behind
+        for i in range(max(lead, 0), value.rank):
+            dims[t.rank - value.rank + i] = value.dims[i]
+        if lead > 1:
+            raise Refused("writing an array of more dimensions than its index")
+        if lead == 1 and value.dims[0] and not value.dims[0][0].startswith("#"):
+            if value.dims[0] != written:
+                self.align([Tensor(value.node, (value.dims[0],)), Tensor(given[0][1].node, (written,))])
+            dims = [e if along[i] == () else along[i] for i, e in enumerate(dims)]
+        new = placed(value.node, dims)
+        if add:
+            new = self.elementwise("add", t, new)
+        return new if condition is None else self.elementwise("where", condition, new, t)
+
+    # ------------------------------------------------------------------ selections
+
+    def position(self, mask: Any, like: Any, first: int, count: Any, dim: int) -> Tensor:
+        """The positions along one dimension of the entries where a mask holds, which covers dimensions of `like` from `first`."""
+        m, x = self.tensor(mask), self.tensor(like)
+        numbers = tuple(count.values) if isinstance(count, Varying) else (int(count),) * self.count
+        atoms: list[Axis] = []
+        for i in range(m.rank):
+            over = self._lined_up(m, i, x, first + i)
+            m, atoms = over[0], [*atoms, *over[1]]
+        held = ir.as_kind(m.node, Kind.BOOL)
+        name = None
+        for known, selection in self.selections.items():
+            if self.sizes[known] == numbers and len(selection.axes) == len(atoms):
+                if relabel(held, dict(zip(atoms, selection.axes, strict=True))) is selection.mask:
+                    name = known
+        if name is None:
+            name = _SELECTED + self.number("selection")
+            copies = {a: f"{a}~{name[1:]}" for a in atoms}
+            for a, b in copies.items():
+                self.sizes[b], self.size_nodes[b] = self.sizes_of(a), self.size(a)
+                self.origin[b], self.copies[b] = self.origin[_base(a)], a
+            total = ir.total(ir.as_kind(held, Kind.FLOAT), atoms)
+            self.selections[name] = Selection(relabel(held, copies), tuple(copies.values()), total)
+            self.sizes[name], self.size_nodes[name], self.origin[name] = numbers, total, name
+        over_axes = self.selections[name].axes
+        start = sum(len(m.dims[i]) for i in range(dim))
+        places = over_axes[start : start + len(m.dims[dim])]
+        node = ir.iota(places[0]) if places else ir.constant(0, Kind.INDEX)
+        for place in places[1:]:
+            node = ir.as_kind(node * self.size(place) + ir.as_kind(ir.iota(place), Kind.FLOAT), Kind.INDEX)
+        return Tensor(node, ((name,),), places=places)
+
+    def _lined_up(self, m: Tensor, i: int, x: Tensor, j: int) -> tuple[Tensor, Dim]:
+        """The axes of the mask's dimension i, which lies along x's dimension j."""
+        mine, theirs = m.dims[i], x.dims[j]
+        if all(a.startswith("#") for a in mine):
+            if any(a.startswith("#") for a in theirs):
+                raise Refused("a selection along a dimension that no argument has")
+            mine = theirs
+        if any(a.startswith(_SELECTED) for a in mine):
+            raise Refused("a selection from a selection")
+        if len(mine) == len(theirs):
+            for a, b in zip(mine, theirs, strict=True):
+                if not b.startswith("#") and self.origin[_base(a)] != self.origin[_base(b)]:
+                    self._same(a, b)
+        return Tensor(m.node, (*m.dims[:i], mine, *m.dims[i + 1 :])), mine
+
+    def picked(self, x: Tensor, dim: int, index: Tensor) -> Tensor | None:
+        """`x` at the positions of a selection, if it has the very axes that were selected."""
+        mine = x.dims[dim]
+        wanted = tuple(self.copies[a] for a in index.places)
+        if not wanted or len(mine) != len(wanted) or index.rank != 1:
+            return None
+        for a, b in zip(mine, wanted, strict=True):
+            if a.startswith(("#", _SELECTED)) or self.origin[_base(a)] != self.origin[_base(b)]:
+                return None
+        elsewhere = {a for i, d in enumerate(x.dims) for a in d if i != dim}
+        if elsewhere & set(index.places) or any(a in elsewhere for a in mine):
+            return None
+        node = relabel(x.node, dict(zip(mine, index.places, strict=True)))
+        return Tensor(node, (*x.dims[:dim], index.dims[0], *x.dims[dim + 1 :]))
+
     # ------------------------------------------------------------------ running
 
     def run(self, arguments: str = "") -> Tensor:
@@ -1000,7 +1342,7 @@ class Importer:
                 raise
             except LossforgeError as error:
                 raise AdoptionError(_refusal(step, str(error))) from error
-            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
                 unknown = f"it is used in a way that is not known ({type(error).__name__}: {error})"
                 raise AdoptionError(_refusal(step, unknown)) from error
         result = self.tensor(self.recording.result)
@@ -1042,7 +1384,9 @@ def _sorted_axis(index: Node) -> Axis | None:
     """The axis whose order an index holds, all of it or a part."""
     while index.op in ("cast", "window", "slide", "take", "flip", "rename"):
         index = index.args[0]
-    return str(index.attrs[0]) if index.op == "argsort" else None
+    if index.op == "argsort":
+        return str(index.attrs[0])
+    return str(index.attrs[0][0]) if index.op in ir.INDEX_REDUCTIONS else None
 
 
 def _chosen(condition: Node, x: Node, y: Node) -> Node:
@@ -1059,6 +1403,49 @@ def _not(condition: Node) -> Node:
     return ir.elementwise("not", condition)
 
 
+def _renamed(node: Node, old: Axis, new: Axis, known: dict[Node, Node | None]) -> Node | None:
+    """`node` with a free axis called otherwise, throughout, so that copies of `new` are undone; None if both occur."""
+    if old not in node.axes:
+        return None if new in node.axes else node
+    if new in node.axes:
+        return None
+    if node not in known:
+        known[node] = None
+        if node.op == "rename" and node.attrs[1] == old:
+            known[node] = node.args[0] if node.attrs[0] == new else relabel(node, {old: new})
+        elif node.op == "iota":
+            known[node] = ir.iota(new, *node.attrs[1:])
+        elif node.op == "rename" and new not in node.attrs:
+            inner = _renamed(node.args[0], old, new, {})
+            known[node] = None if inner is None else ir.rename(inner, *node.attrs)
+        elif is_elementwise(node) or node.op in ir.REDUCTIONS or node.op == "cast":
+            bound = node.attrs[0] if node.op in ir.REDUCTIONS else ()
+            args = [a if old not in a.axes and new not in a.axes else _renamed(a, old, new, known) for a in node.args]
+            if new not in bound and all(a is not None for a in args):
+                known[node] = ir.rebuild(node, args)  # type: ignore[arg-type]
+        else:
+            known[node] = relabel(node, {old: new})
+    return known[node]
+
+
+def _tied(node: Node, axis: Axis, other: Axis, known: dict[Node, Node]) -> Node:
+    """`node` where the positions along two axes agree: the diagonal, taken before what it is worked out from."""
+    if axis not in node.axes:
+        return node
+    if other not in node.axes:
+        return relabel(node, {axis: other})
+    if node not in known:
+        if is_elementwise(node) or (node.op in ir.REDUCTIONS | {"cast"}):
+            known[node] = ir.rebuild(node, [_tied(a, axis, other, known) for a in node.args])
+        elif node.op == "rename" and node.attrs[1] == axis:
+            known[node] = _tied(node.args[0], node.attrs[0], other, {})
+        elif node.op == "rename" and node.attrs[1] != other:
+            known[node] = ir.rename(_tied(node.args[0], axis, other, known), *node.attrs)
+        else:
+            known[node] = ir.take(node, ir.iota(other), axis)
+    return known[node]
+
+
 def relabel(node: Node, mapping: Mapping[Axis, Axis]) -> Node:
     """`node` with axes renamed, all at once."""
     pending = {old: new for old, new in mapping.items() if old != new and old in node.axes}
@@ -1067,7 +1454,7 @@ def relabel(node: Node, mapping: Mapping[Axis, Axis]) -> Node:
         if free:
             old = free[0]
             new = pending.pop(old)
-            node = ir.iota(new, *node.attrs[1:]) if node.op == "iota" else ir.rename(node, old, new)
+            node = ir.iota(new, *node.attrs[1:]) if node.op == "iota" else _called(node, old, new)
         else:
             old = next(iter(pending))
             if pending[old] not in pending:
@@ -1076,6 +1463,14 @@ def relabel(node: Node, mapping: Mapping[Axis, Axis]) -> Node:
             node = ir.rename(node, old, aside)
             pending[aside] = pending.pop(old)
     return node
+
+
+def _called(node: Node, old: Axis, new: Axis) -> Node:
+    """One axis renamed; a second name in a row takes the place of the first."""
+    if node.op == "rename" and node.attrs[1] == old:
+        (inner,) = node.args
+        return inner if node.attrs[0] == new else ir.rename(inner, node.attrs[0], new)
+    return ir.rename(node, old, new)
 
 
 def _refusal(step: Step, reason: str) -> str:

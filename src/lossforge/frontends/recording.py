@@ -268,7 +268,7 @@ def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int
             continue
         target = [v - offset for v in values]
         found = []
-        for chosen in itertools.combinations_with_replacement(factors + (lessened if terms < 3 else []), terms):
+        for chosen in itertools.combinations_with_replacement(factors + (lessened if terms < 4 else []), terms):
             for powers in itertools.product((1, -1), repeat=terms):
                 number = [
                     math.prod(f[1][i] ** p if f[1][i] else math.nan for f, p in zip(chosen, powers, strict=True))
@@ -283,6 +283,10 @@ def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int
                     found.append((_product(chosen, powers, factor, offset), factor))
         if found:
             return sorted(found, key=lambda f: abs(math.log(abs(f[1]))))
+    for (a, m), (b, n) in itertools.permutations(factors, 2):
+        for sign in (1, -1):
+            if all(_close(v, p + sign * q) for v, p, q in zip(values, m, n, strict=True)):
+                return [(a + b if sign == 1 else a - b, 1.0)]
     products = [
         (_product(chosen, (1,) * terms, 1, 0), [math.prod(f[1][i] for f in chosen) for i in range(count)])
         for terms in (1, 2, 3)

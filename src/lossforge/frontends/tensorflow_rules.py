@@ -218,7 +218,7 @@ def _pack(imp: Importer, step: Step, *parts: Any) -> Tensor:
     d = step.attrs.get("axis") or 0
     d = d + tensors[0].rank + 1 if d < 0 else d
     joined = imp.concat([imp.unsqueeze(t, d) for t in tensors], d)
-    return Stacked(joined.node, joined.dims, tuple(tensors)) if d == tensors[0].rank else joined
+    return Stacked(joined.node, joined.dims, parts=tuple(tensors)) if d == tensors[0].rank else joined
 
 
 def _unpack(imp: Importer, step: Step, x: Any) -> tuple[Tensor, ...]:

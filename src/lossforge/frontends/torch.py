@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lossforge.errors import AdoptionError
@@ -21,6 +22,7 @@ from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule
 from lossforge.frontends.recording import Recording, Ref, Step, Varying
 from lossforge.frontends.spectral import Complex
 from lossforge.frontends.torch_constants import Constants
+from lossforge.frontends.torch_tracing import Watch, selections, settle
 from lossforge.ir import Kind
 
 
@@ -69,18 +71,19 @@ class TorchFrontEnd:
         with self._with(parameters) as options, warnings.catch_warnings():
             warnings.simplefilter("ignore")
 
-            def call(*args: torch.Tensor) -> Any:
-                with Constants():
-                    return _one(self.function(*args, **options))
+            def trace(watch: Watch) -> torch.fx.GraphModule:
+                def call(*args: torch.Tensor) -> Any:
+                    with Constants(), watch:
+                        return _one(self.function(*args, **options))
 
-            functional = torch.func.functionalize(call, remove="mutations")
-            core: dict[Any, Any] = dict(core_aten_decompositions())
-            core = {k: v for k, v in core.items() if not any(word in str(k) for word in _WHOLE)}
-            table = {**core, **_own_decompositions()}
-            with _stack_traces():
-                traced = make_fx(
-                    functional, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True
-                )(*tensors)
+                table = {**_decompositions(), **selections(arrays)}
+                functional = torch.func.functionalize(call, remove="mutations")
+                with _stack_traces():
+                    return make_fx(
+                        functional, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True
+                    )(*tensors)
+
+            traced = settle(trace)
         return _read(traced, arrays)
 
     def explain(self, error: Exception) -> str:
@@ -134,8 +137,9 @@ def _stack_traces() -> Any:
         log.disabled = before
 
 
-def _own_decompositions() -> dict[Any, Any]:
-    from torch._decomp import get_decompositions
+@cache
+def _decompositions() -> dict[Any, Any]:
+    from torch._decomp import core_aten_decompositions, get_decompositions
 
     aten = torch.ops.aten
     wanted = [
@@ -149,7 +153,9 @@ def _own_decompositions() -> dict[Any, Any]:
         aten.heaviside, aten._euclidean_dist, aten.cdist, aten._cdist_forward, aten.special_entr,
     ]  # fmt: skip
     kept = [op for op in wanted if op is not aten.softplus and op is not aten.log_sigmoid_forward]
-    return dict(get_decompositions([op for op in kept]))
+    core: dict[Any, Any] = dict(core_aten_decompositions())
+    core = {k: v for k, v in core.items() if not any(word in str(k) for word in _WHOLE)}
+    return {**core, **get_decompositions(kept)}
 
 
 _WHOLE = ("pad", "unfold", "im2col", "pool", "upsample", "convolution", "aten.roll")
@@ -172,7 +178,10 @@ def _read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recordi
             return str(value)
         return value
 
+    used = _used(traced.graph)
     for node in traced.graph.nodes:
+        if node.op == "call_function" and node not in used:
+            continue
         if node.op == "placeholder":
             numbers[node] = next(count)
         elif node.op == "get_attr":
@@ -197,7 +206,7 @@ def _read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recordi
             shapes = tuple((tuple(v.shape),) for v in several if isinstance(v, torch.Tensor))
             dtypes = tuple(str(v.dtype) for v in several if isinstance(v, torch.Tensor))
             attrs = {k: convert(v) for k, v in node.kwargs.items()}
-            name = str(node.target).removeprefix("aten.")
+            name = str(node.target).removeprefix("aten.").removeprefix("lossforge.")
             base, _, form = name.partition(".")
             if base.endswith("_"):  # in place, within a decomposition: later uses mean the new value
                 if node.args[0].op == "placeholder":
@@ -209,6 +218,22 @@ def _read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recordi
             steps.append(Step(name, args, attrs, outputs, shapes, where, dtypes))
     inputs = tuple((tuple(a.shape),) for a in arrays)
     return Recording(inputs, tuple(steps), result)
+
+
+def _used(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """The steps that the result depends on, and those that write into arrays."""
+    pending = [
+        n
+        for n in graph.nodes
+        if n.op == "output" or str(n.target).removeprefix("aten.").partition(".")[0].endswith("_")
+    ]
+    found: set[torch.fx.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
 
 
 def _where(trace: str) -> str:
@@ -425,27 +450,159 @@ def _gather(imp: Importer, step: Step, x: Any, dim: Any, index: Any, **_: Any) -
 def _index(imp: Importer, step: Step, x: Any, indices: Sequence[Any]) -> Tensor:
     t = imp.tensor(x)
     used = [(d, imp.tensor(i)) for d, i in enumerate(indices) if i is not None]
-    if any(i.node.kind is Kind.BOOL for _, i in used):
-        raise Refused(
-            "a selection by truth values has a size that depends on them; multiply by the mask, or use torch.where, "
-            "and divide by the mask's sum"
-        )
     return imp.index(t, used)
 
 
+def _index_put(
+    imp: Importer, step: Step, x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False
+) -> Tensor:
+    found = [None if i is None else imp.tensor(i) for i in indices]
+    used = [(d, i) for d, i in enumerate(found) if i is not None]
+    if accumulate and len(used) == 1 and not used[0][1].places and used[0][1].node.op != "iota":
+        d, index = used[0]  # several values may go to one place
+        v = imp.tensor(values)
+        spread = Tensor(index.node, tuple(index.dims[0] if i == d else e for i, e in enumerate(v.dims)))
+        return _scatter_add(imp, step, x, d, spread, v)
+    return imp.write(imp.tensor(x), found, imp.tensor(values), accumulate)
+
+
 def _scatter(imp: Importer, step: Step, x: Any, dim: Any, index: Any, value: Any, *rest: Any) -> Tensor:
-    """Writing one entry along a dimension: one-hot encodings."""
-    t, at = imp.tensor(x), imp.tensor(index)
+    """Writing along a dimension: one-hot and multi-hot encodings."""
+    t, at, v = imp.tensor(x), imp.tensor(index), imp.tensor(value)
     d = imp.dim(t, dim)
-    if set(imp.extents(at.dims[d])) != {1} or any(
-        i != d and imp.extents(at.dims[i]) != imp.extents(t.dims[i]) for i in range(t.rank)
-    ):
-        raise Refused("a scatter of more than one entry along its dimension")
-    at = Tensor(at.node, (*at.dims[:d], (), *at.dims[d + 1 :]))
+    several = set(imp.extents(at.dims[d])) != {1}
+    if several and v.node.axes:
+        raise Refused("a scatter of several entries along its dimension, of which one may overwrite another")
+    chosen, _ = _hits(imp, t, d, at)
+    chosen = imp.reduce("any", chosen, [t.rank])
+    kept = v if v.rank == 0 or several else Tensor(v.node, tuple(() if i == d else e for i, e in enumerate(v.dims)))
+    if several:
+        kept = Tensor(v.node, ())
+    return imp.cast(imp.elementwise("where", chosen, kept, t), _kind(step.dtypes[0]))
+
+
+def _hits(imp: Importer, t: Tensor, d: int, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Where an index points to, over the dimensions of `t` and, at the end, that of the index; and the index so."""
+    if any(i != d and imp.extents(index.dims[i]) != imp.extents(t.dims[i]) for i in range(t.rank)):
+        raise Refused("an index that is shorter than its operand")
     counter = imp.arange(imp.extents(t.dims[d]))
-    position = Tensor(counter.node, tuple(counter.dims[0] if i == d else () for i in range(t.rank)))
-    chosen = imp.elementwise("eq", position, at)
-    return imp.cast(imp.elementwise("where", chosen, value, t), _kind(step.dtypes[0]))
+    position = Tensor(counter.node, tuple(counter.dims[0] if i == d else () for i in range(t.rank + 1)))
+    at = Tensor(index.node, (*(() if i == d else e for i, e in enumerate(index.dims)), index.dims[d]))
+    return imp.elementwise("eq", position, at), at
+
+
+def _scatter_add(imp: Importer, step: Step, x: Any, dim: Any, index: Any, source: Any) -> Tensor:
+    t, at, v = imp.tensor(x), imp.tensor(index), imp.tensor(source)
+    d = imp.dim(t, dim)
+    if any(imp.extents(a) != imp.extents(b) for a, b in zip(at.dims, v.dims, strict=True)):
+        raise Refused("an index that is shorter than its operand")
+    chosen, _ = _hits(imp, t, d, at)
+    moved = Tensor(v.node, (*(() if i == d else e for i, e in enumerate(v.dims)), v.dims[d]))
+    total = imp.reduce("sum", imp.elementwise("where", chosen, moved, 0.0), [t.rank])
+    return imp.cast(imp.elementwise("add", t, total), _kind(step.dtypes[0]))
+
+
+def _index_add(imp: Importer, step: Step, x: Any, dim: Any, index: Any, source: Any) -> Tensor:
+    t, at, v = imp.tensor(x), imp.tensor(index), imp.tensor(source)
+    d = imp.dim(t, dim)
+    spread = Tensor(at.node, tuple(at.dims[0] if i == d else e for i, e in enumerate(v.dims)))
+    alpha = step.attrs.get("alpha", 1)
+    return _scatter_add(imp, step, t, d, spread, v if alpha == 1 else imp.elementwise("mul", v, alpha))
+
+
+def _repeat(imp: Importer, step: Step, x: Any, times: Sequence[Any]) -> Tensor:
+    t = imp.tensor(x)
+    dims = ((),) * (len(times) - t.rank) + t.dims
+    result = []
+    for d, dim in enumerate(dims):
+        counts = [s[d] // n for s, n in zip(step.shapes[0], imp.extents(dim), strict=True)]
+        result.append(dim if set(counts) == {1} else (imp.ghost(counts), *dim))
+    return Tensor(t.node, tuple(result))
+
+
+def _slice_scatter(
+    imp: Importer, step: Step, x: Any, source: Any, dim: Any = 0, start: Any = None, stop: Any = None, stride: Any = 1
+) -> Tensor:
+    t, v = imp.tensor(x), imp.tensor(source)
+    d = imp.dim(t, dim)
+    n = imp.extents(t.dims[d])
+    first, last = bounds(imp, start, 0, n), bounds(imp, stop, None, n)
+    if imp.integer(stride) != 1:
+        raise Refused("writing every n-th entry")
+    return imp.cast(imp.overwrite(t, d, first, last, v), _kind(step.dtypes[0]))
+
+
+def _select_scatter(imp: Importer, step: Step, x: Any, source: Any, dim: Any, index: Any) -> Tensor:
+    t, v = imp.tensor(x), imp.tensor(source)
+    d = imp.dim(t, dim)
+    n = imp.extents(t.dims[d])
+    given = index.values if isinstance(index, Varying) else (index,) * len(n)
+    at = [i + m if i < 0 else i for i, m in zip(given, n, strict=True)]
+    return imp.cast(imp.overwrite(t, d, at, [i + 1 for i in at], imp.unsqueeze(v, d)), _kind(step.dtypes[0]))
+
+
+def _diagonal_scatter(
+    imp: Importer, step: Step, x: Any, source: Any, offset: Any = 0, a: Any = 0, b: Any = 1
+) -> Tensor:
+    t, v = imp.tensor(x), imp.tensor(source)
+    i, j = imp.dim(t, a), imp.dim(t, b)
+    if offset != 0 or imp.extents(t.dims[i]) != imp.extents(t.dims[j]):
+        raise Refused("a diagonal beside the main one")
+    dims = list(v.dims[:-1])
+    for d in sorted((i, j)):
+        dims.insert(d, v.dims[-1] if d == i else ())
+    row, column = (
+        imp.permute(
+            Tensor((c := imp.arange(imp.extents(t.dims[d]))).node, (c.dims[0], *((),) * (t.rank - 1))),
+            [(k if k > d else k + 1) if k != d else 0 for k in range(t.rank)],
+        )
+        for d in (i, j)
+    )
+    result = imp.elementwise("where", imp.elementwise("eq", row, column), Tensor(v.node, tuple(dims)), t)
+    return imp.cast(result, _kind(step.dtypes[0]))
+
+
+def _scan(op: str, empty: float) -> Rule:
+    """A reduction of all entries up to each one."""
+
+    def rule(imp: Importer, step: Step, x: Any, dim: Any, **_: Any) -> Any:
+        t = imp.tensor(x)
+        if not t.rank:
+            return t
+        d = imp.dim(t, dim)
+        n = imp.extents(t.dims[d])
+        here, there = imp.arange(n), imp.arange(n)
+        last = Tensor(here.node, tuple(here.dims[0] if i == d else () for i in range(t.rank + 1)))
+        before = imp.elementwise("le", Tensor(there.node, there.dims), last)
+        moved = imp.permute(imp.unsqueeze(t, t.rank), [t.rank if i == d else i for i in range(t.rank)] + [d])
+        value = imp.reduce(op, imp.elementwise("where", before, moved, empty), [t.rank])
+        return (value, None) if len(step.outputs) > 1 else value
+
+    return rule
+
+
+def _logcumsumexp(imp: Importer, step: Step, x: Any, dim: Any) -> Tensor:
+    t = imp.tensor(x)
+    if not t.rank:
+        return t
+    d = imp.dim(t, dim)
+    top = imp.elementwise("stop_gradient", imp.reduce("max", t, [d], keepdims=True))
+    total = imp.along("cumsum", imp.elementwise("exp", imp.elementwise("sub", t, top)), d)
+    return imp.elementwise("add", imp.elementwise("log", total), top)
+
+
+def _median(imp: Importer, step: Step, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    t = imp.tensor(x)
+    if dim is None:
+        t, d = Tensor(t.node, (tuple(a for e in t.dims for a in e),)), 0
+    else:
+        d = imp.dim(t, dim)
+    values, order = imp.sort(t, d)
+    half = imp.map(lambda n: _floor((n - 1.0) / 2.0), Tensor(imp.length(values.dims[d]), ()))
+    at = imp.arange(imp.extents(values.dims[d]))
+    here = imp.elementwise("eq", Tensor(at.node, (*at.dims, *((),) * (t.rank - d - 1))), half)
+    first, second = (imp.reduce("sum", imp.elementwise("where", here, y, 0.0), [d], keepdim) for y in (values, order))
+    return (first, imp.cast(second, Kind.INDEX)) if len(step.outputs) > 1 else first
 
 
 def _slice(
@@ -540,8 +697,17 @@ def _mm(spec: str) -> Rule:
 def _diagonal(imp: Importer, step: Step, x: Any, offset: Any = 0, a: Any = 0, b: Any = 1) -> Tensor:
     t = imp.tensor(x)
     i, j = sorted((imp.dim(t, a), imp.dim(t, b)))
-    if offset != 0 or imp.extents(t.dims[i]) != imp.extents(t.dims[j]):
-        raise Refused("a diagonal beside the main one")
+    # Row k of the diagonal is that of the main one, moved by the offset.
+    if (offset if isinstance(offset, Varying) else int(offset)) != 0:
+        given = offset.values if isinstance(offset, Varying) else (int(offset),) * imp.count
+        move = [k if a < b or a == i else -k for k in given]
+        down = [max(0, -k) for k in move]
+        right = [max(0, k) for k in move]
+        length = [s[-1] for s in step.shapes[0]]
+        t = imp.slice(t, i, down, [p + q for p, q in zip(down, length, strict=True)])
+        t = imp.slice(t, j, right, [p + q for p, q in zip(right, length, strict=True)])
+    elif imp.extents(t.dims[i]) != imp.extents(t.dims[j]):
+        raise Refused("a diagonal of a matrix that is not square")
     rows = imp.arange(imp.extents(t.dims[i]))
     index = Tensor(rows.node, tuple(rows.dims[0] if k == i else () for k in range(t.rank - 1)))
     t = imp.single(t, j)
@@ -845,7 +1011,8 @@ RULES: Mapping[str, Rule] = {
     "clamp_min_.Tensor": _clamp, "clamp_min_.default": _clamp, "empty_permuted.default": _full, "empty.memory_format": _full,
     "empty_like.default": _full,
     "copy.default": lambda imp, step, x, source: imp.expand(imp.cast(source, _kind(step.dtypes[0])), step.shapes[0]),
-    "detach.default": lambda imp, step, x: imp.elementwise("stop_gradient", x),
+    "detach.default": rule_for("stop_gradient"), "stop_gradient.default": rule_for("stop_gradient"),
+    "position.default": lambda imp, step, mask, like, first, count, d: imp.position(mask, like, first, count, d),
     "squeeze.dim": _squeeze, "squeeze.dims": _squeeze, "transpose.int": _transpose, "transpose.default": _transpose, "arange.start_step": _arange,
     "arange.start": _arange, "clamp.Tensor": _clamp, "clamp_min.default": _clamp,
     "clamp_max.default": lambda imp, step, x, high: _clamp(imp, step, x, None, high),
@@ -855,7 +1022,13 @@ RULES: Mapping[str, Rule] = {
     "where.self": _where_scalars, "where.ScalarSelf": _where_scalars, "where.ScalarOther": _where_scalars, "where.Scalar": _where_scalars,
     "masked_fill.Scalar": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), _kind(step.dtypes[0])),
     "masked_fill.Tensor": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), _kind(step.dtypes[0])),
-    "index.Tensor": _index, "index_select.default": lambda imp, step, x, d, i: imp.take(x, i, imp.dim(imp.tensor(x), d)),
+    "index.Tensor": _index, "index_put.default": _index_put, "repeat.default": _repeat,
+    "slice_scatter.default": _slice_scatter, "select_scatter.default": _select_scatter,
+    "diagonal_scatter.default": _diagonal_scatter, "log2.default": _formula(lambda x: _log(x) / math.log(2)),
+    "log10.default": _formula(lambda x: _log(x) / math.log(10)), "logcumsumexp.default": _logcumsumexp,
+    "cumprod.default": _scan("prod", 1.0), "cummax.default": _scan("max", -math.inf), "cummin.default": _scan("min", math.inf), "scatter_add.default": _scatter_add, "index_add.default": _index_add,
+    "median.default": _median, "median.dim": _median,
+    "index_select.default": lambda imp, step, x, d, i: imp.take(x, i, imp.dim(imp.tensor(x), d)),
     "scatter.value": _scatter, "scatter.src": _scatter, "select.int": lambda imp, step, x, d, i: imp.select(x, imp.dim(imp.tensor(x), d), i),
     "select_copy.int": lambda imp, step, x, d, i: imp.select(x, imp.dim(imp.tensor(x), d), i),
     "slice.Tensor": _slice, "split.Tensor": _split, "split_with_sizes.default": _split, "split_with_sizes_copy.default": _split,
@@ -891,6 +1064,12 @@ def _sqrt(x: Any) -> Any:
     from lossforge import ir
 
     return ir.elementwise("sqrt", x)
+
+
+def _log(x: Any) -> Any:
+    from lossforge import ir
+
+    return ir.elementwise("log", x)
 
 
 def _floor(x: Any) -> Any:
