@@ -744,7 +744,8 @@ class _Study:
                 continue
             for a, n in zip(port.order, self.arrays[i].shape, strict=True):
                 for b, m in zip(ports[main].order, self.arrays[main].shape, strict=True):
-                    if frozenset((a, b)) in self.read.importer.outer and n == m and n > 1:
+                    apart = a not in ports[main].order and b not in port.order
+                    if apart and frozenset((a, b)) in self.read.importer.outer and n == m and n > 1:
                         warnings.warn(
                             f"{self.name}: a dimension of {port.name!r} and one of {ports[main].name!r} both have size {n} "
                             f"but never meet: shapes {self.arrays[i].shape} and {self.arrays[main].shape} are broadcast "

@@ -143,7 +143,7 @@ def _one_hot(imp: Importer, step: Step, index: Any, depth: Any, on: Any, off: An
     d = int(step.attrs.get("axis", -1))
     d = t.rank if d < 0 else d
     counter = imp.arange([s[d] for s in step.shapes[0]])
-    position = Tensor(counter.node, counter.dims + ((),) * (t.rank - d))
+    position = Tensor(counter.node, ((),) * d + counter.dims + ((),) * (t.rank - d))
     chosen = imp.elementwise("eq", imp.unsqueeze(t, d), position)
     return imp.cast(imp.elementwise("where", chosen, on, off), _kind(step.dtypes[0]))
 
