@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import lossforge as lf
-from lossforge import kernels
+from lossforge import kernels, placement
 from lossforge.dtypes import EPSILON
 from lossforge.interpreter import evaluate
 from lossforge.ir import Kind, Port, Program, elementwise, input_, reduction
@@ -271,7 +271,7 @@ def test_arguments_may_be_named_as_sizes_are(rng: np.random.Generator) -> None:
 
 
 def test_a_row_too_long_to_be_kept_is_computed_again(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "KEPT_BYTES", 1024)
+    monkeypatch.setattr(placement, "KEPT_BYTES", 1024)
     check_gradient(cross_entropy, (draw(rng, (3, 257), "float32"), rng.integers(0, 257, 3)), "float32")
     check_gradient(softmax_dice, (draw(rng, (2, 12, 300), "float32"), rng.random((2, 12, 300), np.float32)), "float32")
 

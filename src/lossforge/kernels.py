@@ -20,11 +20,12 @@ from numpy.typing import DTypeLike
 
 from lossforge import ir
 from lossforge.codegen.emitter import assemble, compile_text, emit
-from lossforge.codegen.numba import LANES, Kernel, Layout, Total, emit_kernel
+from lossforge.codegen.numba import Kernel, Total, emit_kernel
 from lossforge.codegen.numpy import numpy_backend
 from lossforge.errors import UnsupportedError
 from lossforge.interpreter import Float64
 from lossforge.ir import Axis, Kind, Node, Port, Program
+from lossforge.placement import Lie, as_one, choose_layout, dense, merge_axes, parts_of
 from lossforge.primitives import PRIMITIVES
 from lossforge.runtime.buffers import GradientBuffers
 from lossforge.runtime.cache import FASTMATH, compile_kernel
@@ -35,23 +36,8 @@ from lossforge.schedule import Product, Scalars, Schedule, Sweep, reads, schedul
 CHUNK = 1 << 16
 """Entries that a task should have at least, so that handing it out costs nothing beside."""
 
-SHORT = 32
-"""The longest inner axis for which blocks are transposed rather than run along."""
-
 FEW = 4096
 """Entries for which NumPy's operations cost less than compiling a kernel, and hardly more at each call."""
-
-UNROLLED = 8
-"""The most positions of the inner axes for which loops over them are written out."""
-
-LONGEST_TEXT = 600
-"""The most values that are written out, lest compiling takes seconds."""
-
-BLOCK_BYTES = 1 << 16
-"""Of one array in a block of lanes, so that all that a block works on stays in cache."""
-
-KEPT_BYTES = 1 << 19
-"""Of the values that are kept from one inner loop to the next; longer rows are computed again."""
 
 EXACT = frozenset({"nsz"})
 """Flags for kernels in which a value computed twice must be the same bits twice."""
@@ -147,23 +133,6 @@ def bound(
 # ------------------------------------------------------------------------------------- arrays as axes see them
 
 
-@dataclass(frozen=True)
-class Lie:
-    """How an array lies in memory: entries to step along each axis."""
-
-    strides: tuple[tuple[Axis, int], ...]
-    dtype: str
-
-    def stride(self, axis: Axis) -> int:
-        """Entries from one position along `axis` to the next."""
-        return dict(self.strides).get(axis, 0)
-
-
-def _dense(axes: Sequence[Axis], shape: Sequence[int], dtype: np.dtype[Any]) -> Lie:
-    """An array of our own, in C order."""
-    return Lie(tuple((a, math.prod(shape[i + 1 :])) for i, a in enumerate(axes)), str(dtype))
-
-
 def bind(
     program: Program,
     arrays: Sequence[np.ndarray | None],
@@ -191,30 +160,10 @@ def _must_split(program: Program, arrays: Sequence[np.ndarray | None]) -> dict[A
     for port, array in zip(program.inputs, arrays, strict=True):
         if array is None:
             continue
-        for axis, part in parts(port.order, array.ndim).items():
+        for axis, part in parts_of(port.order, array.ndim).items():
             shape, strides = array.shape[part], array.strides[part]
-            if axis.startswith("*") and _as_one(shape, strides) is None:
+            if axis.startswith("*") and as_one(shape, strides) is None:
                 result[axis] = len(shape)
-    return result
-
-
-def _as_one(shape: Sequence[int], strides: Sequence[int]) -> int | None:
-    """The stride with which some dimensions are stepped through as one; None if they cannot be."""
-    kept = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
-    for (_, outer), (n, inner) in zip(kept, kept[1:], strict=False):
-        if outer != n * inner:
-            return None
-    return kept[-1][1] if kept else 0
-
-
-def parts(order: Sequence[Axis], rank: int) -> dict[Axis, slice]:
-    """The dimensions of an array of this rank that each axis stands for."""
-    surplus = rank - sum(not a.startswith("*") for a in order)
-    result, start = {}, 0
-    for axis in order:
-        width = surplus if axis.startswith("*") else 1
-        result[axis] = slice(start, start + width)
-        start += width
     return result
 
 
@@ -268,11 +217,11 @@ class Bound:
             if array is None or held is None:
                 continue
             strides: list[tuple[Axis, int]] = []
-            for axis, part in parts(port.order, array.ndim).items():
+            for axis, part in parts_of(port.order, array.ndim).items():
                 shape = array.shape[part]
                 self.sizes[axis] = math.prod(shape)
                 self.shapes[axis] = shape
-                one = _as_one(shape, array.strides[part])
+                one = as_one(shape, array.strides[part])
                 if one is None or one % array.itemsize:
                     raise AssertionError(f"{port.name}: strides {array.strides} do not fit {array.dtype}")
                 strides.append((axis, one // array.itemsize))
@@ -461,7 +410,7 @@ class Bound:
         batch = [self.sizes[a] for a in both]
         result = (*both, *left, *right)
         shape = [self.sizes[a] for a in result]
-        self.lies[step.node] = _dense(result, shape, self.real)
+        self.lies[step.node] = dense(result, shape, self.real)
 
         def run_step(values: dict[Node, Any]) -> None:
             x = self._operand(step.x, values, (*both, *left, *summed)).reshape(*batch, m, k)
@@ -528,7 +477,7 @@ class Bound:
         function = compile_text(text, "program", "numpy")
         for r in results:
             if r.order:
-                self.lies[r.node] = _dense(r.order, [self.sizes[a] for a in r.order], self.real)
+                self.lies[r.node] = dense(r.order, [self.sizes[a] for a in r.order], self.real)
 
         def run_step(values: dict[Node, Any]) -> None:
             with np.errstate(all="ignore"):
@@ -549,8 +498,8 @@ class Bound:
         for n in sweep.stores:
             allocate[n], lies[n] = self._allocation(n, lies)
         sizes = dict(self.sizes)
-        dropped = self._merge(sweep, lies, sizes)
-        layout = self._layout(sweep, lies, sizes, dropped)
+        dropped = merge_axes(sweep, lies, sizes)
+        layout = choose_layout(sweep, lies, sizes, dropped, self.real.itemsize, self.program.nonnegative)
         names = {p.node: p.name for p in self.program.inputs if p.node in lies}
         names.update(
             {o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=False) if o in lies}
@@ -584,8 +533,8 @@ class Bound:
                 by_dim[d] = step
                 step *= axes_shape[d]
             steps: list[tuple[Axis, int]] = []
-            for axis, part in parts(port.order, len(shape)).items():
-                one = _as_one(shape[part], by_dim[part])
+            for axis, part in parts_of(port.order, len(shape)).items():
+                one = as_one(shape[part], by_dim[part])
                 if one is None:  # the dimensions of a starred axis are interleaved with others
                     return self._temporary(node)
                 steps.append((axis, one))
@@ -601,102 +550,8 @@ class Bound:
     def _temporary(self, node: Node) -> tuple[Callable[[], tuple[np.ndarray, Any]], Lie]:
         axes = tuple(sorted(node.axes))
         shape = tuple(self.sizes[a] for a in axes)
-        lie = self.lies[node] = _dense(axes, shape, self.real)
+        lie = self.lies[node] = dense(axes, shape, self.real)
         return (lambda: (np.empty(shape, self.real), axes)), lie
-
-    def _merge(self, sweep: Sweep, lies: dict[Node, Lie], sizes: dict[Axis, int]) -> set[Axis]:
-        """Outer axes that all arrays step through as one are one axis; returns those that vanish."""
-        fixed = {n.attrs[0] for n in ir.topological(sweep.results) if n.op in ("iota", "take")}
-        fixed |= {a for n in ir.topological(sweep.results) if n.op == "rename" for a in n.attrs}
-        fixed |= {a for n in sweep.results for a in (n.axes if n in sweep.totals else ())}
-        dropped: set[Axis] = set()
-        again = True
-        while again:
-            again = False
-            free = [a for a in sweep.outer if a not in fixed and a not in dropped]
-            for a in free:
-                for b in free:
-                    if a != b and self._steps_as_one(a, b, lies, sizes[b]):
-                        sizes[b] *= sizes[a]
-                        sizes[a] = 1
-                        dropped.add(a)
-                        again = True
-                        break
-                if again:
-                    break
-        return dropped
-
-    @staticmethod
-    def _steps_as_one(a: Axis, b: Axis, lies: Mapping[Node, Lie], size: int) -> bool:
-        for node, lie in lies.items():
-            if (a in node.axes) != (b in node.axes):
-                return False
-            if a in node.axes and lie.stride(a) != size * lie.stride(b):
-                return False
-        return True
-
-    def _lane(
-        self, sweep: Sweep, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]
-    ) -> Axis | None:
-        """The axis along which most of what is moved is contiguous."""
-        votes: dict[Axis, float] = {}
-        for node, lie in lies.items():
-            weight = math.prod(sizes[a] for a in node.axes)
-            for axis in node.axes - dropped:
-                if lie.stride(axis) == 1 and sizes[axis] > 1:
-                    votes[axis] = votes.get(axis, 0.0) + weight
-        kept = {a for n in sweep.totals for a in n.axes}  # a total has one slot for a whole piece of the lane
-        candidates = [
-            a for a in (*sweep.outer, *sweep.inner) if a not in dropped and (a not in kept or a in sweep.inner)
-        ]
-        if sweep.inner and not votes:
-            return sweep.inner[-1]
-        return max(candidates, key=lambda a: (votes.get(a, 0.0), sizes[a]), default=None)
-
-    def _layout(self, sweep: Sweep, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]) -> Layout:
-        """The lane, and how loops over the inner axes are written."""
-        lane = self._lane(sweep, lies, sizes, dropped)
-        kept = {a for n in sweep.totals for a in n.axes}
-        outer = [a for a in sweep.outer if a not in dropped and a not in kept]
-        inner = math.prod(sizes[a] for a in sweep.inner)
-        width, transposed = 0, frozenset[Node]()
-        unrolled: tuple[tuple[Axis, int], ...] = ()
-        longest = max(outer, key=lambda a: sizes[a], default=None)
-        written = inner * len(ir.topological(sweep.results))
-        if sweep.inner and 0 < inner <= UNROLLED and written <= LONGEST_TEXT and longest and sizes[longest] >= inner:
-            if lane not in outer:
-                lane = longest
-            unrolled = tuple((a, sizes[a]) for a in sweep.inner)
-            if len(sweep.inner) == 1:
-                width, transposed = inner, self._turned(sweep.inner[0], lane, lies, sizes, dropped)
-        elif len(sweep.inner) == 1 and lane == sweep.inner[0] and 1 < inner <= SHORT:
-            # Run along an outer axis after all if the contiguous one is inner and short (channels last, say).
-            fits = {a: self._turned(lane, a, lies, sizes, dropped) for a in outer if sizes[a] >= LANES}
-            best = max((a for a in fits if fits[a]), key=lambda a: sizes[a], default=None)
-            if best is not None:
-                lane, width, transposed = best, inner, fits[best]
-        lanes = LANES
-        while lanes > 32 and lanes * inner * self.real.itemsize > BLOCK_BYTES:
-            lanes //= 2
-        room = inner * self.real.itemsize * (lanes if lane in outer else 1)
-        unit = frozenset(n for n, lie in lies.items() if lane is not None and lane in n.axes and lie.stride(lane) == 1)
-        return Layout(
-            lane, unit, tuple((n, lie.dtype) for n, lie in lies.items()), frozenset(dropped), width, transposed,
-            unrolled, lanes, keep=room <= KEPT_BYTES, narrow=lane is None or sizes[lane] < 1 << 31,
-            nonnegative=self.program.nonnegative,
-        )  # fmt: skip
-
-    @staticmethod
-    def _turned(
-        inner: Axis, lane: Axis | None, lies: Mapping[Node, Lie], sizes: Mapping[Axis, int], dropped: set[Axis]
-    ) -> frozenset[Node]:
-        """Arrays of floats in which a short inner axis is innermost, and the lane just around it."""
-        return frozenset(
-            n
-            for n, lie in lies.items()
-            if n.kind is Kind.FLOAT and lane in n.axes - dropped and inner in n.axes
-            if lie.stride(inner) == 1 and lie.stride(lane or "") == sizes[inner]
-        )
 
     def _launch(
         self,
@@ -782,7 +637,7 @@ class Bound:
             return op.reduce(shaped, axis=gone, initial=identity).astype(real), axes
 
         if axes:
-            self.lies[node] = _dense(axes, [sizes[a] for a in axes], real)
+            self.lies[node] = dense(axes, [sizes[a] for a in axes], real)
         return make, combine
 
 
