@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -197,6 +198,8 @@ def _is_float(aval: Any) -> bool:
 
 
 def _attribute(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.name
     if isinstance(value, int | float | str | bool | None):
         return value
     if isinstance(value, np.generic):

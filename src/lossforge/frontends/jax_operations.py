@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lossforge import ir
-from lossforge.frontends import windows
+from lossforge.frontends import spectral, windows
 from lossforge.frontends.places import Stacked, coordinates, scattered
 from lossforge.frontends.positional import Dim, Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Step, Varying
@@ -413,6 +413,20 @@ def _same(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
     return imp.tensor(x)
 
 
+def _converted(imp: Importer, step: Step, x: Any) -> Any:
+    return spectral.complex_of(imp, x) if "complex" in step.dtypes[0] else imp.cast(x, _kind(step.dtypes[0]))
+
+
+def _fourier(imp: Importer, step: Step, x: Any) -> Any:
+    kind, lengths = str(step.attrs["fft_type"]).rpartition(".")[2], step.attrs["fft_lengths"]
+    value = spectral.complex_of(imp, x)
+    dims = list(range(value.real.rank - len(lengths), value.real.rank))
+    if kind == "IRFFT":
+        return spectral.real_inverse(imp, value, dims, [s[-1] for s in step.shapes[0]], scale=1.0)
+    inverse = kind == "IFFT"
+    return spectral.fourier(imp, value, dims, inverse=inverse, half=kind == "RFFT", scale=1.0 if inverse else 0.0)
+
+
 def _rem(x: Any, y: Any) -> Any:
     q = x / y
     return x - y * _f("sign", q) * _f("floor", _f("abs", q))
@@ -443,15 +457,13 @@ _LOOP = _refused(
     "a loop whose number of rounds depends on values, or is too large to be written out; use array operations, or a "
     "fixed number of rounds of at most 64"
 )
-_COMPLEX = _refused("complex numbers; use real and imaginary parts")
 _EFFECT = _refused("a call back into Python; use jax.numpy")
 _RANDOM = _refused("random numbers; a loss gives one value for its inputs. Make the random array an argument")
 
-RULES: Mapping[str, Rule] = {
+_REAL: Mapping[str, Rule] = {
     "while": _LOOP, "scan": _LOOP, "cond": _LOOP,
     **dict.fromkeys(("random_bits", "random_wrap", "random_unwrap", "random_seed", "random_fold_in", "random_split",
                      "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"), _RANDOM),
-    **dict.fromkeys(("complex", "real", "imag", "conj", "fft"), _COMPLEX),
     **dict.fromkeys(("pure_callback", "io_callback", "debug_callback"), _EFFECT),
     **{k: rule_for(v) for k, v in _PLAIN.items()},
     "add": _arithmetic("add"), "add_any": _arithmetic("add"), "sub": _arithmetic("sub"), "mul": _arithmetic("mul"),
@@ -468,7 +480,7 @@ RULES: Mapping[str, Rule] = {
     "squeeze": lambda imp, step, x: imp.squeeze(x, step.attrs["dimensions"]),
     "expand_dims": lambda imp, step, x: imp.reshape(x, step.shapes[0]),
     "transpose": lambda imp, step, x: imp.permute(x, step.attrs["permutation"]),
-    "convert_element_type": lambda imp, step, x: imp.cast(x, _kind(step.dtypes[0])),
+    "convert_element_type": _converted,
     "dot_general": _dot, "iota": _iota, "select_n": _select, "slice": _slice, "gather": _gather,
     "dynamic_slice": _dynamic_slice, "dynamic_update_slice": _dynamic_update_slice,
     "scatter": _scatter(None), "scatter-add": _scatter(_add), "scatter_add": _scatter(_add),
@@ -482,4 +494,15 @@ RULES: Mapping[str, Rule] = {
     "sort": _sort, "top_k": _top_k, "clamp": _clamp, "concatenate": _concatenate, "stacked": _stacked, "entry": _entry,
     "split": _split, "rev": _rev,
     "copy": _same, "copy_p": _same, "reduce_precision": _same, "optimization_barrier": lambda imp, step, *x: tuple(map(imp.tensor, x)),
+}  # fmt: skip
+
+_LINEAR = frozenset(
+    "reshape broadcast_in_dim squeeze expand_dims transpose slice concatenate rev reduce_sum pad dynamic_slice gather copy "
+    "copy_p reduce_precision".split()
+)
+RULES: Mapping[str, Rule] = {
+    **spectral.with_complex(_REAL, {**spectral.ARITHMETIC, "add_any": spectral.ARITHMETIC["add"],
+                                    "convert_element_type": lambda imp, step, x: x}, _LINEAR, "float32"),
+    **{op: spectral.ARITHMETIC[op] for op in ("real", "imag", "conj")},
+    "complex": lambda imp, step, x, y: spectral.Complex(imp.tensor(x), imp.tensor(y)), "fft": _fourier,
 }  # fmt: skip

@@ -55,7 +55,6 @@ UFUNCS: Mapping[str, Callable[..., Any]] = {
     "degrees": lambda x: x * (180 / math.pi),
     "logaddexp2": lambda x, y: np.logaddexp(x * math.log(2), y * math.log(2)) / math.log(2),
     "logical_xor": lambda x, y: np.not_equal(x, y),
-    "conjugate": lambda x: +x,
     "matmul": lambda a, b: matmul(a, b),
     "matvec": lambda a, b: matmul(a, b[..., None])[..., 0],
     "vecdot": lambda a, b: np.sum(a * b, axis=-1),
@@ -721,7 +720,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "full_like": lambda a, fill_value, dtype=None, *rest, **o: active().filled(
         np.shape(a), fill_value, a.dtype if dtype is None else dtype),
     "sinc": lambda x: np.where(x == 0, 1.0, np.sin(math.pi * x) / np.where(x == 0, 1.0, math.pi * x)),
-    "real": lambda v: +v, "copy": lambda a, *r, **o: a.fresh(),
+    "real": lambda val: val.real, "imag": lambda val: val.imag, "copy": lambda a, *r, **o: a.fresh(),
     "array_equal": lambda *a, **o: refuse("a decision that depends on values (np.array_equal)"),
     "allclose": lambda *a, **o: refuse("a decision that depends on values (np.allclose)"),
 }  # fmt: skip

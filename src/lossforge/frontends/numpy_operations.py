@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lossforge.frontends import spectral
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Ref, Step, Varying
 from lossforge.ir import Kind
@@ -248,7 +249,26 @@ _PLAIN = {
     "gammaln": "lgamma", "loggamma": "lgamma", "psi": "digamma", "digamma": "digamma", "erf": "erf", "erfc": "erfc",
 }  # fmt: skip
 
-RULES: Mapping[str, Rule] = {
+def _fourier(imp: Importer, step: Step) -> Any:
+    """A transform of ``np.fft``, by its name."""
+    name = step.op.removeprefix("np.")
+    if any(step.attrs.get(k) is not None for k in ("n", "s")) and not name.startswith("ir"):
+        raise Refused("a Fourier transform of another length than its operand's; pad or cut it before")
+    value = spectral.complex_of(imp, _given(imp, step, "a"))
+    rank = value.real.rank
+    axes = step.attrs.get("axes", (-2, -1) if name.endswith("2") else None)
+    if "axis" in step.attrs or not name.endswith(("2", "n")):
+        axes = (step.attrs.get("axis", -1),)
+    dims = [d % rank for d in (range(rank) if axes is None else axes)]
+    inverse = name.lstrip("r").startswith("i")
+    scales = {None: 1.0 if inverse else 0.0, "backward": 1.0 if inverse else 0.0, "ortho": 0.5, "forward": 0.0 if inverse else 1.0}
+    scale = scales[step.attrs.get("norm")]
+    if name.startswith("ir"):
+        return spectral.real_inverse(imp, value, dims, [s[dims[-1]] for s in step.shapes[0]], scale=scale)
+    return spectral.fourier(imp, value, dims, inverse=inverse, half=name.startswith("r"), scale=scale)
+
+
+_REAL: Mapping[str, Rule] = {
     **{k: rule_for(v) for k, v in _PLAIN.items()},
     **{k: _arithmetic(v) for k, v in {
         "add": "add", "subtract": "sub", "multiply": "mul", "negative": "neg", "absolute": "abs", "fabs": "abs", "sign": "sign",
@@ -270,3 +290,19 @@ RULES: Mapping[str, Rule] = {
     "np.squeeze": _squeeze, "np.expand_dims": _expand_dims, "np.transpose": _transpose, "np.broadcast_to": _broadcast,
     "np.flip": _flip, "np.sort": _sort, "np.argsort": _sort, "np.take": _take, "np.take_along_axis": _along_axis,
 }  # fmt: skip
+
+_MEANINGS: Mapping[str, Rule] = {
+    **{numpy: spectral.ARITHMETIC[op] for numpy, op in {
+        "add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div", "negative": "neg",
+        "square": "square", "absolute": "abs", "exp": "exp", "real": "real", "imag": "imag", "conjugate": "conj",
+        "np.angle": "angle"}.items()},
+    **{f"np.{k}": _fourier for k in "fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn".split()},
+}  # fmt: skip
+_LINEAR = frozenset(
+    "getitem concatenate full np.sum np.mean np.reshape np.ravel np.squeeze np.expand_dims np.transpose np.broadcast_to "
+    "np.flip positive roll".split()
+)
+RULES: Mapping[str, Rule] = {
+    **spectral.with_complex(_REAL, _MEANINGS, _LINEAR, "float32"),
+    **{op: rule for op, rule in _MEANINGS.items() if op not in _REAL},
+}

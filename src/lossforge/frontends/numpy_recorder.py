@@ -255,8 +255,10 @@ class Recorder(NDArrayOperatorsMixin):
             return getattr(self.array, name)
         if name in ("T", "mT"):
             return np.transpose(self) if name == "T" else np.swapaxes(self, -1, -2)
-        if name == "real":
+        if name == "real" and self.array.dtype.kind != "c":
             return self
+        if name in ("real", "imag"):
+            return self.tape.note(name, (self,), {}, getattr(self.array, name))
         if name in _METHODS:
             return lambda *args, **kwargs: self._method(name, *args, **kwargs)
         if name == "flatten":

@@ -9,7 +9,7 @@ matrix product, once for each transformed dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,47 @@ def on_parts(imp: Importer, step: Step, rule: Rule, args: Sequence[Any], dtype: 
     if isinstance(found[0], tuple):
         return tuple(Complex(r, i) for r, i in zip(*found, strict=True))
     return Complex(*found)
+
+
+def with_complex(
+    rules: Mapping[str, Rule], meanings: Mapping[str, Rule], linear: Collection[str], dtype: str
+) -> dict[str, Rule]:
+    """`rules` that take complex operands too: by `meanings`, or part by part where they are linear over the reals.
+
+    `dtype` is what the library calls real numbers.
+    """
+
+    def either(op: str, rule: Rule) -> Rule:
+        def chosen(imp: Importer, step: Step, *args: Any) -> Any:
+            flat = [b for a in args for b in (a if isinstance(a, list | tuple) else (a,))]
+            if not any(isinstance(a, Complex | complex) for a in flat):
+                return rule(imp, step, *args)
+            if op in meanings:
+                return meanings[op](imp, step, *args)
+            if op in linear:
+                return on_parts(imp, step, rule, args, dtype)
+            raise Refused("complex numbers in this operation; use it on the real and imaginary parts")
+
+        return chosen
+
+    return {op: either(op, rule) for op, rule in rules.items()}
+
+
+ARITHMETIC: Mapping[str, Rule] = {
+    "add": lambda imp, step, x, y: add(imp, x, y),
+    "sub": lambda imp, step, x, y: add(imp, x, negative(imp, y)),
+    "mul": lambda imp, step, x, y: multiply(imp, x, y),
+    "div": lambda imp, step, x, y: divide(imp, x, y),
+    "neg": lambda imp, step, x: negative(imp, x),
+    "square": lambda imp, step, x: multiply(imp, x, x),
+    "abs": lambda imp, step, x: magnitude(imp, complex_of(imp, x)),
+    "angle": lambda imp, step, x: phase(imp, complex_of(imp, x)),
+    "exp": lambda imp, step, x: exponential(imp, complex_of(imp, x)),
+    "real": lambda imp, step, x: parts(imp, complex_of(imp, x))[0],
+    "imag": lambda imp, step, x: parts(imp, complex_of(imp, x))[1],
+    "conj": lambda imp, step, x: conjugate(imp, x),
+}
+"""The meaning of arithmetic on complex operands."""
 
 
 def _part(value: Any, name: str) -> Any:
