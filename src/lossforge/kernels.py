@@ -366,6 +366,8 @@ class Bound:
                 return names[node]
             if node in self.constants:
                 return repr(self.constants[node])
+            if node.op == "constant":  # a whole number or a truth value
+                return repr(float(node.attrs[0]))
             if node.op == "input" or node.op in ir.REDUCTIONS:
                 text = f"values[{keep(node)}]"
             else:

@@ -90,6 +90,7 @@ class _Reader:
     def __init__(self, closed: Any, arrays: Sequence[np.ndarray]) -> None:
         self.count = itertools.count()
         self.steps: list[Step] = []
+        self.within_rule = False
         refs = [Ref(next(self.count)) for _ in closed.jaxpr.invars]
         (result,) = self.run(closed.jaxpr, closed.consts, refs)
         self.recording = Recording(tuple((tuple(a.shape),) for a in arrays), tuple(self.steps), result)
@@ -182,10 +183,12 @@ class _Reader:
     def _custom(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
         """A function with a derivative of its own: read as it is where that is its derivative, else with the rule."""
         outs = self._inline(eqn.params["call_jaxpr"], ins)
-        rule = custom_rule(eqn)
+        rule = None if self.within_rule else custom_rule(eqn)
         if rule is None:
             return outs
+        self.within_rule = True  # the function occurs again in its rule, held fixed
         slopes = self._inline(rule, ins)
+        self.within_rule = False
         where = _where(eqn)
         return [
             self._note("surrogate", (out, slope), {}, [v.aval], where)[0] if _is_float(v.aval) else out

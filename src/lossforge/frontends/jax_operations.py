@@ -394,11 +394,23 @@ def _sum_of(op: str) -> Rule:
 
 def _logical(op: str) -> Rule:
     def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
-        if step.dtypes[0] != "bool":
+        tensors = [imp.tensor(a) for a in args]
+        truths = all(t.node.kind is Kind.BOOL or _is_truth(t.node) for t in tensors)
+        if step.dtypes[0] != "bool" and not (truths and op != "not"):
             raise Refused("bits of integers")
-        return imp.elementwise(op, *args)
+        found = imp.elementwise(op, *(imp.cast(t, Kind.BOOL) for t in tensors))
+        return imp.cast(found, _kind(step.dtypes[0]))
 
     return rule
+
+
+def _is_truth(node: Node) -> bool:
+    """Whether a whole number is 0 or 1, since it was a truth value."""
+    while node.op in ("cast", "rename", "window"):
+        node = node.args[0]
+        if node.kind is Kind.BOOL:
+            return True
+    return node.op == "constant" and node.attrs[0] in (0, 1)
 
 
 def _formula(function: Callable[..., Any]) -> Rule:

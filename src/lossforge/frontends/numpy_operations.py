@@ -249,6 +249,7 @@ _PLAIN = {
     "gammaln": "lgamma", "loggamma": "lgamma", "psi": "digamma", "digamma": "digamma", "erf": "erf", "erfc": "erfc",
 }  # fmt: skip
 
+
 def _fourier(imp: Importer, step: Step) -> Any:
     """A transform of ``np.fft``, by its name."""
     name = step.op.removeprefix("np.")
@@ -261,7 +262,12 @@ def _fourier(imp: Importer, step: Step) -> Any:
         axes = (step.attrs.get("axis", -1),)
     dims = [d % rank for d in (range(rank) if axes is None else axes)]
     inverse = name.lstrip("r").startswith("i")
-    scales = {None: 1.0 if inverse else 0.0, "backward": 1.0 if inverse else 0.0, "ortho": 0.5, "forward": 0.0 if inverse else 1.0}
+    scales = {
+        None: 1.0 if inverse else 0.0,
+        "backward": 1.0 if inverse else 0.0,
+        "ortho": 0.5,
+        "forward": 0.0 if inverse else 1.0,
+    }
     scale = scales[step.attrs.get("norm")]
     if name.startswith("ir"):
         return spectral.real_inverse(imp, value, dims, [s[dims[-1]] for s in step.shapes[0]], scale=scale)
