@@ -31,7 +31,7 @@ from lossforge.primitives import is_elementwise
 Dim: TypeAlias = tuple[Axis, ...]
 Rule: TypeAlias = Callable[..., Any]
 
-_LARGEST_TABLE = 4096
+LARGEST_TABLE = 4096
 
 
 class Restart(Exception):
@@ -296,7 +296,7 @@ class Importer:
             return Tensor(ir.constant(item, kind), dims)
         if value.ndim == 1 and kind is Kind.INDEX and np.array_equal(value, np.arange(len(value))):
             return self.arange((len(value),) * self.count)
-        if value.size > _LARGEST_TABLE:
+        if value.size > LARGEST_TABLE:
             raise Refused(f"a constant array of {value.size} entries; make it an argument of the loss")
         name = self.number("table")
         order: list[Axis] = []

@@ -12,13 +12,13 @@ permutes around the call.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from lossforge import ir
-from lossforge.frontends.positional import Dim, Importer, Refused, Tensor
+from lossforge.frontends.positional import LARGEST_TABLE, Dim, Importer, Refused, Tensor
 from lossforge.frontends.recording import Varying
 from lossforge.interpreter import evaluate
 from lossforge.ir import Kind, Node, Stencil
@@ -130,7 +130,7 @@ def convolve(
     each = tuple(o // g for o, g in zip(imp.extents(w.dims[0]), parts, strict=True))
     # From here on the dimensions are batch, group, outputs and channels of each, space, and taps.
     t = _grouped_operand(imp, t, parts)
-    kernels = _kernels(imp, w, parts, each)
+    kernels = _kernels(imp, w, parts, each, t.node.axes)
     for j in range(count):
         stencil = stencil_of(taps[j][0], stride[j], dilation[j], padding[j])
         at = 4 + count + j
@@ -172,7 +172,9 @@ def _grouped_operand(imp: Importer, t: Tensor, parts: tuple[int, ...]) -> Tensor
     return Tensor(t.node, (t.dims[0], *dims, *space, *((),) * len(space)))
 
 
-def _kernels(imp: Importer, w: Tensor, parts: tuple[int, ...], each: tuple[int, ...]) -> list[Tensor | None]:
+def _kernels(
+    imp: Importer, w: Tensor, parts: tuple[int, ...], each: tuple[int, ...], taken: Collection[str]
+) -> list[Tensor | None]:
     """The kernel of each pass, of the operand's rank: factors of an outer product, or all of it in the first."""
     count = w.rank - 2
     array = constant_array(imp, w)
@@ -180,7 +182,7 @@ def _kernels(imp: Importer, w: Tensor, parts: tuple[int, ...], each: tuple[int, 
         lead = (parts[0], each[0]) if array.shape[0] > 1 else (1, 1)
         array = array.reshape(1, *lead, array.shape[1], *(1,) * count, *array.shape[2:])
         pieces = separated(array, count) or [array]
-        found: list[Tensor | None] = [_repeated(imp, p) for p in pieces]
+        found: list[Tensor | None] = [_table(imp, p, 4 + count, taken) for p in pieces]
         return found + [None] * (count - len(found))
     space: tuple[Dim, ...] = ((),) * count
     dims: tuple[Dim, ...] = ((), w.dims[0], w.dims[1])
@@ -195,12 +197,28 @@ def _kernels(imp: Importer, w: Tensor, parts: tuple[int, ...], each: tuple[int, 
     return [Tensor(w.node, ((), *dims, *space, *taps)), *[None] * (count - 1)]
 
 
-def _repeated(imp: Importer, array: np.ndarray) -> Tensor:
-    """A constant array, without the dimensions in which it does not vary."""
+def _table(imp: Importer, array: np.ndarray, first_tap: int, taken: Collection[str]) -> Tensor:
+    """A constant array, without the dimensions in which it does not vary; kernels of one size share names of taps."""
     for dim in range(array.ndim):
         if (array == array.take([0], axis=dim)).all():
             array = array.take([0], axis=dim)
-    return imp.tensor(array)
+    if array.size == 1:
+        return Tensor(ir.constant(float(array.item())), ((),) * array.ndim)
+    if array.size > LARGEST_TABLE:
+        raise Refused(f"a kernel of {array.size} different entries; make it an argument of the loss")
+    order: list[str] = []
+    dims: list[Dim] = []
+    for dim, n in enumerate(array.shape):
+        if n == 1:
+            dims.append(())
+            continue
+        name = f"taps{n}" if dim >= first_tap else imp.number("kernel")
+        axis = imp._unused(imp.derived(name, (n,) * imp.count, ir.constant(float(n))), {*order, *taken})
+        imp.fixed[axis] = n
+        order.append(axis)
+        dims.append((axis,))
+    shape = [n for n in array.shape if n > 1]
+    return Tensor(ir.table([float(v) for v in array.reshape(-1)], order, shape, Kind.FLOAT), tuple(dims))
 
 
 def separated(array: np.ndarray, count: int) -> list[np.ndarray] | None:
