@@ -170,6 +170,11 @@ CASES = {
         [real, real],
         [NC, NC],
     ),
+    "labels that do not sum to one": (  # whose gradient in TensorFlow is not the derivative
+        lambda y_true, y_pred: tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(2.0 * y_true, y_pred)),
+        [simplex, real],
+        [NC, NC],
+    ),
     "root of the count": (
         lambda y_true, y_pred: tf.norm(y_true - y_pred) / tf.sqrt(tf.cast(tf.size(y_true), tf.float32)),
         [real, real],

@@ -238,11 +238,20 @@ class AdoptedLoss(Loss):
         self._variants: dict[Any, AdoptedLoss] = {}
         self.arguments = tuple(names)
         self.predictions = _predictions(names, arrays, wrt)
-        study = _Study(self.name, front, arrays, list(names), dict(numbers), dict(options), self.predictions, layout)
+        given = (self.name, front, arrays, list(names), dict(numbers), dict(options), self.predictions, layout)
+        try:
+            study = _Study(*given)
+            definition, self.reduction = study.definition(whole=gradient is None)
+        except _OtherGradient:  # the library's own gradient may not be the derivative
+            literal = getattr(front, "literal", None)
+            if not literal:
+                raise
+            front.rules = {**front.rules, **literal}
+            study = _Study(*given)
+            definition, self.reduction = study.definition(whole=gradient is None)
         self.static = {k: v for k, v in numbers.items() if k not in study.numbers}
         """Numbers that shape the graph: with another value, the function is read again."""
         self.defaults = {**study.numbers, **self.static}
-        definition, self.reduction = study.definition(whole=gradient is None)
         self._definitions[()] = definition
         self.signature = Signature(tuple(p.order for p in definition.arguments), definition.order)
         self._front, self._study = front, study
@@ -319,6 +328,10 @@ def _predictions(names: Sequence[str], arrays: Sequence[np.ndarray], wrt: Any) -
 
 
 # ------------------------------------------------------------------------------------- reading it
+
+
+class _OtherGradient(AdoptionError):
+    """The value is that of the original, the gradient is not."""
 
 
 @dataclass
@@ -783,9 +796,7 @@ class _Study:
                 s.draw(rng, shape, min([sizes[a] for a in bounds.get(p.name, ()) if a in sizes], default=None))
                 for s, shape, p in zip(self.samplers, shapes, ports, strict=True)
             ]
-            if shapes is self.read.further and not self._runs(arrays, numbers):
-                continue
-            compared += self._compare(ports, node, pulled, order, arrays, numbers)
+            compared += self._compare(ports, node, pulled, order, arrays, numbers, beyond=shapes is self.read.further)
         own = [np.array(a) for a in self.arrays]
         compared += self._compare(ports, node, pulled, order, own, self.all_numbers)
         if not compared:
@@ -793,14 +804,6 @@ class _Study:
                 f"{self.name}: the original gives no finite value on drawn inputs, so it cannot be compared; give examples "
                 f"of legal values (probabilities, labels …)"
             )
-
-    def _runs(self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]) -> bool:
-        """Whether the original takes these arrays at all."""
-        try:
-            self.front.run(arrays, {**self.options, **numbers}, [])
-        except Exception:
-            return False
-        return True
 
     def _compare(
         self,
@@ -811,11 +814,15 @@ class _Study:
         arrays: Sequence[np.ndarray],
         numbers: Mapping[str, float],
         beside: bool = False,
+        beyond: bool = False,
     ) -> bool:
+        """Whether they could be compared; `beyond` says that the original may not take these arrays at all."""
         wrt = [self.names.index(p) for p in self.predictions]
         try:
             value, gradients = self.front.run(arrays, {**self.options, **numbers}, wrt)
         except Exception as error:
+            if beyond:
+                return False
             raise AdoptionError(f"{self.name}: {self.front.explain(error)}") from error
         given = {p: a for p, a in zip(ports, arrays, strict=True)} | {
             Port(ir.input_(n), ()): numbers[n] for n in self.numbers
@@ -847,7 +854,7 @@ class _Study:
                 try:
                     self._compare(ports, node, pulled, order, moved, numbers, beside=True)
                 except AdoptionError:
-                    raise error from None
+                    raise _OtherGradient(str(error)) from None
         return True
 
     def _agree(self, what: str, mine: np.ndarray, theirs: np.ndarray, arrays: Sequence[np.ndarray]) -> None:

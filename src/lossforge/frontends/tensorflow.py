@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from lossforge.frontends.recording import Recording
 from lossforge.frontends.tensorflow_graph import line_of, read
-from lossforge.frontends.tensorflow_rules import RULES
+from lossforge.frontends.tensorflow_rules import LITERAL, RULES
 
 
 class TensorFlowFrontEnd:
@@ -24,6 +24,7 @@ class TensorFlowFrontEnd:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.rules = RULES
+        self.literal = LITERAL
         self.object = None if inspect.isroutine(function) else function
 
     def signature(self) -> inspect.Signature:

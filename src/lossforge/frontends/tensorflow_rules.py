@@ -771,3 +771,17 @@ RULES: Mapping[str, Rule] = {
     "Conj": lambda imp, step, x: spectral.conjugate(imp, x),
 }  # fmt: skip
 """What each operation means."""
+
+
+def _literal_cross_entropy(imp: Importer, step: Step, logits: Any, labels: Any) -> tuple[Tensor, None]:
+    """Cross entropy with the gradient that TensorFlow gives it, softmax − labels, also where labels do not sum to one."""
+    t = imp.tensor(logits)
+    total = imp.reduce("logsumexp", t, [t.rank - 1], keepdims=True)
+    held = imp.elementwise("stop_gradient", total)
+    entries = imp.elementwise("mul", labels, imp.elementwise("sub", held, t))
+    slope = imp.squeeze(imp.elementwise("sub", total, held), [t.rank - 1])
+    return imp.elementwise("add", imp.reduce("sum", entries, [t.rank - 1]), slope), None
+
+
+LITERAL: Mapping[str, Rule] = {"SoftmaxCrossEntropyWithLogits": _literal_cross_entropy}
+"""Operations whose gradient in TensorFlow is the derivative for some operands only, with that gradient."""
