@@ -259,7 +259,7 @@ class Loss:
         if reduction not in REDUCTIONS:
             raise ParameterError(f'{self.name}: reduction={reduction!r}; expected "mean", "sum" or "none"')
         arrays = self._arguments(args, kwargs)
-        parameters = self._parameters(kwargs)
+        parameters = self.parameter_values(kwargs)
         named = [*zip(self.arguments, arrays, strict=True), ("weight", weight), ("mask", mask)]
         used = framework_of(self.name, [*named, *((k, v) for k, v in parameters.items() if not _is_option(v))])
         if used.name == "numpy":
@@ -312,7 +312,12 @@ class Loss:
             )
         return [found[a] for a in self.arguments]
 
-    def _parameters(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def parameter_values(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """A value for each parameter: what is given, else its default.
+
+        Raises:
+            ParameterError: one is unknown, missing, or no number.
+        """
         if unknown := [k for k in kwargs if k not in self.defaults]:
             raise ParameterError(
                 f"{self.name}: unknown parameter {unknown[0]!r}; it has {', '.join(self.defaults) or 'none'}"
@@ -417,7 +422,7 @@ class Loss:
 
     def plan(self, reduction: Reduction = "mean", **parameters: Any) -> Plan:
         """The plan for plain calls with these parameters (defaults elsewhere): what is explained and exported."""
-        values = self._parameters({**{k: 1.0 for k, v in self.defaults.items() if v is _EMPTY}, **parameters})
+        values = self.parameter_values({**{k: 1.0 for k, v in self.defaults.items() if v is _EMPTY}, **parameters})
         definition = self.definition(**{k: v for k, v in values.items() if _is_option(v)})
         positive = frozenset(k for k, v in values.items() if isinstance(v, int | float) and v >= 0)
         return self._plan(definition, reduction, positive=positive)
@@ -693,7 +698,8 @@ def _call_key(
 ) -> Hashable | None:
     """What decides how a call is bound: types, shapes and dtypes of arrays, signs of parameters; None if unknown."""
     key: list[Any] = [reduction]
-    for name, value in (*enumerate((*args, weight, mask)), *kwargs.items()):
+    extra = () if weight is None and mask is None else (("weight", weight), ("mask", mask))
+    for name, value in (*enumerate(args), *extra, *kwargs.items()):
         kind = type(value)
         if kind in _keyed_types or (kind.__module__, kind.__name__) in _KEYED_NAMES:
             _keyed_types.add(kind)

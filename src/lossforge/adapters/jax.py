@@ -201,4 +201,4 @@ def jax_function(loss: Loss, *, reduction: Reduction = "mean", **parameters: Any
     """
     if reduction not in REDUCTIONS:
         raise ParameterError(f'{loss.name}: reduction={reduction!r}; expected "mean", "sum" or "none"')
-    return JaxLoss(loss, reduction, tuple(loss._parameters(parameters).items()))
+    return JaxLoss(loss, reduction, tuple(loss.parameter_values(parameters).items()))

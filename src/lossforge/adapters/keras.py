@@ -98,7 +98,7 @@ class KerasLoss(keras.losses.Loss):
         super().__init__(name=name or loss.name, reduction=reduction)
         self.loss = loss
         self.data_format = data_format
-        self.parameters = {k: _plain(loss, k, v) for k, v in loss._parameters(parameters).items()}
+        self.parameters = {k: _plain(loss, k, v) for k, v in loss.parameter_values(parameters).items()}
         self.definition = loss.plan(**self.parameters).definition
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:

@@ -175,7 +175,7 @@ def objective(
     named = {k: v for k, v in {**parameters, **extra}.items() if k in loss.arguments and v is not None}
     bound = _bind(loss, wrt, arrays, named)
     values = {k: v for k, v in parameters.items() if k not in named}
-    loss._parameters(values)
+    loss.parameter_values(values)
     options = {"reduction": reduction, **values, **{k: v for k, v in extra.items() if k not in named}}
     if design is not None:
         chosen = linear_model(design)

@@ -266,11 +266,15 @@ def _requires_grad(arrays: Sequence[Value]) -> bool:
 
 def _is_transformed(arrays: Sequence[Value]) -> bool:
     """Whether this is not plain eager execution but `torch.func`, forward mode, tracing, or a subclass's."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or any(isinstance(a, Tensor) and type(a) not in (Tensor, nn.Parameter) for a in arrays)
-    )
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    for a in arrays:
+        if type(a) not in _PLAIN_TYPES and isinstance(a, Tensor):
+            return True
+    return False
+
+
+_PLAIN_TYPES = frozenset({Tensor, nn.Parameter})
 
 
 def _is_known(tensor: Tensor) -> bool:
@@ -374,7 +378,7 @@ class LossModule(nn.Module):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ParameterError(f'{loss.name}: reduction={reduction!r}; expected "mean", "sum" or "none"')
-        values = loss._parameters(parameters)
+        values = loss.parameter_values(parameters)
         for name in (learn,) if isinstance(learn, str) else learn:
             if name not in values:
                 known = ", ".join(values) or "none"
