@@ -33,7 +33,7 @@ from lossforge.compiler import Plan
 from lossforge.ir import Axis, Program
 from lossforge.runtime.switch import use_kernels
 
-_LIBRARY: Any = torch.library.Library("lossforge", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY: Any = torch.library.Library("lossforge", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in (
     "evaluate(str key, Tensor[] tensors, float[] numbers) -> Tensor[]",
     "reduced(str key, Tensor[] tensors, float[] numbers) -> (Tensor, Tensor)",

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from lossforge.errors import AdoptionError
 
-_LIBRARY: Any = torch.library.Library("lossforge", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY: Any = torch.library.Library("lossforge", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
 _LIBRARY.impl("stop_gradient", lambda x: x.clone(), "CompositeExplicitAutograd")
 _LIBRARY.define("position(Tensor mask, Tensor like, int first, int count, int dim) -> Tensor")
