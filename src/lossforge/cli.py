@@ -185,7 +185,7 @@ def demo(framework: str, output: Path) -> None:
 
 @main.command()
 @click.argument("workloads", nargs=-1)
-@click.option("--rounds", default=15, show_default=True, help="How often each contender runs.")
+@click.option("--rounds", default=11, show_default=True, help="How often each contender runs.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("lossforge-bench"),
               show_default=True, help="The folder for the JSON file and the chart.")  # fmt: skip
 @click.option("--first-calls/--no-first-calls", default=True, help="Measure first calls, cold and from the cache.")
@@ -196,6 +196,7 @@ def demo(framework: str, output: Path) -> None:
     "--wrt", multiple=True, metavar="NAME", help="The prediction of a loss of yours, if it is not found by name."
 )
 @click.option("-p", "--parameter", multiple=True, metavar="NAME=VALUE", help="A parameter of a loss of yours.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 def bench(
     workloads: tuple[str, ...],
     rounds: int,
@@ -205,6 +206,7 @@ def bench(
     inputs: tuple[str, ...],
     wrt: tuple[str, ...],
     parameter: tuple[str, ...],
+    device: str,
 ) -> None:
     """Measure lossforge against what is installed, in turns, as multiples of a streaming pass.
 
@@ -216,21 +218,29 @@ def bench(
     lossforge bench my_losses.py:dice --input 4096x1000:probs --input 4096x1000:binary
     """  # noqa: D301 (click reads \b)
     from lossforge.bench import bench as run
-    from lossforge.bench.report import chart, table
+    from lossforge.bench.report import chart, table, targets
     from lossforge.bench.run import as_json, machine
 
-    console = Console()
-    known = machine()
-    console.print(f"{known['processor']}, {known['cores']} cores, {known['system']}, Python {known['python']}")
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    known = machine(device)
+    console.print(f"{known['device']}, {known['cores']} cores, {known['system']}, Python {known['python']}")
     console.print(", ".join(f"{n} {v}" for n, v in known["versions"].items()))
     with console.status("starting") as status:
+
+        def tell(text: str) -> None:
+            status.update(escape(text))
+            if not console.is_terminal:
+                click.echo(text, err=True)
+
         results = run(
-            [_workload(w, inputs, wrt, parameter) for w in workloads] or None, rounds=rounds, only=only or None, first_calls=first_calls,
-            tell=lambda text: status.update(escape(text)),
+            [_workload(w, inputs, wrt, parameter) for w in workloads] or None, rounds=rounds, only=only or None,
+            first_calls=first_calls, device=device,
+            tell=tell,
         )  # fmt: skip
     console.print(table(results))
+    console.print(targets(results))
     output.mkdir(parents=True, exist_ok=True)
-    (output / "bench.json").write_text(as_json(results), encoding="utf-8")
+    (output / "bench.json").write_text(as_json(results, known), encoding="utf-8")
     console.print(f"wrote {output / 'bench.json'}")
     try:
         chart(results, output / "bench.png")

@@ -4,6 +4,7 @@ Machines are noisy, so that a time on its own says little. Every contender of a 
 same number of bytes, runs once in each round; a result is the median over the rounds, as a multiple of the stream's.
 """
 
-from lossforge.bench.run import Result, bench
+from lossforge.bench.results import Result
+from lossforge.bench.run import bench
 
 __all__ = ["Result", "bench"]

@@ -12,8 +12,14 @@ from lossforge.bench.workloads import Workload
 from lossforge.errors import LossforgeError
 from lossforge.targets import Resolved, Target
 
-_ORIGINALS = {"torch": ("torch original", "torch original compiled"), "jax": ("jax original compiled",),
-              "tensorflow": ("tensorflow original", "tensorflow original compiled"), "numpy": ("numpy original, value alone",)}  # fmt: skip
+_OURS = ("lossforge numpy", "lossforge torch")
+_CONTENDERS = {
+    "torch": (*_OURS, "torch original", "torch original compile"),
+    "jax": (*_OURS, "lossforge jax", "jax original jit"),
+    "tensorflow": (*_OURS, "lossforge tensorflow", "tensorflow original", "tensorflow original xla"),
+    "numpy": (*_OURS, "numpy original, value alone"),
+}
+"""By the library that a loss was written for."""
 
 
 def described(target: Target) -> str:
@@ -46,11 +52,12 @@ def own_workload(name: str) -> Workload:
     return Workload(
         name,
         f"{text.rpartition(':')[2]}, {shapes}",
+        "",
         lambda rng, small: arrays,
-        lambda: found.loss,
-        _ORIGINALS.get(library, ()),
+        _CONTENDERS.get(library, _OURS),
         repeat=max(1, min(200, 100_000 // max(a.size for a in found.examples))),
         wrt=found.loss.arguments.index(found.loss.predictions[0]),
+        adopted=found.loss,
         original=found.original,
         parameters=found.parameters,
     )

@@ -1,32 +1,122 @@
-"""The process of one contender: ``python -m lossforge.bench.worker WORKLOAD CONTENDER MODE``.
+"""The process of one contender: ``python -m lossforge.bench.worker WORKLOAD CONTENDER MODE DEVICE``.
 
-In the mode ``measure`` it answers each line on its standard input by one measurement; in the mode ``first`` it times
-its first call and ends. Answers are lines of JSON.
+In the mode ``first`` it times its first call and ends. In the mode ``measure`` it does that too, then checks its
+gradient, measures its memory, and answers each line on its standard input by one measurement of time. Answers are
+lines of JSON.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lossforge.bench.contenders import CONTENDERS
-from lossforge.bench.workloads import workload
+from lossforge.bench.contenders import CONTENDERS, Contender
+from lossforge.bench.workloads import Arrays, Workload, workload
 
 SEED = 20_240_901
+
+
+def main(name: str, contender: str, mode: str, device: str) -> None:
+    """Run one contender; see the module's text."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.simplefilter("ignore")
+    work, who = workload(name), CONTENDERS[contender]
+    importlib.import_module(who.requires)
+    if who.is_ours:
+        importlib.import_module("llvmlite.binding")  # imports aside
+        importlib.import_module("numba")
+    few = work.make(np.random.default_rng(SEED), True)
+    step = who.step(work, few, device)
+    start = time.perf_counter()
+    value, gradient = step()
+    first = time.perf_counter() - start
+    if mode == "first":
+        _answer(first=first)
+        return
+    error, ulps = (None, None) if gradient is None else _errors(work, who, few, who.array(gradient))
+    del step, value, gradient, few
+    arrays = work.make(np.random.default_rng(SEED), False)
+    step = who.step(work, arrays, device)
+    memory = _memory_of(step, device, _size_of_gradient(work, arrays))
+    _answer(first=first, error=error, ulps=ulps, memory=memory)
+    for _ in sys.stdin:
+        step()  # whoever ran meanwhile has left the caches and the threads to others
+        start = time.perf_counter()
+        for _ in range(work.repeat):
+            step()
+        _answer(time=(time.perf_counter() - start) / work.repeat)
 
 
 def _answer(**values: Any) -> None:
     print(json.dumps(values), flush=True)
 
 
-def _memory(field: str) -> int | None:
+# ------------------------------------------------------------------------------------- the gradient
+
+
+def _errors(work: Workload, who: Contender, arrays: Arrays, gradient: np.ndarray) -> tuple[float | None, float | None]:
+    """The gradient's largest error, relative to its largest entry, and in units of the last place of each entry."""
+    if who.name == "stream":
+        return None, None
+    import lossforge as lf
+
+    inputs = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays.values()]
+    if work.half:
+        inputs = [_bfloat16(a) for a in inputs]
+    lf.use_kernels(False)
+    loss = work.loss()
+    exact = loss.value_and_grad(*inputs, wrt=loss.arguments[work.wrt], **work.parameters)[1]
+    lf.use_kernels(True)
+    wrong = np.abs(gradient.reshape(exact.shape) - exact)
+    digits = 8 if work.half else 24
+    ulp = np.exp2(np.floor(np.log2(np.maximum(np.abs(exact), np.finfo(np.float32).tiny))) + 1 - digits)
+    return float(wrong.max() / np.abs(exact).max()), float((wrong / ulp).max())
+
+
+def _bfloat16(array: np.ndarray) -> np.ndarray:
+    """Values rounded to bfloat16."""
+    bits = array.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
+    return rounded.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+# ------------------------------------------------------------------------------------- memory
+
+
+def _size_of_gradient(work: Workload, arrays: Arrays) -> int:
+    prediction = list(arrays.values())[work.wrt]
+    return prediction.nbytes // 2 if work.half else prediction.nbytes
+
+
+def _memory_of(step: Any, device: str, gradient: int) -> int | None:
+    """The peak of a step beyond what was there before the first, and beyond the gradient; None if it cannot be told."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return int(torch.cuda.max_memory_allocated()) - before - gradient
+    gc.collect()
+    before_step = _status("VmRSS")
+    step()
+    if not _reset_peak():
+        return None
+    step()
+    peak = _status("VmHWM")
+    return None if peak is None or before_step is None else peak - before_step - gradient
+
+
+def _status(field: str) -> int | None:
     """A field of /proc/self/status in bytes; None where there is no such file."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -43,39 +133,6 @@ def _reset_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def main(name: str, contender: str, mode: str) -> None:
-    """Run one contender; see the module's text."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    work = workload(name)
-    module, build = CONTENDERS[contender]
-    importlib.import_module(module)
-    if contender.startswith("lossforge"):
-        importlib.import_module("numba")
-    if mode == "first":
-        step = build(work, work.make(np.random.default_rng(SEED), True))
-        start = time.perf_counter()
-        step()
-        _answer(first=time.perf_counter() - start)
-        return
-    # A call on small inputs first, so that what a library loads or compiles once is not counted as the loss's memory.
-    warm = build(work, work.make(np.random.default_rng(SEED), True))
-    warm()
-    arrays = work.make(np.random.default_rng(SEED), False)
-    step = build(work, arrays)
-    before = _memory("VmRSS")
-    value = step()
-    counted = _reset_peak()
-    step()
-    peak = _memory("VmHWM")
-    beyond = peak - before if counted and peak is not None and before is not None else None
-    _answer(ready=True, value=value, memory=beyond)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(work.repeat):
-            step()
-        _answer(time=(time.perf_counter() - start) / work.repeat)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lossforge.bench.targets import Target, faster, frugal, level, prompt, rounded, stream, within
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -17,21 +19,30 @@ class Workload:
 
     name: str
     title: str
+    formula: str
+    """The name of the loss, and of its function in `written`."""
     make: Callable[[np.random.Generator, bool], Arrays]
     """The inputs; a small variant of the same form if the flag is set."""
-    loss: Callable[[], Any]
-    """The `Loss`."""
-    peers: tuple[str, ...]
+    contenders: tuple[str, ...]
+    must: tuple[Target, ...] = ()
+    """What this project asks of itself here."""
     half: bool = False
-    """Whether the prediction is in bfloat16 (for contenders that know it)."""
+    """Whether the floats are in bfloat16."""
     repeat: int = 1
     """Calls per measurement, for calls too short to time one by one."""
-    through_numpy: bool = True
+    on_gpu: tuple[str, ...] = ()
+    """Who takes part on a GPU."""
     wrt: int = 0
     """Which of the arrays is the prediction."""
+    adopted: Any = None
+    """The `Loss`, where it is one of the user's."""
     original: Any = None
-    """The function of another library that the loss was adopted from."""
+    """The function of another library that it was adopted from."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def loss(self) -> Any:
+        """The `Loss`."""
+        return _LOSSES[self.formula]() if self.adopted is None else self.adopted
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -149,24 +160,73 @@ def _info_nce() -> Any:
     return info_nce
 
 
-_ELEMENTWISE = ("torch eager", "torch F", "torch compile", "jax jit", "tensorflow xla", "keras")
-_WRITTEN = ("torch eager", "torch compile", "jax jit", "tensorflow xla", "keras")
+_LOSSES: Mapping[str, Callable[[], Any]] = {
+    "huber": _huber, "weighted": _weighted, "focal": _focal, "cross_entropy": _cross_entropy, "dice": _dice,
+    "info_nce": _info_nce,
+}  # fmt: skip
+
+_OURS = ("lossforge numpy", "lossforge torch", "lossforge torch compile", "lossforge jax", "lossforge tensorflow")
+_WRITTEN = ("torch eager", "torch compile", "jax jit", "tensorflow xla")
+_KERAS = (*_WRITTEN, "keras")
+_ALL = ("torch eager", "torch F", "torch compile", "jax jit", "tensorflow xla", "keras")
+_GPU = ("lossforge torch", "lossforge torch compile", "torch eager", "torch compile")
+
+
+def _always(rows: int = 0) -> tuple[Target, ...]:
+    """What is asked everywhere."""
+    return (frugal("lossforge numpy", rows), frugal("lossforge torch", rows), *prompt("lossforge numpy"))
+
 
 WORKLOADS: tuple[Workload, ...] = (
-    Workload("huber", "Huber, mean, 2^24", _pair, _huber, _ELEMENTWISE),
-    Workload("weighted", "weighted squared error, 2^24", _triple, _weighted, ("numpy by hand",)),
-    Workload("focal", "sigmoid focal, 2^24", _labels, _focal, _WRITTEN),
     Workload(
-        "cross-entropy", "softmax cross-entropy, 2048 × 32000", _classes, _cross_entropy,
-        ("torch F", "torch compile", "jax jit", "keras"),
+        "huber", "Huber, mean, 2^24", "huber", _pair, (*_OURS, *_ALL), on_gpu=(*_GPU, "torch F"),
+        must=(
+            stream("lossforge numpy", 1.15), stream("lossforge torch", 1.3),
+            faster("lossforge torch", 3, ("torch eager", "torch F", "torch compile", "keras")),
+            faster("lossforge torch", 2, ("jax jit", "tensorflow xla")), *_always(),
+        ),
     ),
-    Workload("dice", "softmax Dice, channels first, 2 × 4 × 96³", _volumes, _dice, ("monai", "torch compile")),
-    Workload("dice-last", "softmax Dice, channels last, 2 × 4 × 96³", _volumes_last, _dice, ("monai", "torch compile")),
-    Workload("info-nce", "InfoNCE, 1024 × 256", _embeddings, _info_nce, ("torch eager", "torch compile"), repeat=5),
-    Workload("small", "Huber, 64 × 10", _small, _huber, _ELEMENTWISE, repeat=200),
     Workload(
-        "focal-half", "sigmoid focal, bfloat16, 2^24", _labels, _focal, ("torch eager", "torch compile", "jax jit"),
-        half=True, through_numpy=False,
+        "weighted", "weighted squared error, 2^24", "weighted", _triple, (*_OURS, "numpy by hand"),
+        must=(stream("lossforge numpy", 1.15), faster("lossforge numpy", 4, ("numpy by hand",)), *_always()),
+    ),
+    Workload(
+        "focal", "sigmoid focal, 2^24", "focal", _labels, (*_OURS, *_KERAS), on_gpu=_GPU,
+        must=(
+            stream("lossforge numpy", 2.5), stream("lossforge torch", 2.5),
+            faster("lossforge torch", 3, ("torch compile",)), *_always(),
+        ),
+    ),
+    Workload(
+        "cross-entropy", "softmax cross-entropy, 2048 × 32000", "cross_entropy", _classes, (*_OURS, *_ALL),
+        on_gpu=(*_GPU, "torch F", "liger"),
+        must=(
+            stream("lossforge numpy", 2.2), stream("lossforge torch", 2.2), faster("lossforge torch", 2.5, _ALL),
+            *_always(2048),
+        ),
+    ),
+    Workload(
+        "dice", "softmax Dice, channels first, 2 × 4 × 96³", "dice", _volumes, (*_OURS, *_KERAS, "monai"), on_gpu=_GPU,
+        must=(faster("lossforge torch", 3, (*_KERAS, "monai")), *_always(2 * 4)),
+    ),
+    Workload(
+        "dice-last", "softmax Dice, channels last, 2 × 4 × 96³", "dice", _volumes_last, (*_OURS, *_KERAS, "monai"),
+        must=(
+            faster("lossforge torch", 3, (*_KERAS, "monai")), level("lossforge torch", 1.3, "dice"),
+            level("lossforge numpy", 1.3, "dice"), *_always(2 * 4),
+        ),
+    ),
+    Workload(
+        "info-nce", "InfoNCE, 1024 × 256", "info_nce", _embeddings, (*_OURS, *_WRITTEN), repeat=3,
+        must=(faster("lossforge torch", 1.5, _WRITTEN), *_always(1024)),
+    ),
+    Workload(
+        "small", "Huber, 64 × 10", "huber", _small, (*_OURS, *_ALL), repeat=200,
+        must=(within("lossforge torch", 1.2, "torch F"), within("lossforge torch", 0.5, "torch eager")),
+    ),
+    Workload(
+        "focal-half", "sigmoid focal, bfloat16, 2^24", "focal", _labels, (*_OURS, *_KERAS), half=True,
+        must=(faster("lossforge torch", 3, _KERAS), rounded("lossforge torch"), *_always()),
     ),
 )  # fmt: skip
 """The table of `lossforge bench`."""
