@@ -217,7 +217,7 @@ def test_without_a_gpu() -> None:
 
 def _results() -> list[Result]:
     return [
-        Result(w.name, c, None, 0.01 * (i + 1), 0.01, 2 << 20, 0.5, 0.05, 1e-7, 0.5, 0.1)
+        Result(w.name, c, None, 0.01 * (i + 1), 0.01, 2 << 20, 0.5, 0.05, 1.0, 1e-7, 0.5, 0.1)
         for w in WORKLOADS[:3]
         for i, c in enumerate(w.contenders)
     ] + [Result("huber", "monai", "[red] is | not installed")]

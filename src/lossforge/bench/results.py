@@ -22,6 +22,8 @@ class Result:
     """The first call of a process, on small arrays, with nothing on disk; imports aside."""
     warm: float | None = None
     """The same with what an earlier process left on disk; the cold one for those who keep nothing there."""
+    value: float | None = None
+    """The loss on small arrays."""
     error: float | None = None
     """Of the gradient on small arrays, relative to its largest entry."""
     ulps: float | None = None

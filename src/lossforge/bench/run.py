@@ -104,7 +104,7 @@ def _measure(
             if c != STREAM.name:
                 first = ready["first"] if first_calls else None
                 found[c] = replace(
-                    found[c], memory=ready["memory"], error=ready["error"], ulps=ready["ulps"],
+                    found[c], memory=ready["memory"], value=ready["value"], error=ready["error"], ulps=ready["ulps"],
                     cold=cold if CONTENDERS[c].keeps else first, warm=first,
                 )  # fmt: skip
         times = _in_turns(work, workers, rounds, found, tell)

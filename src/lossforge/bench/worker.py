@@ -43,11 +43,12 @@ def main(name: str, contender: str, mode: str, device: str) -> None:
         _answer(first=first)
         return
     error, ulps = (None, None) if gradient is None else _errors(work, who, few, who.array(gradient))
+    number = float(np.sum(who.array(value)))
     del step, value, gradient, few
     arrays = work.make(np.random.default_rng(SEED), False)
     step = who.step(work, arrays, device)
     memory = _memory_of(step, device, _size_of_gradient(work, arrays))
-    _answer(first=first, error=error, ulps=ulps, memory=memory)
+    _answer(first=first, error=error, ulps=ulps, memory=memory, value=number)
     for _ in sys.stdin:
         step()  # whoever ran meanwhile has left the caches and the threads to others
         start = time.perf_counter()
