@@ -162,6 +162,103 @@ def boxes(rng, shape):
     return np.concatenate([low, low + rng.uniform(0.5, 2, (*shape[:-1], 2))], -1).astype(np.float32)
 
 
+def clip(image, text):
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    logits = 10.0 * image @ text.t()
+    labels = torch.arange(len(logits))
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
+
+
+def siglip(image, text):
+    logits = image @ text.T - 1.0
+    n = logits.size(0)
+    return -F.logsigmoid((2 * torch.eye(n) - torch.ones(n, n)) * logits).sum() / n
+
+
+def nt_xent(first, second, temperature=0.5):
+    n = first.shape[0]
+    z = F.normalize(torch.cat([first, second]), dim=1)
+    similarity = z @ z.T / temperature
+    similarity = similarity.masked_fill(torch.eye(2 * n, dtype=torch.bool), -9e15)
+    return F.cross_entropy(similarity, torch.cat([torch.arange(n, 2 * n), torch.arange(n)]))
+
+
+def simclr(first, second):
+    z, n = torch.cat([first, second]), first.shape[0]
+    similarity = torch.exp(z @ z.t())
+    off = (torch.ones_like(similarity) - torch.eye(2 * n)).bool()
+    negatives = similarity.masked_select(off).view(2 * n, -1)
+    positives = torch.exp((first * second).sum(-1))
+    return -torch.log(torch.cat([positives, positives]) / negatives.sum(-1)).mean()
+
+
+def wing_by_parts(pred, true, omega=0.7, epsilon=0.4):
+    error = (true - pred).abs()
+    near, far = error[error < omega], error[error >= omega]
+    offset = omega - omega * np.log(1 + omega / epsilon)
+    total = (omega * torch.log(1 + near / epsilon)).sum() + (far - offset).sum()
+    return total / (len(near) + len(far))
+
+
+def by_parts(pred, true):
+    loss, chosen = torch.zeros_like(pred), true > 0
+    loss[chosen] = pred[chosen] ** 2
+    loss[~chosen] = pred[~chosen].abs()
+    return loss.mean()
+
+
+def masked_silog(pred, true):
+    valid = true > 1.0
+    d = pred[valid].log() - true[valid].log()
+    return torch.sqrt((d**2).mean() - 0.85 * d.mean() ** 2)
+
+
+def auc(scores, labels):
+    gap = scores[labels == 1][:, None] - scores[labels == 0][None, :]
+    return (1 - gap).clamp(min=0).pow(2).mean()
+
+
+def checked(pred, variance):
+    if torch.any(variance < 0):
+        raise ValueError("a negative variance")
+    assert (variance > 0).all()
+    return (0.5 * (torch.log(variance) + pred**2 / variance)).mean()
+
+
+def cox(risk, time, event):
+    order = torch.argsort(time, descending=True)
+    risk, event = risk[order], event[order]
+    return -((risk - torch.logcumsumexp(risk, 0)) * event).sum() / event.sum()
+
+
+def ranknet(scores, relevance):
+    i, j = torch.triu_indices(scores.shape[1], scores.shape[1], 1)
+    wanted = (torch.sign(relevance[:, i] - relevance[:, j]) + 1) / 2
+    return F.binary_cross_entropy_with_logits(scores[:, i] - scores[:, j], wanted)
+
+
+def berhu(pred, true):
+    error = (pred - true).abs()
+    c = 0.2 * error.max().detach()
+    return torch.where(error <= c, error, (error**2 + c**2) / (2 * c)).mean()
+
+
+def without_gradient(pred, true):
+    with torch.no_grad():
+        weight = (pred - true).abs()
+    return (weight * (pred - true) ** 2).mean() + (pred.data * pred).mean()
+
+
+def coral(source, target):
+    d = source.size(1)
+    return (torch.cov(source.T) - torch.cov(target.T)).pow(2).sum() / (4 * d * d)
+
+
+def class_sums(pred, labels):
+    total = torch.zeros(4, pred.shape[1]).index_add(0, labels, pred)
+    return (total / torch.bincount(labels, minlength=4).clamp(min=1)[:, None]).pow(2).mean()
+
+
 NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
 IMG, MAP = [(2, 3, 4, 5), (3, 2, 6, 4)], [(2, 4, 5), (3, 6, 4)]
 
@@ -213,6 +310,25 @@ CASES = {
     "cosine": (lambda p, t: 1 - F.cosine_similarity(p, t, dim=-1).mean(), [real, real], [NC, NC]),
     "pairwise hinge": (
         lambda s, y: F.relu(1 - (s[:, None] - s[None, :]) * torch.sign(y[:, None] - y[None, :])).mean(), [real, real], [N, N]),
+    "gaussian nll": (nn.GaussianNLLLoss(full=True), [real, real, positive], [NC, NC, NC]),
+    "a check of arguments": (checked, [real, positive], [NC, NC]),
+    "clip": (clip, [real, real], [NC, NC]),
+    "siglip": (siglip, [real, real], [NC, NC]),
+    "nt-xent": (nt_xent, [real, real], [NC, NC]),
+    "simclr": (simclr, [real, real], [NC, NC]),
+    "masked mse": (lambda p, t, m: F.mse_loss(p[m > 0.5], t[m > 0.5]), [real, real, unit], [NC, NC, NC]),
+    "masked rows": (lambda p, t: F.cross_entropy(p[t != 2], t[t != 2]), [real, classes(4)], [NC, N]),
+    "masked silog": (masked_silog, [positive, positive], [IMG, IMG]),
+    "wing by parts": (wing_by_parts, [real, real], [NC, NC]),
+    "written by parts": (by_parts, [real, real], [NC, NC]),
+    "auc": (auc, [real, lambda rng, shape: (np.arange(*shape) % 3 == 0).astype(np.float32)], [N, N]),
+    "cox": (cox, [real, positive, lambda rng, shape: (np.arange(*shape) % 2).astype(np.float32)], [N, N, N]),
+    "ranknet": (ranknet, [real, real], [NC, NC]),
+    "berhu": (berhu, [real, real], [NC, NC]),
+    "without gradient": (without_gradient, [real, real], [NC, NC]),
+    "coral": (coral, [real, real], [NC, [(5, 4), (7, 5)]]),
+    "class sums": (class_sums, [real, classes(4)], [NC, N]),
+    "median": (lambda p, t: (p - t).abs().median(), [real, real], [N, N]),
     "generalised dice": (
         lambda p, t: 1 - 2 * ((p * t).sum((0, 2, 3)) / t.sum((0, 2, 3)).clamp(min=1e-6) ** 2).sum()
         / ((p + t).sum((0, 2, 3)) / t.sum((0, 2, 3)).clamp(min=1e-6) ** 2).sum(), [unit, unit], [IMG, IMG]),
@@ -235,3 +351,35 @@ def test_published_loss(name: str) -> None:
         mine.sum().backward()
         agree("value in PyTorch", mine.detach(), value)
         agree("gradient in PyTorch", tensors[at].grad, gradient)
+
+
+@pytest.mark.parametrize(
+    ("fn", "said"),
+    [
+        (lambda p: p.sum() if p.sum() > 0 else -p.sum(), "decision from values"),
+        (lambda p: p / p.sum().item(), "Python number"),
+        (lambda p: p[p > 0], "selection|truth values"),
+        (lambda p: torch.sort(p[p > 0])[0][:2].sum(), "truth values"),
+        (lambda p: F.dropout(p, 0.5).sum(), "random"),
+        (lambda p: p.mul_(2).sum(), "in place"),
+        (lambda p: torch.linalg.svdvals(p).sum(), "svd"),
+        (lambda p: {"loss": p.sum()}, "dict"),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_operation(fn: Callable[..., Any], said: str) -> None:
+    with pytest.raises(lf.errors.AdoptionError, match=said):
+        lf.adopt(fn, torch.from_numpy(real(np.random.default_rng(0), (6, 4))))
+
+
+def test_an_axis_that_one_other_size_fits_by_chance_is_not_taken_for_free() -> None:
+    def half(pred):  # 4 of 8 entries, and 3 of 7, are also all but 4
+        return pred.topk(int(0.5 * len(pred)))[0].mean()
+
+    rng = np.random.default_rng(1)
+    loss = lf.adopt(half, torch.from_numpy(real(rng, (8,))))
+    x = real(rng, (6,))
+    try:
+        value = loss(x)
+    except lf.LossforgeError:
+        return
+    agree("value", value, half(torch.from_numpy(x)))

@@ -77,6 +77,7 @@ class TorchFrontEnd:
                         return _one(self.function(*args, **options))
 
                 table = {**_decompositions(), **selections(arrays)}
+                table[torch.ops.aten._local_scalar_dense.default] = watch.decide
                 functional = torch.func.functionalize(call, remove="mutations")
                 with _stack_traces():
                     return make_fx(

@@ -10,6 +10,7 @@ the way to the dispatcher, and it stops at an `if` on a tensor and at `x[mask]`.
 
 from __future__ import annotations
 
+import re
 import traceback
 import zlib
 from collections.abc import Callable, Sequence
@@ -57,20 +58,16 @@ class Watch(TorchFunctionMode):
             raise AdoptionError(f"it calls PyTorch more than {_MOST_CALLS} times, in a loop whose length is a size")
         if func in (torch.Tensor.detach, torch.detach, torch.Tensor.detach_, torch.Tensor.data.__get__):  # type: ignore[attr-defined]
             return torch.ops.lossforge.stop_gradient(args[0])
-        if func is torch.Tensor.__bool__:
-            return self._decide(args[0])
         func = _OTHERWISE.get(func, func)
         result = func(*args, **(kwargs or {}))
         if self.with_gradients and not torch.is_grad_enabled() and not getattr(func, "__name__", "_").endswith("_"):
             return tree_map_only(torch.Tensor, torch.ops.lossforge.stop_gradient, result)
         return result
 
-    def _decide(self, condition: torch.Tensor) -> bool:
-        try:
-            return bool(condition)
-        except Exception as error:  # a value that is not known; PyTorch has several exceptions for it
-            if "ata" not in type(error).__name__:
-                raise
+    def decide(self, condition: torch.Tensor) -> Any:
+        """What Python is told of a truth value, instead of ``aten::_local_scalar_dense``."""
+        if condition.dtype != torch.bool or getattr(condition, "constant", None) is not None:
+            return NotImplemented
         if len(self.given) >= _MOST_DECISIONS:
             raise AdoptionError("it takes too many decisions from values; use torch.where in place of `if` and `while`")
         answer = self.answers[len(self.given)] if len(self.given) < len(self.answers) else False
@@ -152,7 +149,7 @@ def _raised_on_purpose(error: Exception) -> bool:
     """Whether an exception comes from a `raise` or an `assert` that is no part of the tracer."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     tracer = any(part in frame.filename for part in ("/torch/_", "/torch/fx/", "/torch/utils/"))
-    return not tracer and (frame.line or "").strip().startswith(("raise", "assert"))
+    return not tracer and (not frame.line or re.search(r"\b(raise|assert)\b", frame.line) is not None)
 
 
 # ------------------------------------------------------------------------------------- selections
