@@ -136,6 +136,13 @@ CASES = {
     "pooled": (pooled, [real, real], [NC, NC]),
     "hazard": (lambda h, t: -jnp.mean(t * jnp.log(jnp.cumprod(h, axis=1))), [unit, binary], [NC, NC]),
     "segments": (lambda p, y: jnp.sum(jax.ops.segment_sum(p, y, num_segments=3) ** 2), [real, classes(3)], [N, N]),
+    "written over": (lambda p, y: jnp.sum(p.at[y].set(0.0) ** 2), [real, classes(3)], [N, [(4,), (5,)]]),
+    "sorted": (lambda p, t: jnp.mean((jnp.sort(p, axis=0) - jnp.sort(t, axis=0)) ** 2), [real, real], [NC, NC]),
+    "spectrum": (
+        lambda p, t: jnp.mean((jnp.abs(jnp.fft.rfft(p)) - jnp.abs(jnp.fft.rfft(t))) ** 2),
+        [real, real],
+        [NC, NC],
+    ),
     "nt-xent": (OPTAX.ntxent, [real, classes(3)], [NC, N]),
     "triplet": (OPTAX.triplet_margin_loss, [real, real, real], [NC, NC, NC]),
 }

@@ -20,7 +20,7 @@ from lossforge.frontends.recording import Recording, Ref, Step, kept, kept_numbe
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
             "remat2": "jaxpr", "checkpoint": "jaxpr", "custom_lin": "jaxpr"}  # fmt: skip
 _MOST_ROUNDS = 64
-_MOST_STEPS = 4096
+_MOST_STEPS = 1024
 
 
 class JaxFrontEnd:

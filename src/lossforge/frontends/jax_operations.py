@@ -176,8 +176,7 @@ def _scatter(combine: Callable[[Importer, Any, Any], Tensor] | None) -> Rule:
         t, new, at = imp.tensor(x), imp.tensor(updates), coordinates(imp, indices)
         numbers = step.attrs["dimension_numbers"]
         indexed = [imp.integer(d) for d in numbers["scatter_dims_to_operand_dims"]]
-        if numbers["operand_batching_dims"]:
-            raise Refused("writing at index arrays beside batch dimensions; use jnp.where")
+        beside = dict(zip(numbers["scatter_indices_batching_dims"], numbers["operand_batching_dims"], strict=True))
         inserted = numbers["inserted_window_dims"]
         if all(i.rank == 0 for i in at):
             first = _starts(imp, at)
@@ -193,7 +192,8 @@ def _scatter(combine: Callable[[Importer, Any, Any], Tensor] | None) -> Rule:
             return imp.cast(_put(imp, t, new, block, act), t.node.kind)
         if sorted(indexed) != sorted(inserted) or combine not in (None, _add):
             raise Refused("writing blocks at index arrays; use jnp.where")
-        return imp.cast(_put_each(imp, step, t, new, [_in_range(i) for i in at], indexed, combine is None), t.node.kind)
+        ranged = [_in_range(i) for i in at]
+        return imp.cast(_put_each(imp, step, t, new, ranged, indexed, beside, combine is None), t.node.kind)
 
     return rule
 
@@ -222,31 +222,43 @@ def _put(
 
 
 def _put_each(
-    imp: Importer, step: Step, x: Tensor, new: Tensor, at: Sequence[Tensor], indexed: Sequence[int], replaces: bool
+    imp: Importer,
+    step: Step,
+    x: Tensor,
+    new: Tensor,
+    at: Sequence[Tensor],
+    indexed: Sequence[int],
+    beside: Mapping[int, int],
+    replaces: bool,
 ) -> Tensor:
-    """Updates at index arrays: one of them may count the entries, as in ``x.at[jnp.arange(n), labels]``."""
+    """Updates at index arrays; dimensions of these that lie beside one of `x`, or count its entries, take its place."""
     rank = max(i.rank for i in at)
-    counting = next((k for k, i in enumerate(at) if rank == 1 and i.node.op == "iota"), None)
-    if counting is None:
-        if list(indexed) != list(range(len(indexed))) or (replaces and any(new.dims)):
+    counting = next((k for k, i in enumerate(at) if rank == 1 and not beside and i.node.op == "iota"), None)
+    homes = dict(beside) if counting is None else {0: indexed[counting]}
+    if len(homes) < rank:
+        if beside or list(indexed) != list(range(len(indexed))) or (replaces and new.node.axes):
             raise Refused("writing at index arrays that may hold a place twice; use jnp.where")
         if not replaces:
             return imp.elementwise("add", x, scattered(imp, at, new, step.shapes[0]))
         touched = scattered(imp, at, Tensor(ir.constant(1.0), new.dims), step.shapes[0])
-        return imp.elementwise("where", imp.elementwise("gt", touched, 0.0), new.node, x)
-    home = indexed[counting]
+        return imp.elementwise("where", imp.elementwise("gt", touched, 0.0), Tensor(new.node, ()), x)
+
+    def placed(t: Tensor, rest: Sequence[int]) -> Tensor:
+        """The dimensions of an index at their homes, and others at the places `rest`."""
+        dims: list[Dim] = [()] * x.rank
+        for i, dim in enumerate(t.dims):
+            dims[homes[i] if i < rank else rest[i - rank]] = dim
+        return Tensor(t.node, tuple(dims))
+
     here: Tensor | None = None
     for k, index in enumerate(at):
         if k == counting:
             continue
         counter = imp.arange([s[indexed[k]] for s in step.shapes[0]])
         position = Tensor(counter.node, tuple(counter.dims[0] if i == indexed[k] else () for i in range(x.rank)))
-        spread = Tensor(index.node, tuple(index.dims[0] if i == home else () for i in range(x.rank)))
-        equal = imp.elementwise("eq", position, spread)
+        equal = imp.elementwise("eq", position, placed(index, ()))
         here = equal if here is None else imp.elementwise("and", here, equal)
-    window = iter(new.dims[1:])
-    dims = tuple(new.dims[0] if i == home else () if i in indexed else next(window) for i in range(x.rank))
-    updates = Tensor(new.node, dims)
+    updates = placed(new, [i for i in range(x.rank) if i not in indexed and i not in homes.values()])
     if not replaces:
         updates = imp.elementwise("add", x, updates)
     return updates if here is None else imp.elementwise("where", here, updates, x)
@@ -278,15 +290,25 @@ def _scan(op: str) -> Rule:
 
 def _sort(imp: Importer, step: Step, *operands: Any) -> Any:
     d = step.attrs["dimension"]
-    values, order = imp.sort(operands[0], d)
-    rest = []
-    for other in operands[1:]:
+    keys = [imp.single(imp.tensor(k), d) for k in operands[: step.attrs.get("num_keys", 1)]]
+    varied = [k for k in keys if set(k.dims[d]) & k.node.axes] or keys[
+        :1
+    ]  # what is the same everywhere decides nothing
+    if len(varied) > 1:
+        raise Refused("a sort by several keys")
+    values, order = imp.sort(varied[0], d)
+    found = []
+    for other in operands:
         t = imp.single(imp.tensor(other), d)
-        if t.node.op == "iota":
-            rest.append(order)
-            continue
-        rest.append(imp.gather((Tensor(t.node, (*t.dims[:d], (), *t.dims[d + 1 :])), t.dims[d]), order, d))
-    return (values, *rest) if rest else values
+        if t == varied[0]:
+            found.append(values)
+        elif t.node.op == "iota":
+            found.append(order)
+        elif not set(t.dims[d]) & t.node.axes:
+            found.append(t)
+        else:
+            found.append(imp.gather((Tensor(t.node, (*t.dims[:d], (), *t.dims[d + 1 :])), t.dims[d]), order, d))
+    return tuple(found) if len(found) > 1 else found[0]
 
 
 def _top_k(imp: Importer, step: Step, x: Any) -> tuple[Tensor, Tensor]:
