@@ -53,11 +53,13 @@ ROWS = {
     "monai dice batch": Row(monai.DiceLoss(softmax=True, batch=True, squared_pred=True), (real, hot), *SEGMENTS),
     "monai dice entries": Row(monai.DiceLoss(sigmoid=True, reduction="none"), (real, hot), *SEGMENTS),
     "monai dice weights": Row(monai.DiceLoss(softmax=True, weight=[1.0, 2.0, 3.0]), (real, hot), *SEGMENTS),
+    "monai generalized dice": Row(monai.GeneralizedDiceLoss(softmax=True), (real, hot), *SEGMENTS),
     "monai dice and entropy": Row(monai.DiceCELoss(softmax=True, lambda_ce=0.5), (real, hot), *SEGMENTS),
     "monai dice and focal": Row(monai.DiceFocalLoss(sigmoid=True, gamma=3.0), (real, hot), *SEGMENTS),
     "monai tversky": Row(monai.TverskyLoss(sigmoid=True, alpha=0.3, beta=0.7), (real, hot), *SEGMENTS),
     "monai focal": Row(monai.FocalLoss(gamma=1.5, alpha=0.25), (real, hot), *SEGMENTS),
     "monai ssim": Row(monai.SSIMLoss(2, win_size=5), (unit, unit), *IMAGES),
+    "monai correlation": Row(monai.LocalNormalizedCrossCorrelationLoss(3), (unit, unit), *VOLUMES),
     "monai bending": Row(monai.BendingEnergyLoss(), (real,), *FIELD),
     "monai diffusion": Row(monai.DiffusionLoss(), (real,), *FIELD),
     "monai soft skeletons": Row(monai.SoftclDiceLoss(iter_=1), (unit, hot), *pair((2, 2, 6, 7), (1, 2, 7, 5))),
@@ -102,3 +104,14 @@ def test_a_round_trip_through_numpy_is_refused_by_name():
     examples = [torch.from_numpy(a) for a in drawn("hausdorff", (real, binary), IMAGES[0])]
     with pytest.raises(lf.errors.AdoptionError, match="numpy"):
         lf.adopt(monai.HausdorffDTLoss(sigmoid=True), *examples)
+
+
+def test_a_parameter_that_may_only_grow():
+    def scaled_error(pred, true, *, data_range=1.0):
+        if pred.max() > data_range:
+            raise ValueError("beyond the range")
+        return ((pred - true) ** 2).mean() / data_range
+
+    pred, true = (torch.from_numpy(a) for a in drawn("range", (unit, unit), IMAGES[0]))
+    loss = lf.adopt(scaled_error, pred, true)
+    agree("value", loss(pred, true, data_range=4.0), scaled_error(pred, true, data_range=4.0))

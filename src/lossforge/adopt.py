@@ -779,24 +779,31 @@ class _Study:
         rng = np.random.default_rng(20)
         bounds = _bounds(ports, node)
         cases = [(s, dict(self.all_numbers)) for s in self.read.shapes]
-        if self.numbers:
-            cases.append(
-                (self.read.shapes[1], {**self.all_numbers, **{n: _other_values(v)[2] for n, v in self.numbers.items()}})
-            )
         if max((math.prod(shape) for shape in self.read.further), default=0) <= _LARGEST_FURTHER:
             cases.append((self.read.further, dict(self.all_numbers)))
         nodes = [p.node for p in ports if p.name in self.predictions]
         pulled = dict(zip(nodes, vjp([(node, ir.constant(1.0))], nodes), strict=True))
         constant = {a: n[0] for a, n in self.read.importer.sizes.items() if len(set(n)) == 1}
         compared = 0
-        for shapes, numbers in cases:
+
+        def drawn(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
             sizes = {a: n for p, s in zip(ports, shapes, strict=True) for a, n in zip(p.order, s, strict=True)}
             sizes = constant | sizes
-            arrays = [
+            return [
                 s.draw(rng, shape, min([sizes[a] for a in bounds.get(p.name, ()) if a in sizes], default=None))
                 for s, shape, p in zip(self.samplers, shapes, ports, strict=True)
             ]
-            compared += self._compare(ports, node, pulled, order, arrays, numbers, beyond=shapes is self.read.further)
+
+        for shapes, numbers in cases:
+            compared += self._compare(
+                ports, node, pulled, order, drawn(shapes), numbers, beyond=shapes is self.read.further
+            )
+        arrays = drawn(self.read.shapes[1])
+        for change in (lambda v: _other_values(v)[2], lambda v: 2 * v) if self.numbers else ():
+            # The range of data, say, may be enlarged only.
+            numbers = {**self.all_numbers, **{n: change(v) for n, v in self.numbers.items()}}
+            if self._compare(ports, node, pulled, order, arrays, numbers, beyond=True):
+                break
         own = [np.array(a) for a in self.arrays]
         compared += self._compare(ports, node, pulled, order, own, self.all_numbers)
         if not compared:
@@ -816,7 +823,7 @@ class _Study:
         beside: bool = False,
         beyond: bool = False,
     ) -> bool:
-        """Whether they could be compared; `beyond` says that the original may not take these arrays at all."""
+        """Whether they could be compared; `beyond` says that the original may not take these arrays or numbers at all."""
         wrt = [self.names.index(p) for p in self.predictions]
         try:
             value, gradients = self.front.run(arrays, {**self.options, **numbers}, wrt)
