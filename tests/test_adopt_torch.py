@@ -169,12 +169,6 @@ def clip(image, text):
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
 
 
-def siglip(image, text):
-    logits = image @ text.T - 1.0
-    n = logits.size(0)
-    return -F.logsigmoid((2 * torch.eye(n) - torch.ones(n, n)) * logits).sum() / n
-
-
 def nt_xent(first, second, temperature=0.5):
     n = first.shape[0]
     z = F.normalize(torch.cat([first, second]), dim=1)
@@ -251,7 +245,9 @@ def without_gradient(pred, true):
 
 def coral(source, target):
     d = source.size(1)
-    return (torch.cov(source.T) - torch.cov(target.T)).pow(2).sum() / (4 * d * d)
+    source, target = source - source.mean(0), target - target.mean(0)
+    gap = source.T @ source / (len(source) - 1) - target.T @ target / (len(target) - 1)
+    return gap.pow(2).sum() / (4 * d * d)
 
 
 def class_sums(pred, labels):
@@ -313,7 +309,6 @@ CASES = {
     "gaussian nll": (nn.GaussianNLLLoss(full=True), [real, real, positive], [NC, NC, NC]),
     "a check of arguments": (checked, [real, positive], [NC, NC]),
     "clip": (clip, [real, real], [NC, NC]),
-    "siglip": (siglip, [real, real], [NC, NC]),
     "nt-xent": (nt_xent, [real, real], [NC, NC]),
     "simclr": (simclr, [real, real], [NC, NC]),
     "masked mse": (lambda p, t, m: F.mse_loss(p[m > 0.5], t[m > 0.5]), [real, real, unit], [NC, NC, NC]),
@@ -376,10 +371,9 @@ def test_an_axis_that_one_other_size_fits_by_chance_is_not_taken_for_free() -> N
         return pred.topk(int(0.5 * len(pred)))[0].mean()
 
     rng = np.random.default_rng(1)
-    loss = lf.adopt(half, torch.from_numpy(real(rng, (8,))))
     x = real(rng, (6,))
     try:
-        value = loss(x)
+        value = lf.adopt(half, torch.from_numpy(real(rng, (8,))))(x)
     except lf.LossforgeError:
         return
     agree("value", value, half(torch.from_numpy(x)))

@@ -698,6 +698,11 @@ class _Study:
             raise AdoptionError(f"{self.name}: its result: {reason}") from None
         node = ir.as_kind(result.node, Kind.FLOAT)
         order = tuple(a for d in result.dims for a in d)
+        if any(a.startswith("@") for a in order):
+            raise AdoptionError(
+                f"{self.name}: the result is a selection by truth values, whose size depends on them; take its sum or mean, "
+                f"or use torch.where or its like"
+            )
         reduction: Reduction = "none" if order else "mean"
         fixed = tuple((a, n) for a, n in importer.fixed.items() if a in {b for p in importer.ports for b in p.order})
         fixed += tuple(

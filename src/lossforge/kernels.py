@@ -141,7 +141,11 @@ def bind(
     formats: Sequence[str | None] | None = None,
 ) -> Bound:
     """Everything about a call that depends on shapes, strides and dtypes alone."""
-    for node in ir.topological([o.node for o in program.outputs]):
+    nodes = ir.topological([o.node for o in program.outputs])
+    copies = {a for n in nodes for a in n.axes if ir.original(a) != a}
+    if copies - {n.attrs[1] for n in nodes if n.op == "rename"} or any("~" in a for a in copies):
+        raise UnsupportedError("kernels do not spell copies of axes whose renaming was simplified away")
+    for node in nodes:
         if node.op in ("table", "window", "slide", "join", "split", "flip", "cumsum", "argsort"):
             raise UnsupportedError(f"kernels do not spell {node.op}")
         if node.op in ("take", "iota") and (len(node.attrs) > 1 or node.args and node.attrs[0] in node.args[1].axes):
@@ -454,6 +458,8 @@ class Bound:
 
     def _is_few(self, sweep: Sweep) -> bool:
         """Whether a sweep only works on results of earlier ones, and on so few that a kernel would not pay."""
+        if any(n.op == "iota" and ir.original(n.attrs[0]) != n.attrs[0] for n in ir.topological(sweep.results)):
+            return False  # what is read need not tell the size of a copy
         entries = math.prod(self.sizes[a] for a in (*sweep.outer, *sweep.inner))
         return entries <= FEW and all(n.op in ir.REDUCTIONS for n in reads(sweep))
 
@@ -465,6 +471,8 @@ class Bound:
             n = stack.pop()
             if n in self.constants:
                 given[n] = ir.constant(self.constants[n])
+            elif n.op == "constant":
+                continue
             elif n not in sweep.results and (not n.axes or n in self.lies):
                 given.setdefault(n, ir.input_(f"x{len(given)}", n.axes))
             else:

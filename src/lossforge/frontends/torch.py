@@ -963,6 +963,10 @@ _PLAIN = {
 }  # fmt: skip
 
 
+def _number(imp: Importer, step: Step, *args: Any) -> Tensor:
+    raise Refused("a Python number taken from values (.item(), float(), int()); keep it a tensor")
+
+
 def _random(imp: Importer, step: Step, *args: Any) -> Tensor:
     raise Refused("random numbers; a loss gives one value for its inputs. Make the random tensor an argument")
 
@@ -980,7 +984,7 @@ RULES: Mapping[str, Rule] = {
         ("nearest", 1, False), ("nearest", 2, False), ("nearest", 3, False), ("linear", 1, True), ("bilinear", 2, True),
         ("trilinear", 3, True)) for form in ("default", "vec")},
     **{f"{op}.default": _random for op in ("rand", "randn", "rand_like", "randn_like", "native_dropout", "bernoulli", "randperm")},
-    "bernoulli.p": _random, "normal_functional.default": _random,
+    "_local_scalar_dense.default": _number, "bernoulli.p": _random, "normal_functional.default": _random,
     **{f"{k}.default": rule_for(v) for k, v in _PLAIN.items()},
     **{f"{op}.{form}": rule_for(op) for op in ("lt", "le", "gt", "ge", "eq", "ne") for form in ("Tensor", "Scalar")},
     **{f"{k}.{form}": _logical(v) for k, v in {
