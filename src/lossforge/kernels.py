@@ -458,8 +458,6 @@ class Bound:
 
     def _is_few(self, sweep: Sweep) -> bool:
         """Whether a sweep only works on results of earlier ones, and on so few that a kernel would not pay."""
-        if any(n.op == "iota" and ir.original(n.attrs[0]) != n.attrs[0] for n in ir.topological(sweep.results)):
-            return False  # what is read need not tell the size of a copy
         entries = math.prod(self.sizes[a] for a in (*sweep.outer, *sweep.inner))
         return entries <= FEW and all(n.op in ir.REDUCTIONS for n in reads(sweep))
 
@@ -483,6 +481,9 @@ class Bound:
         inputs = tuple(Port(given[n], tuple(sorted(n.axes))) for n in leaves)
         outputs = tuple(Port(n, r.order) for n, r in zip(nodes, results, strict=True))
         backend = numpy_backend()
+        known = {a for p in inputs for a in p.order}
+        if {n.attrs[0] for n in ir.topological(nodes) if n.op == "iota" and n.attrs[0] not in known}:
+            raise UnsupportedError("kernels do not spell positions along a copy of an axis alone")
         text = assemble(backend, [emit(Program(inputs, outputs, tuple(f"y{i}" for i in range(len(outputs)))), backend)])
         function = compile_text(text, "program", "numpy")
         for r in results:
