@@ -97,6 +97,19 @@ def halves(y_true, y_pred):
     return tf.reduce_mean(tf.exp(-log_variance) * tf.square(y_true - mean) + log_variance)
 
 
+def selected(y_true, y_pred):
+    """The same mask twice, over all dimensions."""
+    kept = [tf.boolean_mask(x, y_true > 0) for x in (y_true, y_pred)]
+    return tf.reduce_mean(tf.abs(kept[0] - kept[1]))
+
+
+def selected_rows(y_true, y_pred):
+    rows = tf.where(y_true > 0)
+    return tf.reduce_mean(
+        tf.nn.sparse_softmax_cross_entropy_with_logits(tf.gather_nd(y_true, rows), tf.gather_nd(y_pred, rows))
+    )
+
+
 WEIGHTS = tf.Variable([1.0, 0.5, 2.0, 3.0], trainable=False)
 
 
@@ -170,6 +183,8 @@ CASES = {
         [real, real],
         [NC, NC],
     ),
+    "selected": (selected, [real, real], [NC, NC]),
+    "selected rows": (selected_rows, [int32_classes(4), real], [N, NC]),
     "labels that do not sum to one": (  # whose gradient in TensorFlow is not the derivative
         lambda y_true, y_pred: tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(2.0 * y_true, y_pred)),
         [simplex, real],

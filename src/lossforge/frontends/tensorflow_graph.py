@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import linecache
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from lossforge.errors import AdoptionError
 from lossforge.frontends.recording import Recording, Ref, Step, rounded
 
 _LONGEST_LOOP = 1000
+_PRIMES = [n for n in range(1009, 9973) if all(n % d for d in range(2, 100))]
 
 _NUMBERS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("Reshape", "BroadcastTo", "ExpandDims", "Transpose", "Tile", "TopKV2", "OneHot", "ReverseV2"), (1,)),
@@ -84,7 +86,7 @@ def read(concrete: Any, arrays: Sequence[np.ndarray]) -> Recording:
         raise AdoptionError("the loss returned nothing; expected one tensor")
     if len(concrete.outputs) > 1:
         raise AdoptionError("the loss returned several values; expected one tensor")
-    reader = _Reader(len(arrays))
+    reader = _Reader(arrays)
     given: list[Any] = [_Value(ref=Ref(i), shape=tuple(a.shape)) for i, a in enumerate(arrays)]
     given += [_captured(t, concrete.graph.variables) for t in concrete.captured_inputs]
     (result,) = reader.run(concrete.graph, given)
@@ -126,9 +128,14 @@ def _needed(steps: Sequence[Step], outcome: Any) -> tuple[Step, ...]:
 class _Reader:
     """Walks through graphs and collects steps."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         self.steps: list[Step] = []
-        self.count = count
+        self.makers: dict[int, Step] = {}
+        """The step that makes each value."""
+        self.count = len(arrays)
+        self.counts: dict[Any, int] = {}
+        """How many entries each mask selects."""
+        self.seed = zlib.crc32(repr([a.shape for a in arrays]).encode())
 
     # ------------------------------------------------------------------ graphs
 
@@ -166,6 +173,8 @@ class _Reader:
             return self.append(op, args, attrs, shapes, [op.outputs[0].dtype.name], name="GatherV2")
         if op.type.startswith("TensorList"):
             return self._list(op, given)
+        if op.type == "Where" and given[0].number is None:
+            return self._where(op, given[0])
         if op.type in ("Shape", "Size", "Rank"):
             of = given[0].shape
             found = {"Shape": of, "Size": int(np.prod(of)), "Rank": len(of)}[op.type]
@@ -208,9 +217,10 @@ class _Reader:
         """A step, and its results."""
         outputs = tuple(range(self.count, self.count + len(shapes)))
         self.count += len(outputs)
-        self.steps.append(
-            Step(name or op.type, args, attrs, outputs, tuple((s,) for s in shapes), where(op), tuple(dtypes))
-        )
+        made = tuple((s,) for s in shapes)
+        step = Step(name or op.type, args, attrs, outputs, made, where(op), tuple(dtypes))
+        self.steps.append(step)
+        self.makers.update(dict.fromkeys(outputs, step))
         return [_Value(numbers[i] if numbers is not None else None, Ref(k), shapes[i]) for i, k in enumerate(outputs)]
 
     def argument(self, value: _Value, plain: bool = False) -> Any:
@@ -218,6 +228,26 @@ class _Reader:
         if value.number is not None and (plain or value.ref is None):
             return _literal(value.number)
         return value.ref
+
+    # ------------------------------------------------------------------ selections
+
+    def _where(self, op: Any, mask: _Value) -> list[_Value]:
+        """The positions where a mask holds, of which there are as many as a prime that no size has."""
+        key = self._structure(mask.ref)
+        if key not in self.counts:
+            self.counts[key] = _PRIMES[(self.seed + 101 * len(self.counts)) % len(_PRIMES)]
+        count = self.counts[key]
+        return self.append(op, (self.argument(mask), count), {}, [(count, len(mask.shape))], ["int64"])
+
+    def _structure(self, value: Any) -> Any:
+        """What a value is worked out from: equal for two masks that are computed alike."""
+        if isinstance(value, Ref):
+            made = self.makers.get(value.index)
+            if made is None:
+                return value
+            args = tuple(self._structure(a) for a in made.args)
+            return made.op, made.outputs.index(value.index), args, repr(sorted(made.attrs.items()))
+        return value.tobytes() if isinstance(value, np.ndarray) else value
 
     # ------------------------------------------------------------------ control flow
 

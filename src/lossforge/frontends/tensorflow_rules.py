@@ -64,8 +64,17 @@ def _full(value: Any) -> Rule:
     return lambda imp, step, *args: imp.full(imp.cast(value, _kind(step.dtypes[0])), step.shapes[0])
 
 
+def _where(imp: Importer, step: Step, mask: Any, count: Any) -> Tensor:
+    """The positions where a mask holds, a column for each of its dimensions."""
+    parts = tuple(imp.position(mask, mask, 0, count, d) for d in range(imp.tensor(mask).rank))
+    columns = imp.concat([imp.unsqueeze(p, 1) for p in parts], 1)
+    return Stacked(columns.node, columns.dims, parts)
+
+
 def _squeeze(imp: Importer, step: Step, x: Any) -> Tensor:
     t = imp.tensor(x)
+    if isinstance(t, Stacked) and len(t.parts) == 1:
+        return t.parts[0]
     wanted = step.attrs.get("squeeze_dims") or ()
     return imp.squeeze(t, [imp.dim(t, d) for d in wanted] or None)
 
@@ -729,7 +738,7 @@ _REAL: Mapping[str, Rule] = {
     "AddN": lambda imp, step, *xs: _sum(imp, xs),
     "Sum": _reduce("sum"), "Mean": _reduce("mean"), "Max": _reduce("max"), "Min": _reduce("min"), "Prod": _reduce("prod"),
     "Any": _reduce("any"), "All": _reduce("all"), "ArgMax": _arg("argmax"), "ArgMin": _arg("argmin"),
-    "Reshape": _shape, "BroadcastTo": _expand, "Squeeze": _squeeze, "ExpandDims": _expand_dims, "Transpose": _transpose,
+    "Reshape": _shape, "BroadcastTo": _expand, "Squeeze": _squeeze, "Where": _where, "ExpandDims": _expand_dims, "Transpose": _transpose,
     "MatMul": _matmul, "BatchMatMulV2": _matmul, "BatchMatMul": _matmul, "BatchMatMulV3": _matmul, "Einsum": _einsum,
     "Softmax": _softmax(False), "LogSoftmax": _softmax(True), "SoftmaxCrossEntropyWithLogits": _cross_entropy,
     "SparseSoftmaxCrossEntropyWithLogits": _sparse_cross_entropy,
