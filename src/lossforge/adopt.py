@@ -518,8 +518,7 @@ class _Study:
         chosen: list[dict[Axis, int]] = [{}, {}]
         stuck = {r: example[r] for r in free if not options[r] and r not in self.table.units}
         if len(stuck) > 1 and self._together(stuck, {r: example[r] for r in free}, kept):
-            for r in stuck:
-                options[r] = [2 * example[r], 3 * example[r]]
+            chosen = [{r: factor * n for r, n in stuck.items()} for factor in (2, 3)]
             stuck = {}
         main = self._roots()[self.names.index(self.predictions[0])][:1]
         if main and main[0] in stuck and self._original_runs(main[0], {r: example[r] for r in free}):
@@ -530,7 +529,7 @@ class _Study:
                 else f"{self.name}: its steps depend on the size of the batch ({problem})"
             )
         for r in free:
-            if r in self.table.units or r in stuck:
+            if r in self.table.units or r in stuck or r in chosen[0]:
                 continue
             for k in (0, 1):
                 taken = {*chosen[k].values(), *stuck.values(), *([chosen[0][r]] if k else [])}
