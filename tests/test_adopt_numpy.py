@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from scipy import special
@@ -263,3 +265,12 @@ def test_nothing_outside_of_the_function_changes() -> None:
     lf.adopt(lambda p, y: np.mean(table[y] * special.logsumexp(p, axis=1)), real(rng, (8, 4)), classes(4)(rng, (8,)))
     assert (np.eye, np.array, special.logsumexp) == before
     assert type(table) is np.ndarray
+
+
+def test_a_formula_that_cannot_be_run_is_not_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(program: object, arrays: object) -> None:
+        raise IndexError("tuple index out of range")
+
+    monkeypatch.setattr(sys.modules["lossforge.adopt"], "by_operations", fails)
+    with pytest.raises(lf.errors.AdoptionError, match="IndexError: tuple index out of range.*not adopted"):
+        lf.adopt(lambda pred, true: np.mean((pred - true) ** 2), np.zeros(5), np.ones(5))

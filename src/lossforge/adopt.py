@@ -23,6 +23,7 @@ import numpy as np
 
 from lossforge import ir
 from lossforge.adapters.base import _root
+from lossforge.adapters.numpy import by_operations
 from lossforge.compiler import Definition, Reduction
 from lossforge.errors import AdoptionError, BroadcastWarning, LossforgeError, NotDifferentiableError
 from lossforge.frontends.positional import AxisTable, Importer, Refused, Restart, Tensor
@@ -259,6 +260,22 @@ class AdoptedLoss(Loss):
         """The library that the loss was written for."""
         if gradient is not None:
             self._register(gradient, self.predictions[0])
+        self._try(arrays)
+
+    def _try(self, arrays: Sequence[np.ndarray]) -> None:
+        """Run the formula as NumPy's operations once, as every other framework will run it.
+
+        Raises:
+            AdoptionError: it cannot be run.
+        """
+        plan = super().plan("sum" if self.reduction == "none" else self.reduction)
+        try:
+            by_operations(plan.value_and_gradient(self.predictions), [*arrays, *self._study.numbers.values()])
+        except Exception as error:
+            raise AdoptionError(
+                f"{self.name}: as read, it cannot be run by array operations ({type(error).__name__}: {error}); it is not "
+                f"adopted. Please report this loss"
+            ) from error
 
     def definition(self, **options: Any) -> Definition:
         """The imported definition."""

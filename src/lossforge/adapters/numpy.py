@@ -65,6 +65,15 @@ def evaluate(program: Program, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
     found = kernels.attempt(program, bits, real, results, formats)
     if found is not None:
         return tuple(f.view(_numpy_dtype(d)) if d == "bfloat16" else f for f, d in zip(found, results, strict=True))
+    return by_operations(program, arrays)
+
+
+def by_operations(program: Program, arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    """The program's outputs by NumPy's own operations."""
+    ports = program.inputs
+    real, results, _ = _precisions(
+        program, tuple(a.dtype if p.order else None for a, p in zip(arrays, ports, strict=True))
+    )
     dtype = np.dtype(real)
     by_kind = {Kind.FLOAT: dtype, Kind.INDEX: np.dtype(np.int64), Kind.BOOL: np.dtype(bool)}
     converted = [np.asarray(a, dtype=by_kind[p.node.kind]) for a, p in zip(arrays, ports, strict=True)]
