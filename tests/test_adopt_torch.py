@@ -377,3 +377,23 @@ def test_an_axis_that_one_other_size_fits_by_chance_is_not_taken_for_free() -> N
     except lf.LossforgeError:
         return
     agree("value", value, half(torch.from_numpy(x)))
+
+
+@pytest.mark.parametrize("positions", [[0, 1], [0, 2], [1]])
+def test_some_columns_by_constant_positions(positions: list[int], rng: np.random.Generator) -> None:
+    """0, 1 … that end before the axis does are positions like others, not the axis itself."""
+
+    def some_columns(pred: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        return ((pred[:, positions] - true[:, positions]) ** 2).mean()
+
+    def arrays(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.from_numpy(rng.normal(size=shape).astype(np.float32)) for _ in range(2))  # type: ignore[return-value]
+
+    loss = lf.adopt(some_columns, *arrays(6, 4))
+    for shape in ((6, 4), (9, 7)):
+        pred, true = arrays(*shape)
+        value, gradient = loss.value_and_grad(pred.numpy(), true.numpy())
+        original = some_columns(pred.requires_grad_(), true)
+        original.backward()
+        np.testing.assert_allclose(value, original.detach().numpy(), rtol=1e-5)
+        np.testing.assert_allclose(gradient, pred.grad.numpy(), rtol=1e-5, atol=1e-7)

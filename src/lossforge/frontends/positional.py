@@ -984,10 +984,11 @@ class Importer:
         moved, node = nodes
         if apart not in moved.axes:
             return Tensor(moved, dims)
-        if node.op == "iota":
-            counted = node.attrs[0]
-            if self.sizes_of(counted) != self.sizes_of(axis):
+        if node.op == "iota" and self.sizes_of(node.attrs[0]) != self.sizes_of(axis):
+            if len(set(self.sizes_of(node.attrs[0]))) > 1:
                 raise Refused("a range as index into a dimension of another size")
+        elif node.op == "iota":  # each entry at its own place
+            counted = node.attrs[0]
             if self.origin[_base(counted)] != self.origin[_base(axis)]:
                 self._same(counted, axis)
             return Tensor(_tied(moved, apart, counted, {}), dims)
