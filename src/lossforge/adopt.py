@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -855,27 +856,22 @@ class _Study:
         Raises:
             AdoptionError: they differ.
         """
-        given = ports, node, pulled, order
+        compared = partial(self._compared, ports, node, pulled, order)
         try:
-            return self._compared(*given, arrays, numbers, _TOLERANCE, beyond=beyond)
+            return compared(arrays, numbers, _TOLERANCE, beyond=beyond)
         except AdoptionError:
-            if not self._differs_by_rounding(*given, arrays, numbers):
+            if not self._differs_by_rounding(compared, arrays, numbers):
                 raise
             return True
 
+    @staticmethod
     def _differs_by_rounding(
-        self,
-        ports: Sequence[Port],
-        node: Node,
-        pulled: Mapping[Node, Node | None],
-        order: Sequence[Axis],
-        arrays: Sequence[np.ndarray],
-        numbers: Mapping[str, float],
+        compared: Callable[..., bool], arrays: Sequence[np.ndarray], numbers: Mapping[str, float]
     ) -> bool:
         wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
         try:
-            self._compared(ports, node, pulled, order, arrays, numbers, _ROUNDING)
-            return self._compared(ports, node, pulled, order, wide, numbers, _EXACT)
+            compared(arrays, numbers, _ROUNDING)
+            return compared(wide, numbers, _EXACT)
         except AdoptionError:
             return False
 

@@ -23,9 +23,10 @@ from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.numba import Kernel, Total, emit_kernel
 from lossforge.codegen.numpy import numpy_backend
 from lossforge.errors import UnsupportedError
+from lossforge.frontends.signature import dimensions
 from lossforge.interpreter import Float64
 from lossforge.ir import Axis, Kind, Node, Port, Program
-from lossforge.placement import Lie, as_one, choose_layout, dense, merge_axes, parts_of
+from lossforge.placement import Lie, as_one, choose_layout, dense, merge_axes
 from lossforge.primitives import PRIMITIVES
 from lossforge.runtime.buffers import GradientBuffers
 from lossforge.runtime.cache import FASTMATH, compile_kernel
@@ -164,7 +165,7 @@ def _must_split(program: Program, arrays: Sequence[np.ndarray | None]) -> dict[A
     for port, array in zip(program.inputs, arrays, strict=True):
         if array is None:
             continue
-        for axis, part in parts_of(port.order, array.ndim).items():
+        for axis, part in dimensions(port.order, array.ndim).items():
             shape, strides = array.shape[part], array.strides[part]
             if axis.startswith("*") and as_one(shape, strides) is None:
                 result[axis] = len(shape)
@@ -221,7 +222,7 @@ class Bound:
             if array is None or held is None:
                 continue
             strides: list[tuple[Axis, int]] = []
-            for axis, part in parts_of(port.order, array.ndim).items():
+            for axis, part in dimensions(port.order, array.ndim).items():
                 shape = array.shape[part]
                 self.sizes[axis] = math.prod(shape)
                 self.shapes[axis] = shape
@@ -544,7 +545,7 @@ class Bound:
                 by_dim[d] = step
                 step *= axes_shape[d]
             steps: list[tuple[Axis, int]] = []
-            for axis, part in parts_of(port.order, len(shape)).items():
+            for axis, part in dimensions(port.order, len(shape)).items():
                 one = as_one(shape[part], by_dim[part])
                 if one is None:  # the dimensions of a starred axis are interleaved with others
                     return self._temporary(node)

@@ -56,17 +56,6 @@ def as_one(shape: Sequence[int], strides: Sequence[int]) -> int | None:
     return kept[-1][1] if kept else 0
 
 
-def parts_of(order: Sequence[Axis], rank: int) -> dict[Axis, slice]:
-    """The dimensions of an array that each axis covers: one, and as many as are left for a starred axis."""
-    surplus = rank - sum(not a.startswith("*") for a in order)
-    result, start = {}, 0
-    for axis in order:
-        width = surplus if axis.startswith("*") else 1
-        result[axis] = slice(start, start + width)
-        start += width
-    return result
-
-
 def merge_axes(sweep: Sweep, lies: dict[Node, Lie], sizes: dict[Axis, int]) -> set[Axis]:
     """Outer axes that all arrays step through as one are one axis; returns those that vanish."""
     fixed = {n.attrs[0] for n in ir.topological(sweep.results) if n.op in ("iota", "take")}
@@ -176,4 +165,4 @@ def _turned(
     )
 
 
-__all__ = ["Lie", "as_one", "choose_layout", "dense", "merge_axes", "parts_of"]
+__all__ = ["Lie", "as_one", "choose_layout", "dense", "merge_axes"]

@@ -181,8 +181,7 @@ class ReducedLoss(torch.autograd.Function):
         ctx.step = step
         if gradients:
             ctx.gradients = gradients
-        ctx.numbers = [None if isinstance(a, Tensor) else a for a in arrays]
-        ctx.save_for_backward(*[a for a in arrays if isinstance(a, Tensor)])
+        _keep(ctx, arrays)
         return loss
 
     @staticmethod
@@ -210,8 +209,7 @@ class WholeLoss(torch.autograd.Function):
         """The loss."""
         ctx.plan, ctx.dtype, ctx.wrt = plan, dtype, _chosen(plan.inputs, ctx.needs_input_grad[2:])
         loss, ctx.token = torch_operators.reduced(plan, ctx.wrt, arrays, dtype)
-        ctx.numbers = [None if isinstance(a, Tensor) else a for a in arrays]
-        ctx.save_for_backward(*[a for a in arrays if isinstance(a, Tensor)])
+        _keep(ctx, arrays)
         return loss
 
     @staticmethod
@@ -235,12 +233,17 @@ def _chosen(ports: Sequence[Port], chosen: Sequence[bool]) -> tuple[str, ...]:
     return tuple(p.name for p, c in zip(ports, chosen, strict=True) if c)
 
 
-def _save(ctx: Any, arrays: Sequence[Value]) -> None:
-    """Keep a function's inputs; tensors so that a change in place is noticed."""
+def _keep(ctx: Any, arrays: Sequence[Value]) -> tuple[Tensor, ...]:
+    """Keep a function's inputs for its backward pass; tensors so that a change in place is noticed."""
+    tensors = tuple(a for a in arrays if isinstance(a, Tensor))
     ctx.numbers = [None if isinstance(a, Tensor) else a for a in arrays]
-    tensors = [a for a in arrays if isinstance(a, Tensor)]
     ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
+    return tensors
+
+
+def _save(ctx: Any, arrays: Sequence[Value]) -> None:
+    """Keep a function's inputs for its backward pass and for forward mode."""
+    ctx.save_for_forward(*_keep(ctx, arrays))
 
 
 def _saved(ctx: Any) -> list[Value]:

@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossforge import ir, kernels, placement
+from lossforge import ir, kernels
 from lossforge.adapters import torch_kernels
 from lossforge.adapters.torch_programs import Value, evaluate, program_text
 from lossforge.compiler import Plan
+from lossforge.frontends.signature import dimensions
 from lossforge.ir import Axis, Program
 from lossforge.runtime.switch import use_kernels
 
@@ -157,7 +158,7 @@ def _shapes(program: Program, arrays: Sequence[Value]) -> dict[Axis, Sequence[An
     found: dict[Axis, Sequence[Any]] = {}
     for port, array in zip(program.inputs, arrays, strict=True):
         if isinstance(array, Tensor):
-            found |= {axis: array.shape[part] for axis, part in placement.parts_of(port.order, array.dim()).items()}
+            found |= {axis: array.shape[part] for axis, part in dimensions(port.order, array.dim()).items()}
     for node in ir.topological([o.node for o in program.outputs]):
         if node.op == "rename" and node.attrs[0] in found:
             found[node.attrs[1]] = found[node.attrs[0]]

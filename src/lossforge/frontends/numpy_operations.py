@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lossforge.frontends import spectral
-from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
+from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for, slice_ends
 from lossforge.frontends.recording import Ref, Step, Varying
 from lossforge.ir import Kind
 
@@ -132,16 +132,7 @@ def _slice(imp: Importer, t: Tensor, d: int, key: tuple[Any, ...]) -> Tensor:
         return imp.along("flip", t, d)
     if by < 0:
         raise Refused("a slice with a negative step and ends")
-    return imp.slice(t, d, _bounds(start, 0, n), _bounds(stop, None, n), by)
-
-
-def _bounds(value: Any, default: int | None, n: Sequence[int]) -> list[int]:
-    values = value.values if isinstance(value, Varying) else (value,) * len(n)
-    result = []
-    for v, size in zip(values, n, strict=True):
-        v = (default if default is not None else size) if v is None else v
-        result.append(min(max(v + size if v < 0 else v, 0), size))
-    return result
+    return imp.slice(t, d, slice_ends(start, 0, n), slice_ends(stop, None, n), by)
 
 
 def _where(imp: Importer, step: Step, c: Any, x: Any, y: Any) -> Tensor:

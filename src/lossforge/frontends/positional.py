@@ -1479,6 +1479,16 @@ def _refusal(step: Step, reason: str) -> str:
     return f"{step.op}{place}: {reason}"
 
 
+def slice_ends(value: Any, default: int | None, n: Sequence[int]) -> list[int]:
+    """The end of a slice in each recording, as Python counts; `default` (None: the size) where it is not given."""
+    values = value.values if isinstance(value, Varying) else (value,) * len(n)
+    result = []
+    for v, size in zip(values, n, strict=True):
+        v = (default if default is not None else size) if v is None else v
+        result.append(min(max(v + size if v < 0 else v, 0), size))
+    return result
+
+
 def rule_for(op: str) -> Rule:
     """The rule of a library's operation that is one of the table."""
     return lambda imp, step, *args: imp.elementwise(op, *args)

@@ -664,21 +664,6 @@ def _fourier(count: int, inverse: bool = False, half: bool = False) -> Rule:
     return rule
 
 
-def _on_complex(op: str, rule: Rule) -> Rule:
-    """The meaning of an operation on complex operands; on real ones it is `rule`."""
-
-    def chosen(imp: Importer, step: Step, *args: Any) -> Any:
-        if not any(isinstance(a, spectral.Complex | complex) for a in args):
-            return rule(imp, step, *args)
-        if op in _COMPLEX:
-            return _COMPLEX[op](imp, step, *args)
-        if op in _LINEAR:
-            return spectral.on_parts(imp, step, rule, args, "float32")
-        raise Refused("complex numbers in this operation; use it on the real and imaginary parts")
-
-    return chosen
-
-
 _COMPLEX: Mapping[str, Rule] = {
     **dict.fromkeys(("Add", "AddV2"), lambda imp, step, x, y: spectral.add(imp, x, y)),
     "Sub": lambda imp, step, x, y: spectral.add(imp, x, spectral.negative(imp, y)),
@@ -769,7 +754,7 @@ def _sum(imp: Importer, terms: Sequence[Any]) -> Tensor:
 
 
 RULES: Mapping[str, Rule] = {
-    **{op: _on_complex(op, rule) for op, rule in _REAL.items()},
+    **spectral.with_complex(_REAL, _COMPLEX, _LINEAR, "float32"),
     **{f"{name}FFT{n if n > 1 else ''}{'D' if n > 1 else ''}": _fourier(n, "I" in name, "R" in name)
        for name in ("", "I", "R", "IR") for n in (1, 2, 3)},
     "Complex": lambda imp, step, x, y: spectral.Complex(imp.tensor(x), imp.tensor(y)),

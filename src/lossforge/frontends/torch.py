@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lossforge.errors import AdoptionError
 from lossforge.frontends import spectral, windows
-from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
+from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for, slice_ends
 from lossforge.frontends.recording import Recording, Ref, Step, Varying
 from lossforge.frontends.spectral import Complex
 from lossforge.frontends.torch_constants import Constants
@@ -527,7 +527,7 @@ def _slice_scatter(
     t, v = imp.tensor(x), imp.tensor(source)
     d = imp.dim(t, dim)
     n = imp.extents(t.dims[d])
-    first, last = bounds(imp, start, 0, n), bounds(imp, stop, None, n)
+    first, last = slice_ends(start, 0, n), slice_ends(stop, None, n)
     if imp.integer(stride) != 1:
         raise Refused("writing every n-th entry")
     return imp.cast(imp.overwrite(t, d, first, last, v), _kind(step.dtypes[0]))
@@ -612,18 +612,8 @@ def _slice(
     t = imp.tensor(x)
     d = imp.dim(t, dim)
     n = imp.extents(t.dims[d])
-    first, last = bounds(imp, start, 0, n), bounds(imp, stop, None, n)
+    first, last = slice_ends(start, 0, n), slice_ends(stop, None, n)
     return imp.slice(t, d, first, last, imp.integer(stride))
-
-
-def bounds(imp: Importer, value: Any, default: int | None, n: Sequence[int]) -> list[int]:
-    """The end of a slice in each recording."""
-    values = value.values if isinstance(value, Varying) else (value,) * len(n)
-    result = []
-    for v, size in zip(values, n, strict=True):
-        v = (default if default is not None else size) if v is None else v
-        result.append(min(max(v + size if v < 0 else v, 0), size))
-    return result
 
 
 def _split(imp: Importer, step: Step, x: Any, size: Any, dim: Any = 0) -> tuple[Tensor, ...]:
@@ -910,22 +900,6 @@ def _as_strided(imp: Importer, step: Step, x: Any, shape: Any, strides: Any, *re
     return windows.patches(imp, t, [t.rank - 1], [windows.stencil_of(shape[-1], hop)])
 
 
-def _on_complex(base: str, rule: Rule) -> Rule:
-    """The meaning of an operation on complex operands; on real ones it is `rule`."""
-
-    def chosen(imp: Importer, step: Step, *args: Any) -> Any:
-        flat = [b for a in args for b in (a if isinstance(a, list | tuple) else (a,))]
-        if not any(isinstance(a, Complex | complex) for a in flat):
-            return rule(imp, step, *args)
-        if base in _COMPLEX:
-            return _COMPLEX[base](imp, step, *args)
-        if base in _EACH_PART:
-            return spectral.on_parts(imp, step, rule, args, "torch.float32")
-        raise Refused("complex numbers in this operation; use it on the real and imaginary parts")
-
-    return chosen
-
-
 def _complex_power(imp: Importer, step: Step, x: Complex, y: Any) -> Complex:
     if y != 2:
         raise Refused("a power of complex numbers; use abs first")
@@ -971,7 +945,7 @@ def _random(imp: Importer, step: Step, *args: Any) -> Tensor:
     raise Refused("random numbers; a loss gives one value for its inputs. Make the random tensor an argument")
 
 
-RULES: Mapping[str, Rule] = {
+_REAL: Mapping[str, Rule] = {
     "convolution.default": _convolution,
     **{f"avg_pool{n}d.default": _average_pool(n) for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices.default": _maximum_pool(n) for n in (2, 3)},
@@ -1042,10 +1016,16 @@ RULES: Mapping[str, Rule] = {
     "remainder.Tensor": _formula(lambda x, y: x - y * _floor(x / y)), "remainder.Scalar": _formula(lambda x, y: x - y * _floor(x / y)),
 }  # fmt: skip
 
+_BASES = {op: op.partition(".")[0] for op in _REAL}
+"""The operations by name, without their overloads."""
 
-_TABLE = RULES
-RULES = {
-    **{op: _on_complex(op.partition(".")[0], rule) for op, rule in _TABLE.items()},
+RULES: Mapping[str, Rule] = {
+    **spectral.with_complex(
+        _REAL,
+        {op: _COMPLEX[base] for op, base in _BASES.items() if base in _COMPLEX},
+        {op for op, base in _BASES.items() if base in _EACH_PART},
+        "torch.float32",
+    ),
     **{f"{op}.default": _fourier for op in ("_fft_r2c", "_fft_c2c")},
     "_fft_c2r.default": _real_inverse,
     "angle.default": lambda imp, step, x: spectral.phase(imp, spectral.complex_of(imp, x)),
