@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lossforge import kernels
+from lossforge.binding import Bound, Room
 from lossforge.ir import Program
 from lossforge.runtime.buffers import SMALL
 from lossforge.runtime.switch import use_kernels
@@ -117,7 +118,7 @@ class Ready:
     """A program's kernels for tensors of one form."""
 
     def __init__(
-        self, bound: kernels.Bound, program: Program, arrays: Sequence[Tensor | float], results: Sequence[str]
+        self, bound: kernels.Ready, program: Program, arrays: Sequence[Tensor | float], results: Sequence[str]
     ) -> None:
         self.bound = bound
         self.dtypes = tuple(_DTYPES[r] for r in results)
@@ -125,13 +126,15 @@ class Ready:
         for port, array in zip(program.inputs, arrays, strict=True):
             self.takes.append(Tensor.data_ptr if port.order else Tensor.item if isinstance(array, Tensor) else _number)
         self.numbers = tuple(i for i, p in enumerate(program.outputs) if not p.order)
-        self.makers: list[Callable[[], Tensor] | None] | None = None
-        if bound.rooms is not None:
+        self.at: Callable[[Sequence[float], Sequence[int]], list[float]] | None = None
+        self.makers: list[Callable[[], Tensor] | None] = []
+        if isinstance(bound, Bound) and bound.rooms is not None:
+            self.at = bound.at
             self.makers = [None if room is None else _maker(room) for room in bound.rooms]
 
     def __call__(self, arrays: Sequence[Tensor | float]) -> tuple[Tensor, ...]:
         """The program's outputs."""
-        if self.makers is None:
+        if self.at is None:
             return self._by_arrays(arrays)
         inputs = [take(a) for take, a in zip(self.takes, arrays, strict=True)]
         results: list[Tensor | None] = []
@@ -140,7 +143,7 @@ class Ready:
             made = None if make is None else make()
             results.append(made)
             addresses.append(0 if made is None else made.data_ptr())
-        for place, number in zip(self.numbers, self.bound.at(inputs, addresses), strict=True):
+        for place, number in zip(self.numbers, self.at(inputs, addresses), strict=True):
             results[place] = torch.scalar_tensor(number, dtype=self.dtypes[place], device=_CPU)
         return tuple(results)  # type: ignore[arg-type]  # each has its tensor now
 
@@ -149,7 +152,7 @@ class Ready:
         return tuple(_as_tensor(f, d) for f, d in zip(self.bound(inputs), self.dtypes, strict=True))
 
 
-def _maker(room: kernels.Room) -> Callable[[], Tensor]:
+def _maker(room: Room) -> Callable[[], Tensor]:
     """How to allocate a result: from PyTorch where it is small, else from buffers that are used again."""
     dtype = _DTYPES[room.dtype]
     shape, strides = room.shape, [0] * len(room.shape)

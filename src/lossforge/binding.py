@@ -1,0 +1,574 @@
+"""A program bound to arrays of certain shapes, strides and dtypes: layouts, kernels, totals.
+
+`Bound` looks at how its arrays lie in memory, picks the lane of each sweep (the axis that is contiguous), has the
+kernels emitted and compiled, and runs step after step. Nothing is copied to get in: a kernel takes any strides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lossforge import ir
+from lossforge.codegen.emitter import assemble, compile_text, emit
+from lossforge.codegen.numba import Kernel, Total, emit_kernel
+from lossforge.codegen.numpy import numpy_backend
+from lossforge.errors import UnsupportedError
+from lossforge.frontends.signature import dimensions
+from lossforge.interpreter import Float64
+from lossforge.ir import Axis, Kind, Node, Port, Program
+from lossforge.placement import Lie, as_one, choose_layout, dense, merge_axes
+from lossforge.primitives import PRIMITIVES
+from lossforge.runtime.blas import matmul
+from lossforge.runtime.buffers import GradientBuffers
+from lossforge.runtime.cache import FASTMATH, compile_kernel
+from lossforge.runtime.threads import CROSSOVER, get_num_threads, run_chunks
+from lossforge.schedule import Product, Scalars, Schedule, Sweep, reads, schedule
+
+CHUNK = 1 << 16
+"""Entries that a task should have at least, so that handing it out costs nothing beside."""
+
+FEW = 4096
+"""Entries for which NumPy's operations cost less than compiling a kernel, and hardly more at each call."""
+
+EXACT = frozenset({"nsz"})
+"""Flags for kernels in which a value computed twice must be the same bits twice."""
+
+COMBINE: Mapping[str, np.ufunc] = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
+"""How results of a reduction over parts of an axis become the result over the whole."""
+
+BUFFERS = GradientBuffers()
+
+
+def extents(program: Program, arrays: Sequence[np.ndarray | None]) -> dict[Axis, tuple[int, ...]]:
+    """The dimensions that each axis stands for, several if it is starred; copies of axes are as long as these."""
+    found: dict[Axis, tuple[int, ...]] = {}
+    for port, array in zip(program.inputs, arrays, strict=True):
+        if array is not None:
+            for axis, part in dimensions(port.order, array.ndim).items():
+                found[axis] = array.shape[part]
+    nodes = ir.topological([o.node for o in program.outputs])
+    for n in nodes:
+        if n.op == "rename" and n.attrs[0] in found:
+            found[n.attrs[1]] = found[n.attrs[0]]
+    for a in {a for n in nodes for a in n.axes} - found.keys():
+        if ir.original(a) in found:  # a copy whose renaming was simplified away
+            found[a] = found[ir.original(a)]
+    return found
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that an output asks for: a shape, its dimensions from the slowest to the fastest (None: in C order)."""
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...] | None
+    dtype: str
+
+    def make(self) -> np.ndarray:
+        """An array that nobody else holds."""
+        return BUFFERS.take(self.shape, held_dtype(self.dtype), order=self.order)
+
+
+class Bound:
+    """A program for arrays of certain shapes, strides and dtypes, ready to run."""
+
+    def __init__(
+        self,
+        program: Program,
+        arrays: Sequence[np.ndarray | None],
+        real: str,
+        dtypes: Sequence[str | None],
+        formats: Sequence[str | None],
+    ) -> None:
+        self.program = program
+        self.real = np.dtype(real)
+        self.dtypes = [d or real for d in dtypes]
+        self.shapes = extents(program, arrays)
+        self.sizes = {a: math.prod(shape) for a, shape in self.shapes.items()}
+        lies: dict[Node, Lie] = {}
+        for port, array, held in zip(program.inputs, arrays, formats, strict=True):
+            if array is None or held is None:
+                continue
+            strides: list[tuple[Axis, int]] = []
+            for axis, part in dimensions(port.order, array.ndim).items():
+                one = as_one(array.shape[part], array.strides[part])
+                if one is None or one % array.itemsize:
+                    raise AssertionError(f"{port.name}: strides {array.strides} do not fit {array.dtype}")
+                strides.append((axis, one // array.itemsize))
+            lies[port.node] = Lie(tuple(strides), held)
+        self.schedule = self._choose()
+        self.inputs = [p.node for p in program.inputs]
+        self.templates = {p.node: a for p, a in zip(program.inputs, arrays, strict=True) if a is not None}
+        self.lies = lies
+        self.constants = self._fold_constants()
+        self.fastmath = EXACT if _seeks_ties(self.schedule.outputs) else FASTMATH
+        self.kernels: list[Kernel] = []
+        self.steps: list[Callable[[dict[Node, Any]], None]] = []
+        self.pending: dict[Node, int] = {}
+        self._rooms: dict[int, Room] = {}
+        self.direct: dict[Node, int] = {}  # what kernels write as the caller wants it, and which output it is
+        for place, output in enumerate(self.schedule.outputs):
+            self.pending.setdefault(output, place)
+        for step in self.schedule.steps:
+            if isinstance(step, Sweep):
+                self.steps.append(self._few(step) if self._is_few(step) else self._sweep(step))
+            elif isinstance(step, Product):
+                self.steps.append(self._product(step))
+            else:
+                self.steps.append(self._scalars(step))
+        self.templates = {}  # the arrays themselves are not kept
+        self.finishes = [
+            self._finish(node, port, dtype)
+            for node, port, dtype in zip(self.schedule.outputs, self.program.outputs, self.dtypes, strict=True)
+        ]
+        self._numbers = [
+            (n, self.constants.get(n))
+            for n, p in zip(self.schedule.outputs, self.program.outputs, strict=True)
+            if not p.order
+        ]
+
+    @cached_property
+    def rooms(self) -> tuple[Room | None, ...] | None:
+        """What the caller of `at` provides for each output: memory, or None for a number; None if it cannot be called."""
+        found: list[Room | None] = []
+        for place, (node, port) in enumerate(zip(self.schedule.outputs, self.program.outputs, strict=True)):
+            if self.direct.get(node) == place:
+                found.append(self._rooms[place])
+            elif not port.order:
+                found.append(None)
+            else:
+                return None
+        return None if any(isinstance(s, Product) for s in self.schedule.steps) else tuple(found)
+
+    def at(self, inputs: Sequence[float], outputs: Sequence[int]) -> list[float]:
+        """Run on memory by its addresses, of inputs and outputs that lie as bound; returns outputs that are numbers.
+
+        Args:
+            inputs: for each input the address of its first entry, or a number if it has no axes.
+            outputs: for each of `rooms` an address, or anything where it is None.
+        """
+        values: dict[Node, Any] = dict(zip(self.inputs, inputs, strict=True))
+        for node, place in self.direct.items():
+            values[node] = (outputs[place], None)
+        for step in self.steps:
+            step(values)
+        return [values[n] if c is None else c for n, c in self._numbers]
+
+    def __call__(self, arrays: Sequence[Any], out: Sequence[np.ndarray] | None = None) -> tuple[np.ndarray, ...]:
+        """Run on arrays of the same shapes, strides and dtypes."""
+        values: dict[Node, Any] = dict(zip(self.inputs, arrays, strict=True))
+        if out is not None:
+            values |= {node: (out[place], None) for node, place in self.direct.items()}
+        for step in self.steps:
+            step(values)
+        results = [finish(values) for finish in self.finishes]
+        if len(results) > 2:
+            for i, r in enumerate(results):  # the caller may write to one of them
+                if any(r is other for other in results[:i]):
+                    results[i] = r.copy()
+        if out is not None:
+            for room, r in zip(out, results, strict=True):
+                if r is not room:
+                    np.copyto(room, r)
+            return tuple(out)
+        return tuple(results)
+
+    def _choose(self) -> Schedule:
+        best = schedule(self.program)
+        if best.inner and best.sweeps:
+            rows = (
+                min(math.prod(self.sizes[a] for a in s.outer) for s in best.sweeps if s.inner)
+                if any(s.inner for s in best.sweeps)
+                else 1
+            )
+            row = math.prod(self.sizes[a] for a in best.inner)
+            if rows < 2 * get_num_threads() and row > 4 * CHUNK:
+                return schedule(self.program, fused=False)
+        return best
+
+    # ------------------------------------------------------------------ results
+
+    def _finish(self, node: Node, port: Port, held: str) -> Callable[[dict[Node, Any]], np.ndarray]:
+        """How an output is made of the value of its node."""
+        shape = tuple(n for a in port.order for n in self.shapes[a])
+        if node in self.constants:
+            number = self.constants[node]
+            return lambda values: np.full(shape, _as(number, held))
+        if not node.axes:
+            if shape:
+                return lambda values: np.full(shape, _as(values[node], held))
+            return lambda values: _as(values[node], held)
+        kept = [a for a in port.order if a in node.axes]
+        partly = [self.sizes[a] if a in node.axes else 1 for a in port.order]
+        wholly = [self.sizes[a] for a in port.order]
+
+        def finish(values: dict[Node, Any]) -> np.ndarray:
+            array, axes = values[node]
+            if axes is None:
+                return array
+            array = array.transpose([axes.index(a) for a in kept])
+            return _as(np.broadcast_to(array.reshape(partly), wholly), held).reshape(shape)
+
+        return finish
+
+    # ------------------------------------------------------------------ numbers
+
+    def _scalars(self, step: Scalars) -> Callable[[dict[Node, Any]], None]:
+        """Numbers as one function of Python text: a call per operation would cost more than a small kernel."""
+        namespace: dict[str, Any] = {"div": _divide, "call": _call_elementwise, "inf": math.inf, "nan": math.nan}
+        lines: list[str] = []
+        names: dict[Node, str] = {}
+
+        def keep(value: Any) -> str:
+            name = f"k{len(namespace)}"
+            namespace[name] = value
+            return name
+
+        def name_of(node: Node) -> str:
+            if node in names:
+                return names[node]
+            if node in self.constants:
+                return repr(self.constants[node])
+            if node.op == "constant":  # a whole number or a truth value
+                return repr(float(node.attrs[0]))
+            if node.op == "input" or node.op in ir.REDUCTIONS:
+                text = f"values[{keep(node)}]"
+            else:
+                args = [name_of(a) for a in node.args]
+                pattern = _QUICK.get(node.op)
+                text = pattern.format(*args) if pattern else f"call({node.op!r}, {', '.join(args)})"
+            names[node] = f"v{len(names)}"
+            lines.append(f"    {names[node]} = {text}")
+            return names[node]
+
+        for node in step.nodes:
+            if node not in self.constants:
+                lines.append(f"    values[{keep(node)}] = {name_of(node)}")
+        if not lines:
+            return lambda values: None
+        exec("def step(values):\n" + "\n".join(lines), namespace)  # our own text, made from a graph
+        found: Callable[[dict[Node, Any]], None] = namespace["step"]
+        return found
+
+    def _fold_constants(self) -> dict[Node, float]:
+        """Numbers that depend on sizes alone."""
+        found: dict[Node, float] = {}
+        for n in ir.topological(self.schedule.outputs):
+            if n.op == "constant" and n.kind is Kind.FLOAT:
+                found[n] = n.attrs[0]
+            elif n.op == "size":
+                found[n] = float(self.sizes[n.attrs[0]])
+            elif not n.axes and n.kind is Kind.FLOAT and n.op in PRIMITIVES and all(a in found for a in n.args):
+                found[n] = float(_call_elementwise(n.op, *(found[a] for a in n.args)))
+        return found
+
+    # ------------------------------------------------------------------ matrix products
+
+    def _product(self, step: Product) -> Callable[[dict[Node, Any]], None]:
+        summed = step.axes
+        x_axes, y_axes = sorted(step.x.axes), sorted(step.y.axes)
+        both = [a for a in x_axes if a in step.y.axes and a not in summed]
+        left = [a for a in x_axes if a not in step.y.axes]
+        right = [a for a in y_axes if a not in step.x.axes]
+        k = math.prod(self.sizes[a] for a in summed)
+        m, n = (math.prod(self.sizes[a] for a in axes) for axes in (left, right))
+        batch = [self.sizes[a] for a in both]
+        result = (*both, *left, *right)
+        shape = [self.sizes[a] for a in result]
+        self.lies[step.node] = dense(result, shape, self.real)
+
+        def run_step(values: dict[Node, Any]) -> None:
+            x = self._operand(step.x, values, (*both, *left, *summed)).reshape(*batch, m, k)
+            y = self._operand(step.y, values, (*both, *summed, *right)).reshape(*batch, k, n)
+            values[step.node] = (matmul(x, y).reshape(shape), result)
+
+        return run_step
+
+    def _operand(
+        self, node: Node, values: dict[Node, Any], order: Sequence[Axis], real: DTypeLike | None = None
+    ) -> np.ndarray:
+        """An array in a precision (the computing one unless given) with its axes in an order."""
+        if not node.axes:
+            return np.asarray(values[node], real or self.real)
+        renamed: dict[Axis, Axis] = {}
+        while node.op == "rename" and node not in values:
+            old, new = node.attrs
+            renamed[old] = renamed.pop(new, new)
+            node = node.args[0]
+        value = values[node]
+        if node.op == "input":
+            axes = next(p.order for p in self.program.inputs if p.node is node)
+            array = np.asarray(value).reshape([self.sizes[a] for a in axes])
+            if self.lies[node].dtype == "bfloat16":  # its upper half is what a float32 begins with
+                array = (array.astype(np.uint32) << 16).view(np.float32)
+        else:
+            array, axes = value
+            axes = (
+                axes
+                if axes is not None
+                else next(
+                    p.order for p, n in zip(self.program.outputs, self.schedule.outputs, strict=True) if n is node
+                )
+            )
+        here = [renamed.get(a, a) for a in axes]
+        return array.astype(real or self.real, copy=False).transpose([here.index(a) for a in order])
+
+    # ------------------------------------------------------------------ sweeps over few entries
+
+    def _is_few(self, sweep: Sweep) -> bool:
+        """Whether a sweep only works on results of earlier ones, and on so few that a kernel would not pay."""
+        entries = math.prod(self.sizes[a] for a in (*sweep.outer, *sweep.inner))
+        return entries <= FEW and all(n.op in ir.REDUCTIONS for n in reads(sweep))
+
+    def _few(self, sweep: Sweep) -> Callable[[dict[Node, Any]], None]:
+        """The sweep as NumPy's operations, in float64."""
+        given: dict[Node, Node] = {}
+        stack = list(sweep.results)
+        while stack:
+            n = stack.pop()
+            if n in self.constants:
+                given[n] = ir.constant(self.constants[n])
+            elif n.op == "constant":
+                continue
+            elif n not in sweep.results and (not n.axes or n in self.lies):
+                given.setdefault(n, ir.input_(f"x{len(given)}", n.axes))
+            else:
+                stack.extend(n.args)
+        results = [Port(n, tuple(sorted(n.axes))) for n in sweep.results]
+        nodes = ir.substitute([r.node for r in results], given)
+        leaves = [n for n in given if n not in self.constants]
+        inputs = tuple(Port(given[n], tuple(sorted(n.axes))) for n in leaves)
+        outputs = tuple(Port(n, r.order) for n, r in zip(nodes, results, strict=True))
+        backend = numpy_backend()
+        known = {a for p in inputs for a in p.order}
+        if {n.attrs[0] for n in ir.topological(nodes) if n.op == "iota" and n.attrs[0] not in known}:
+            raise UnsupportedError("kernels do not spell positions along a copy of an axis alone")
+        text = assemble(backend, [emit(Program(inputs, outputs, tuple(f"y{i}" for i in range(len(outputs)))), backend)])
+        function = compile_text(text, "program", "numpy")
+        for r in results:
+            if r.order:
+                self.lies[r.node] = dense(r.order, [self.sizes[a] for a in r.order], self.real)
+
+        def run_step(values: dict[Node, Any]) -> None:
+            with np.errstate(all="ignore"):
+                found = function(
+                    *(self._operand(n, values, p.order, np.float64) for n, p in zip(leaves, inputs, strict=True))
+                )
+            for r, value in zip(results, found if isinstance(found, tuple) else (found,), strict=True):
+                values[r.node] = (np.asarray(value).astype(self.real), r.order) if r.order else float(value)
+
+        return run_step
+
+    # ------------------------------------------------------------------ sweeps
+
+    def _sweep(self, sweep: Sweep) -> Callable[[dict[Node, Any]], None]:
+        read = reads(sweep)
+        lies = {n: self._lie_of(n) for n in read}
+        allocate: dict[Node, Callable[[], tuple[np.ndarray, Any]]] = {}
+        for n in sweep.stores:
+            allocate[n], lies[n] = self._allocation(n, lies)
+        sizes = dict(self.sizes)
+        dropped = merge_axes(sweep, lies, sizes)
+        layout = choose_layout(sweep, lies, sizes, dropped, self.real.itemsize, self.program.nonnegative)
+        names = {p.node: p.name for p in self.program.inputs if p.node in lies}
+        names.update(
+            {o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=False) if o in lies}
+        )
+        kernel = emit_kernel(sweep, layout, str(self.real), names, f"sweep_{len(self.kernels) + 1}")
+        self.kernels.append(kernel)
+        compiled = compile_kernel(kernel.source, kernel.entry, kernel.signature, fastmath=self.fastmath)
+        return self._launch(sweep, kernel, compiled, lies, sizes, allocate)
+
+    def _lie_of(self, node: Node) -> Lie:
+        if node in self.lies:
+            return self.lies[node]
+        raise AssertionError(f"{node.op} was not computed before it is read")
+
+    def _allocation(self, node: Node, lies: Mapping[Node, Lie]) -> tuple[Callable[[], tuple[np.ndarray, Any]], Lie]:
+        """How to make room for a result, and how it will lie in memory."""
+        i = self.pending.get(node)
+        port = None if i is None else self.program.outputs[i]
+        if port is not None and frozenset(port.order) == node.axes:
+            held = self.dtypes[i or 0]
+            like = next(
+                (p.node for p in self.program.inputs if p.order == port.order and p.node in self.templates), None
+            )
+            shape = tuple(n for a in port.order for n in self.shapes[a])
+            order: tuple[int, ...] | None = None
+            if like is not None and not self.templates[like].flags.c_contiguous:
+                strides = self.templates[like].strides
+                order = tuple(sorted(range(len(shape)), key=lambda d: -abs(strides[d])))
+            axes_shape, step, by_dim = shape, 1, [0] * len(shape)
+            for d in reversed(order if order is not None else range(len(shape))):
+                by_dim[d] = step
+                step *= axes_shape[d]
+            steps: list[tuple[Axis, int]] = []
+            for axis, part in dimensions(port.order, len(shape)).items():
+                one = as_one(shape[part], by_dim[part])
+                if one is None:  # the dimensions of a starred axis are interleaved with others
+                    return self._temporary(node)
+                steps.append((axis, one))
+            lie = Lie(tuple(steps), held)
+            self.lies[node] = lie
+            room = Room(shape, order, held)
+            if node.op != "input":
+                self.direct[node] = i or 0
+                self._rooms[i or 0] = room
+            return (lambda: (room.make(), None)), lie
+        return self._temporary(node)
+
+    def _temporary(self, node: Node) -> tuple[Callable[[], tuple[np.ndarray, Any]], Lie]:
+        axes = tuple(sorted(node.axes))
+        shape = tuple(self.sizes[a] for a in axes)
+        lie = self.lies[node] = dense(axes, shape, self.real)
+        return (lambda: (np.empty(shape, self.real), axes)), lie
+
+    def _launch(
+        self,
+        sweep: Sweep,
+        kernel: Kernel,
+        compiled: Callable[..., None],
+        lies: Mapping[Node, Lie],
+        sizes: Mapping[Axis, int],
+        allocate: Mapping[Node, Callable[[], tuple[np.ndarray, Any]]],
+    ) -> Callable[[dict[Node, Any]], None]:
+        rows = math.prod(sizes[a] for a in kernel.rows)
+        lanes = sizes[kernel.lane] if kernel.lane is not None else 1
+        inner = math.prod(sizes[a] for a in kernel.inner) if kernel.inner else 1
+        piece = max(256, CHUNK // max(inner, 1) // 256 * 256) if kernel.lane is not None else 1
+        pieces = -(-lanes // piece) if lanes else 0
+        tasks = rows * pieces
+        per_task = max(1, min(lanes, piece) * inner)
+        chunk = max(1, CHUNK // per_task)
+        chunks = -(-tasks // chunk)
+        elements = rows * lanes * inner
+        cost = int(elements * (0.25 + 0.05 * len(ir.topological(sweep.results))))
+        head = (chunk, piece, pieces, *(sizes[a] for a in kernel.sizes))
+        arguments = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.arrays]
+        stores = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.stores]
+        real, constants, direct = self.real, self.constants, self.direct
+        own = [n for n in (kernel.scratch, kernel.tile, kernel.kept * inner) if n]
+        outputs = [self._combiner(t, kernel, sizes, tasks if t.per_task else chunks, pieces) for t in kernel.totals]
+
+        def run_step(values: dict[Node, Any]) -> None:
+            packed: list[Any] = []
+            for node, strides, dtype in arguments:
+                value = values[node]
+                packed.append(_flat(value[0] if type(value) is tuple else value, dtype))
+                packed += strides
+            for node, strides, dtype in stores:
+                given = values.get(node) if node in direct else None
+                made = values[node] = allocate[node]() if given is None else given
+                packed.append(_flat(made[0], dtype))
+                packed += strides
+            for n in kernel.scalars:
+                number = constants.get(n)
+                packed.append(float(values[n]) if number is None else number)
+            parts = [make() for make, _ in outputs]
+            packed += parts
+            if tasks:
+                if cost < CROSSOVER:
+                    compiled(0, tasks, *head, *packed, *[np.empty(n, real) for n in own])
+                else:  # each thread has scratch memory of its own
+                    run_chunks(
+                        lambda a, b: compiled(a, b, *head, *packed, *[np.empty(n, real) for n in own]),
+                        tasks, chunk, cost=cost,
+                    )  # fmt: skip
+            for total, part, (_, combine) in zip(kernel.totals, parts, outputs, strict=True):
+                values[total.node] = combine(part)
+
+        return run_step
+
+    def _combiner(
+        self, total: Total, kernel: Kernel, sizes: Mapping[Axis, int], slots: int, pieces: int
+    ) -> tuple[Callable[[], np.ndarray], Callable[[np.ndarray], Any]]:
+        """How to make room for a total's parts, and how to add them up."""
+        op = COMBINE[total.node.op]
+        identity = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}[total.node.op]
+        inner_shape = tuple(sizes[a] for a in total.inner)
+        count = slots * math.prod(inner_shape)
+        node = total.node
+        kept_rows = tuple(a for a in kernel.rows if a in node.axes)
+        axes = (*kept_rows, *total.inner)
+        if kernel.lane is not None and kernel.lane in node.axes:
+            raise AssertionError("a total cannot keep the lane")
+        real = self.real
+
+        def make() -> np.ndarray:
+            return np.full(count, identity) if inner_shape else np.empty(count)
+
+        def combine(parts: np.ndarray) -> Any:
+            if not axes:
+                return parts.item(0) if count == 1 else float(op.reduce(parts, initial=identity))
+            if not total.per_task:
+                return op.reduce(parts.reshape(slots, *inner_shape), axis=0, initial=identity).astype(real), axes
+            shaped = parts.reshape(*(sizes[a] for a in kernel.rows), max(pieces, 1) if pieces else 0, *inner_shape)
+            gone = tuple(i for i, a in enumerate(kernel.rows) if a not in node.axes) + (len(kernel.rows),)
+            return op.reduce(shaped, axis=gone, initial=identity).astype(real), axes
+
+        if axes:
+            self.lies[node] = dense(axes, [sizes[a] for a in axes], real)
+        return make, combine
+
+
+def _seeks_ties(outputs: Sequence[Node]) -> bool:
+    """Whether entries are compared with the largest of them, which is computed in another loop."""
+    return any(
+        n.op in ("eq", "ne")
+        and all(a.op != "constant" for a in n.args)
+        and any(a.op in ("max", "min") and a.args[0].op != "input" for a in n.args)
+        for n in ir.topological(outputs)
+    )
+
+
+_QUICK: Mapping[str, str] = {
+    "add": "({0} + {1})",
+    "sub": "({0} - {1})",
+    "mul": "({0} * {1})",
+    "neg": "(-{0})",
+    "div": "div({0}, {1})",
+}
+
+
+def _divide(x: float, y: float) -> float:
+    return x / y if y else float(_call_elementwise("div", x, y))
+
+
+def _call_elementwise(op: str, *args: float) -> Any:
+    return Float64().elementwise(op, *(np.asarray(a, np.float64) for a in args))[()]
+
+
+def _as(value: Any, held: str) -> np.ndarray:
+    """A new array of a dtype; bfloat16 by its bits."""
+    if held != "bfloat16":
+        return np.array(value, held)
+    bits = np.array(value, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(value), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def _flat(array: Any, dtype: str) -> np.ndarray | int:
+    """A flat view that begins where the array does; its length does not matter to a kernel. An address stays one."""
+    if type(array) is int:
+        return array
+    if dtype == "float16":
+        array = array.view(np.uint16)
+    elif dtype == "bool":
+        array = array.view(np.uint8)
+    if array.flags.c_contiguous:
+        return array.reshape(-1)
+    return array[(slice(0, 1),) * array.ndim].reshape(-1)
+
+
+def held_dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if name == "bfloat16" else name)
+
+
+__all__ = ["Bound", "Room"]
