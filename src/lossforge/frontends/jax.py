@@ -21,6 +21,7 @@ _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_
             "remat2": "jaxpr", "checkpoint": "jaxpr", "custom_lin": "jaxpr"}  # fmt: skip
 _MOST_ROUNDS = 64
 _MOST_STEPS = 1024
+_QUICK = {"xla_backend_optimization_level": 0}  # each original runs once for each set of shapes
 
 
 class JaxFrontEnd:
@@ -66,7 +67,7 @@ class JaxFrontEnd:
 
         with kept(self.function, parameters) as rest:
 
-            @jax.jit
+            @jax.jit(compiler_options=_QUICK)
             def both(*a: Any) -> Any:
                 slopes = jax.grad(lambda *b: self.function(*b, **rest).sum(), argnums=tuple(wrt))(*a)
                 return self.function(*a, **rest), slopes
