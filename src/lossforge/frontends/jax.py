@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend import core
 
 from lossforge.errors import AdoptionError
-from lossforge.frontends.jax_custom import custom_rule
+from lossforge.frontends.jax_custom import QUICK, custom_rule
 from lossforge.frontends.jax_operations import RULES
 from lossforge.frontends.recording import Recording, Ref, Step, kept, kept_numbers, rounded
 
@@ -21,7 +21,6 @@ _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_
             "remat2": "jaxpr", "checkpoint": "jaxpr", "custom_lin": "jaxpr"}  # fmt: skip
 _MOST_ROUNDS = 64
 _MOST_STEPS = 1024
-_QUICK = {"xla_backend_optimization_level": 0}  # each original runs once for each set of shapes
 
 
 class JaxFrontEnd:
@@ -67,7 +66,7 @@ class JaxFrontEnd:
 
         with kept(self.function, parameters) as rest:
 
-            @jax.jit(compiler_options=_QUICK)
+            @jax.jit(compiler_options=QUICK)
             def both(*a: Any) -> Any:
                 slopes = jax.grad(lambda *b: self.function(*b, **rest).sum(), argnums=tuple(wrt))(*a)
                 return self.function(*a, **rest), slopes
