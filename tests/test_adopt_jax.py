@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -104,6 +106,24 @@ def pooled(pred, true):
     return jnp.mean((pool(pred) - pool(true)) ** 2)
 
 
+helpers = types.ModuleType("helpers")
+vars(helpers)["mse"] = lambda pred, true: jnp.mean((pred - true) ** 2)
+
+
+class OfHelpers:
+    def __call__(self, pred, true):
+        return self.loss(pred, true)
+
+    def loss(self, pred, true):
+        return helpers.mse(pred, true)
+
+
+def imports_when_called(pred, true):
+    import optax
+
+    return optax.losses.l2_loss(pred, true).mean()
+
+
 NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
 
 CASES = {
@@ -143,6 +163,16 @@ CASES = {
         [real, real],
         [NC, NC],
     ),
+    "focal": (OPTAX.sigmoid_focal_loss, [real, binary], [NC, NC]),
+    "median": (lambda p, t: jnp.median(jnp.abs(p - t)), [real, real], [N, N]),
+    "edge padded": (lambda p: jnp.mean(jnp.diff(jnp.pad(p, 1, mode="edge")) ** 2), [real], [N]),
+    "tiled": (lambda p, t: jnp.mean((p - jnp.tile(t, (p.shape[0], 1))) ** 2), [real, real], [NC, [(4,), (5,)]]),
+    "taken apart": (
+        lambda p: jnp.mean(jnp.prod(jnp.stack(jnp.unstack(p, axis=1)), axis=0)),
+        [real],
+        [[(6, 3), (9, 3)]],
+    ),
+    "subtracted": (lambda p, y: jnp.sum(jnp.zeros(3).at[y].subtract(p) ** 2), [real, classes(3)], [N, N]),
     "nt-xent": (OPTAX.ntxent, [real, classes(3)], [NC, N]),
     "triplet": (OPTAX.triplet_margin_loss, [real, real, real], [NC, NC, NC]),
 }
@@ -175,3 +205,13 @@ def test_what_cannot_be_adopted_is_refused_by_name(name: str) -> None:
     fn, said = REFUSED[name]
     with pytest.raises(lf.errors.AdoptionError, match=said):
         lf.adopt(fn, jnp.asarray(drawn(name, [real], [(6, 4)])[0]))
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [lambda p, t: helpers.mse(p, t), functools.partial(helpers.mse), jax.jit(helpers.mse), OfHelpers(), OfHelpers().loss,
+     imports_when_called],
+    ids=["of a module", "partial", "compiled", "an object", "a method", "imported when called"],
+)  # fmt: skip
+def test_examples_of_numpy_leave_the_library_to_what_is_called(fn) -> None:
+    assert lf.adopt(fn, np.zeros(5), np.ones(5)).library == "jax"

@@ -7,11 +7,13 @@ two shapes. What cannot be read, or does not agree, is refused.
 
 from __future__ import annotations
 
+import dis
 import functools
 import importlib
 import inspect
 import itertools
 import math
+import sys
 import types
 import warnings
 from collections import Counter
@@ -125,39 +127,76 @@ def _library(fn: Any, examples: Sequence[Any]) -> str:
 
 
 def _libraries_of(fn: Any) -> list[str]:
-    """The libraries whose modules a function's text names, or that of functions which it calls."""
-    aliases = {
-        "keras": "tensorflow", "tf_keras": "tensorflow", "optax": "jax", "monai": "torch", "kornia": "torch",
-        "torchvision": "torch",
-    }  # fmt: skip
-    roots: list[str] = []
+    """The libraries that a function's text names, or that of functions which it calls, in their order."""
+    found: list[str] = []
     waiting, seen = [fn], set()
     while waiting:
         value = waiting.pop(0)
         while isinstance(value, functools.partial):
             value = value.func
-        function = inspect.unwrap(value) if inspect.isroutine(value) else getattr(type(value), "__call__", value)  # noqa: B004
-        code = getattr(function, "__code__", None)
-        root = str(getattr(function, "__module__", "")).partition(".")[0]
-        roots.append(aliases.get(root, root))
-        if code is None or code in seen or roots[-1] in _LIBRARIES:
-            continue
-        seen.add(code)
-        known = getattr(function, "__globals__", {})
-        used = [known[n] for n in _names(code) if n in known]
-        used += [c.cell_contents for c in getattr(function, "__closure__", None) or () if _is_filled(c)]
-        roots += [aliases.get(r, r) for r in (_root_of(v) for v in used)]
-        waiting += [v for v in used if inspect.isfunction(v)]
-    return [r for r in dict.fromkeys(roots) if r in _LIBRARIES]
+        roots = _roots_of(value)
+        found += roots
+        if not {*roots} & {*_LIBRARIES, *_NEUTRAL}:
+            function, owner = _python_function(value)
+            if function is not None and function.__code__ not in seen:
+                seen.add(function.__code__)
+                used, imported = _used_by(function, owner)
+                found += imported
+                waiting += used
+    return [r for r in dict.fromkeys(found) if r in _LIBRARIES]
 
 
 _LIBRARIES = ("torch", "tensorflow", "jax")
+_NEUTRAL = ("numpy", "scipy", "sklearn", "pandas", *sys.stdlib_module_names)
+"""Whose functions work on arrays of NumPy, whatever else they know of."""
+_ALIASES = {
+    "keras": "tensorflow", "tf_keras": "tensorflow", "optax": "jax", "jaxlib": "jax", "monai": "torch", "kornia": "torch",
+    "torchvision": "torch",
+}  # fmt: skip
 
 
-def _names(code: types.CodeType) -> list[str]:
-    """The names in a function's text, functions within it included."""
-    inner = [n for c in code.co_consts if isinstance(c, types.CodeType) for n in _names(c)]
-    return [*code.co_names, *inner]
+def _package(module: object) -> str:
+    name = str(module).partition(".")[0]
+    return _ALIASES.get(name, name)
+
+
+def _roots_of(value: Any) -> list[str]:
+    """The packages of a value and of its type."""
+    if inspect.ismodule(value):
+        return [_package(value.__name__)]
+    kinds = [] if inspect.isroutine(value) or inspect.isclass(value) else [type(value)]
+    return [_package(getattr(v, "__module__", None)) for v in (value, *kinds)]
+
+
+def _python_function(value: Any) -> tuple[types.FunctionType | None, Any]:
+    """The function behind a wrapped one, a method, or an object that is called; and the object that it belongs to."""
+    value = inspect.unwrap(value) if callable(value) else value
+    owner = getattr(value, "__self__", None if inspect.isroutine(value) else value)
+    function = value if inspect.isroutine(value) else getattr(type(value), "__call__", value)  # noqa: B004
+    function = getattr(function, "__func__", function)
+    return (function, owner) if inspect.isfunction(function) else (None, owner)
+
+
+def _used_by(function: types.FunctionType, owner: Any) -> tuple[list[Any], list[str]]:
+    """What a function's text names (also of modules and of the object that it belongs to); packages that it imports."""
+    names, imported = _names(function.__code__)
+    used = [function.__globals__[n] for n in names if n in function.__globals__]
+    used += [sys.modules[n] for n in imported if n in sys.modules]
+    used += [c.cell_contents for c in function.__closure__ or () if _is_filled(c)]
+    homes = [m for m in used if inspect.ismodule(m) and not {*_roots_of(m)} & {*_LIBRARIES, *_NEUTRAL}]
+    named = [getattr(home, n) for home in (*homes, type(owner)) for n in names if n in vars(home)]
+    return [*used, *filter(callable, named)], [_package(n) for n in imported]
+
+
+def _names(code: types.CodeType) -> tuple[list[str], list[str]]:
+    """The names in a function's text, functions within it included; and the modules that it imports."""
+    names = list(code.co_names)
+    imported = [i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME"]
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            more = _names(inner)
+            names, imported = names + more[0], imported + more[1]
+    return names, imported
 
 
 def _is_filled(cell: types.CellType) -> bool:
@@ -165,11 +204,6 @@ def _is_filled(cell: types.CellType) -> bool:
         return cell.cell_contents is not None
     except ValueError:
         return False
-
-
-def _root_of(value: Any) -> str:
-    name = getattr(value, "__name__", "") if inspect.ismodule(value) else getattr(value, "__module__", "")
-    return str(name).partition(".")[0]
 
 
 def _plain(x: Any) -> np.ndarray:

@@ -598,7 +598,7 @@ class _Emitter:
         if node.op == "take":
             x, index = (self.expr[a][0] if not self.expr[a][2] else self._operand(a) for a in node.args)
             axis = node.attrs[0]
-            if self.expr[node.args[1]][2]:
+            if not node.args[1].axes:
                 index = b.reshape(index, "(" + "1, " * self.rank + ")")
             return b.take(x, index, self._place(axis), self._size_of(axis)), _ATOM, False
         if node.op in ir.REDUCTIONS | ir.INDEX_REDUCTIONS:

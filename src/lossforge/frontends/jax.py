@@ -18,7 +18,7 @@ from lossforge.frontends.jax_operations import RULES
 from lossforge.frontends.recording import Recording, Ref, Step, kept, kept_numbers, rounded
 
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
-            "remat2": "jaxpr", "checkpoint": "jaxpr", "custom_lin": "jaxpr"}  # fmt: skip
+            "remat2": "jaxpr", "checkpoint": "jaxpr", "composite": "jaxpr", "custom_lin": "jaxpr"}  # fmt: skip
 _MOST_ROUNDS = 64
 _MOST_STEPS = 1024
 

@@ -264,6 +264,10 @@ def _put_each(
     return updates if here is None else imp.elementwise("where", here, updates, x)
 
 
+def _negative(imp: Importer, x: Any) -> Tensor:
+    return imp.elementwise("neg", x)
+
+
 def _add(imp: Importer, x: Any, y: Any) -> Tensor:
     return imp.elementwise("add", x, y)
 
@@ -324,7 +328,14 @@ def _clamp(imp: Importer, step: Step, low: Any, x: Any, high: Any) -> Tensor:
 
 
 def _concatenate(imp: Importer, step: Step, *parts: Any) -> Tensor:
-    d, tensors = step.attrs["dimension"], [imp.tensor(p) for p in parts]
+    return _joined(imp, [imp.tensor(p) for p in parts], step.attrs["dimension"])
+
+
+def _stack(imp: Importer, step: Step, *parts: Any) -> Tensor:
+    return _joined(imp, [imp.unsqueeze(p, step.attrs["axis"]) for p in parts], step.attrs["axis"])
+
+
+def _joined(imp: Importer, tensors: Sequence[Tensor], d: int) -> Tensor:
     if d == tensors[0].rank - 1 and all(set(imp.extents(p.dims[d])) == {1} for p in tensors):
         whole = imp.concat(tensors, d)
         return Stacked(whole.node, whole.dims, tuple(imp.select(p, d, 0) for p in tensors))
@@ -333,7 +344,7 @@ def _concatenate(imp: Importer, step: Step, *parts: Any) -> Tensor:
 
 def _stacked(imp: Importer, step: Step, *parts: Any) -> Tensor:
     """What the rounds of a loop gave, along a new first dimension."""
-    return imp.concat([imp.unsqueeze(p, 0) for p in parts], 0)
+    return _joined(imp, [imp.unsqueeze(p, 0) for p in parts], 0)
 
 
 def _pad(imp: Importer, step: Step, x: Any, value: Any) -> Tensor:
@@ -397,6 +408,18 @@ def _split(imp: Importer, step: Step, x: Any) -> tuple[Tensor, ...]:
         pieces.append(imp.slice(x, d, at, ends))
         at = ends
     return tuple(pieces)
+
+
+def _unstack(imp: Importer, step: Step, x: Any) -> tuple[Tensor, ...]:
+    return tuple(imp.select(x, step.attrs["axis"], i) for i in range(len(step.outputs)))
+
+
+def _tile(imp: Importer, step: Step, x: Any) -> Tensor:
+    """Copies one after the other: an axis that says which copy stands before that of the entries."""
+    t = imp.tensor(x)
+    counts = [_each(imp, n) for n in step.attrs["reps"]]
+    dims = [(imp.ghost(n), *dim) if set(n) != {1} else dim for n, dim in zip(counts, t.dims, strict=True)]
+    return Tensor(t.node, tuple(dims))
 
 
 def _rev(imp: Importer, step: Step, x: Any) -> Tensor:
@@ -518,6 +541,7 @@ _REAL: Mapping[str, Rule] = {
     "dot_general": _dot, "iota": _iota, "select_n": _select, "slice": _slice, "gather": _gather,
     "dynamic_slice": _dynamic_slice, "dynamic_update_slice": _dynamic_update_slice,
     "scatter": _scatter(None), "scatter-add": _scatter(_add), "scatter_add": _scatter(_add),
+    "scatter-sub": lambda imp, step, x, at, y: _scatter(_add)(imp, step, x, at, _negative(imp, y)),
     "scatter-mul": _scatter(lambda imp, x, y: imp.elementwise("mul", x, y)),
     "scatter_mul": _scatter(lambda imp, x, y: imp.elementwise("mul", x, y)),
     "scatter-max": _scatter(lambda imp, x, y: imp.elementwise("maximum", x, y)),
@@ -525,13 +549,14 @@ _REAL: Mapping[str, Rule] = {
     "cumsum": _scan("sum"), "cumprod": _scan("prod"), "cummax": _scan("max"), "cummin": _scan("min"),
     "cumlogsumexp": _scan("logsumexp"), "pad": _pad, "conv_general_dilated": _convolution,
     "reduce_window_sum": _window("sum"), "reduce_window_max": _window("max"),
-    "sort": _sort, "top_k": _top_k, "clamp": _clamp, "concatenate": _concatenate, "stacked": _stacked, "entry": _entry,
-    "split": _split, "rev": _rev,
-    "copy": _same, "copy_p": _same, "reduce_precision": _same, "optimization_barrier": lambda imp, step, *x: tuple(map(imp.tensor, x)),
+    "reduce_window_min": lambda imp, step, x: _negative(imp, _window("max")(imp, step, _negative(imp, x))),
+    "sort": _sort, "top_k": _top_k, "clamp": _clamp, "concatenate": _concatenate, "stack": _stack, "stacked": _stacked, "entry": _entry,
+    "split": _split, "unstack": _unstack, "tile": _tile, "rev": _rev,
+    "copy": _same, "copy_p": _same, "stage": _same, "reduce_precision": _same, "optimization_barrier": lambda imp, step, *x: tuple(map(imp.tensor, x)),
 }  # fmt: skip
 
 _LINEAR = frozenset(
-    "reshape broadcast_in_dim squeeze expand_dims transpose slice concatenate rev reduce_sum pad dynamic_slice gather copy "
+    "reshape broadcast_in_dim squeeze expand_dims transpose slice concatenate stack rev reduce_sum pad dynamic_slice gather copy "
     "copy_p reduce_precision".split()
 )
 RULES: Mapping[str, Rule] = {

@@ -549,6 +549,8 @@ class Importer:
 
     def reshape(self, x: Any, shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """The same entries, row by row, in another shape (one for each recording)."""
+        if all(0 in shape for shape in shapes):
+            return self.full(Tensor(ir.constant(0, self.tensor(x).node.kind), ()), shapes)
         t = self._rows(self.tensor(x), shapes)
         atoms = [a for d in t.dims for a in d]
         wanted = list(zip(*shapes, strict=True))
@@ -808,6 +810,9 @@ class Importer:
         lengths = [max(0, -(-(b - a) // step)) for a, b in zip(start, stop, strict=True)]
         if all(a == 0 and b == m for a, b, m in zip(start, stop, n, strict=True)) and step == 1:
             return t
+        if set(lengths) == {0}:
+            none = ir.constant(0, t.node.kind)
+            return Tensor(none, (*t.dims[:dim], (self.ghost(lengths),), *t.dims[dim + 1 :]))
         if set(lengths) == {1} and len({*start}) == 1:
             return self.unsqueeze(self.select(t, dim, int(start[0])), dim)
         if set(lengths) == {1}:
@@ -1053,6 +1058,7 @@ class Importer:
     def concat(self, tensors: Sequence[Any], dim: int) -> Tensor:
         """Values one after the other along a dimension."""
         parts = [self._whole_axis(x, dim) for x in tensors]
+        parts = [p for p in parts if any(self.extents(p.dims[dim]))] or parts[:1]
         if len(parts) == 1:
             return parts[0]
         lengths = [self.extents(p.dims[dim]) for p in parts]
