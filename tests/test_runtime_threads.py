@@ -327,9 +327,17 @@ stop.set()
 
 DATA_LOADER = """
 import numpy as np, torch
+import lossforge as lf
 from lossforge.runtime.threads import run_chunks, set_num_threads
 
 set_num_threads(2)
+
+@lf.loss
+def squared_error(pred, true):
+    return (pred - true) ** 2
+
+def value(index):  # large enough for several threads, which PyTorch's are in the parent
+    return squared_error(torch.full((1 << 18,), 2.0), torch.full((1 << 18,), float(index)))
 
 def square(array):
     result = np.empty_like(array)
@@ -342,12 +350,14 @@ class Squares(torch.utils.data.Dataset):
     def __len__(self):
         return 4
     def __getitem__(self, index):
-        return square(np.arange(100.0) + index)
+        return torch.from_numpy(square(np.arange(100.0) + index)) + value(index)
 
 square(np.arange(100.0))  # the parent has a pool before it forks
+value(1)
+torch.ones(1 << 20).neg()
 loader = torch.utils.data.DataLoader(Squares(), batch_size=2, num_workers=2, multiprocessing_context="fork")
 rows = torch.cat(list(loader)).numpy()
-assert (rows == (np.arange(100.0) + np.arange(4)[:, None]) ** 2).all()
+assert (rows == (np.arange(100.0) + np.arange(4)[:, None]) ** 2 + (2 - np.arange(4)[:, None]) ** 2).all()
 """
 
 EXIT = """

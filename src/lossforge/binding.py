@@ -109,6 +109,8 @@ class Bound:
         self.lies = lies
         self.constants = self._fold_constants()
         self.fastmath = EXACT if _seeks_ties(self.schedule.outputs) else FASTMATH
+        self.parallel = any(isinstance(s, Product) for s in self.schedule.steps)
+        """Whether a call may use several threads."""
         self.kernels: list[Kernel] = []
         self.steps: list[Callable[[dict[Node, Any]], None]] = []
         self.pending: dict[Node, int] = {}
@@ -450,6 +452,7 @@ class Bound:
         chunks = -(-tasks // chunk)
         elements = rows * lanes * inner
         cost = int(elements * (0.25 + 0.05 * len(ir.topological(sweep.results))))
+        self.parallel |= cost >= CROSSOVER
         head = (chunk, piece, pieces, *(sizes[a] for a in kernel.sizes))
         arguments = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.arrays]
         stores = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.stores]

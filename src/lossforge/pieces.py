@@ -54,6 +54,9 @@ class Pieces:
     rooms = None
     """What `Bound.at` would need: memory by its address is not taken."""
 
+    parallel = True
+    """Several threads share a call."""
+
     @classmethod
     def of(
         cls,

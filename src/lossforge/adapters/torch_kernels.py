@@ -17,8 +17,9 @@ from lossforge import kernels
 from lossforge.binding import Bound, Room
 from lossforge.ir import Program
 from lossforge.runtime.buffers import SMALL
+from lossforge.runtime.openmp import team
 from lossforge.runtime.switch import use_kernels
-from lossforge.runtime.threads import get_num_threads
+from lossforge.runtime.threads import get_num_threads, working_in
 
 Form: TypeAlias = tuple[Any, ...]
 """What a call's tensors are like: dtype, shape and strides of each."""
@@ -134,6 +135,12 @@ class Ready:
 
     def __call__(self, arrays: Sequence[Tensor | float]) -> tuple[Tensor, ...]:
         """The program's outputs."""
+        if not self.bound.parallel:
+            return self._run(arrays)
+        with working_in(team()):
+            return self._run(arrays)
+
+    def _run(self, arrays: Sequence[Tensor | float]) -> tuple[Tensor, ...]:
         if self.at is None:
             return self._by_arrays(arrays)
         inputs = [take(a) for take, a in zip(self.takes, arrays, strict=True)]

@@ -15,12 +15,14 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 
 from lossforge.errors import ParameterError
+from lossforge.runtime.openmp import Team
 
 Task = Callable[[int, int], None]
 
@@ -68,13 +70,17 @@ def run_chunks(task: Task, total: int, chunk: int, *, cost: int) -> None:
         return
     step = max(1, chunks // ((helpers + 1) * RANGES_PER_THREAD)) * chunk
     job = _Job(task, [(begin, min(begin + step, total)) for begin in range(0, total, step)])
-    try:
-        _pool.submit(job, helpers)
-        _thread.in_task = True
-        job.work()
-    finally:
-        job.wait_for_helpers()
+    if _thread.team is not None and _thread.team.size > 1:
+        _thread.team.run(partial(_help, job), helpers + 1)
         _thread.in_task = False
+    else:
+        try:
+            _pool.submit(job, helpers)
+            _thread.in_task = True
+            job.work()
+        finally:
+            job.wait_for_helpers()
+            _thread.in_task = False
     error, job.error = job.error, None
     if error is not None:
         try:
@@ -83,8 +89,19 @@ def run_chunks(task: Task, total: int, chunk: int, *, cost: int) -> None:
             del error  # its traceback refers to this frame, and would keep the task's arrays alive
 
 
+@contextmanager
+def working_in(team: Team | None) -> Iterator[None]:
+    """Let `run_chunks` use a team of threads in place of its pool, when this thread calls it."""
+    before, _thread.team = _thread.team, team
+    try:
+        yield
+    finally:
+        _thread.team = before
+
+
 class _ThreadState(threading.local):
     in_task = False
+    team: Team | None = None
 
 
 class _Job:
@@ -168,6 +185,12 @@ class _Pool:
                 except RuntimeError:  # no more threads to be had, or the interpreter exits
                     return
                 self.threads += 1
+
+
+def _help(job: _Job) -> None:
+    """What a thread of a team does with a job; it is told apart by nothing from the thread that waits for the team."""
+    _thread.in_task = True
+    job.help()
 
 
 def _help_forever(jobs: SimpleQueue[_Job]) -> None:
