@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -47,7 +47,11 @@ _LARGEST = ((23, 29, 19, 31, 37, 41, 43, 47), (29, 31, 23, 37, 41, 43, 47, 53))
 """For losses that cut windows out of their inputs."""
 _ATTEMPTS = 400
 _LARGEST_FURTHER = 2**16
-"""Entries of an array at sizes that nothing was recorded at."""
+"""Entries of an array at sizes that nothing was recorded at ..."""
+_LARGEST_COMPARED = 2**17
+"""... and at the second of those that it was recorded at, where those of the examples can stand for them."""
+_LARGEST_RECORDED = 2**20
+"""Entries of an array of drawn sizes; a loss that needs more is tried at sizes near those of its examples."""
 _TOLERANCE = 1e-4
 """Of the largest entry, in float32, which some libraries compute in throughout."""
 _ROUNDING = 1e-3
@@ -401,6 +405,9 @@ class _Read:
     """Shapes at which nothing was recorded."""
 
 
+_Fits: TypeAlias = Callable[[Mapping[Axis, int], Mapping[Axis, int]], bool]
+
+
 class _Study:
     """One function, with everything that is found out about it."""
 
@@ -422,7 +429,7 @@ class _Study:
         self.kinds = [kinds[a.dtype.kind] for a in arrays]
         self.numbers: dict[str, float] = {}
         self.table = AxisTable()
-        self.recordings: dict[Any, Recording] = {}
+        self.recordings: dict[Any, Recording | LossforgeError] = {}
         self.answers: dict[Any, tuple[np.ndarray, list[np.ndarray] | None]] = {}
         self.samplers = [_Sampler(a) for a in arrays]
         self._look()
@@ -458,16 +465,20 @@ class _Study:
 
     def _record(self, shapes: Sequence[tuple[int, ...]], **changed: float) -> Recording:
         key = (tuple(shapes), tuple(sorted(changed.items())))
-        if key in self.recordings:
-            return self.recordings[key]
-        arrays = [s.example(shape) for s, shape in zip(self.samplers, shapes, strict=True)]
-        try:
-            self.recordings[key] = self.front.record(arrays, {**self.options, **self._given(changed)})
-            return self.recordings[key]
-        except LossforgeError:
-            raise
-        except Exception as error:
-            raise AdoptionError(f"{self.name}: {self.front.explain(error)}") from error
+        if key not in self.recordings:
+            arrays = [s.example(shape) for s, shape in zip(self.samplers, shapes, strict=True)]
+            try:
+                self.recordings[key] = self.front.record(arrays, {**self.options, **self._given(changed)})
+            except LossforgeError as error:
+                self.recordings[key] = error
+            except Exception as error:
+                refusal = AdoptionError(f"{self.name}: {self.front.explain(error)}")
+                refusal.__cause__ = error
+                self.recordings[key] = refusal
+        found = self.recordings[key]
+        if isinstance(found, LossforgeError):
+            raise found
+        return found
 
     def _given(self, changed: Mapping[str, float]) -> dict[str, float]:
         return {**self.all_numbers, **changed}
@@ -548,21 +559,41 @@ class _Study:
             free = [r for r in example if r not in self.table.units]
             pinned = {r: example[r] for r in free if r in {self.table.root(f) for f in fixed}}
             for draws, stay in itertools.product((_DRAWS, _LARGER, _LARGEST), ({}, pinned) if pinned else ({},)):
+                sizes = [_drawn(free, example, d, stay) for d in draws]
+                if draws is _LARGEST and _entries(self._shapes(sizes[0])) > _LARGEST_RECORDED:
+                    continue
                 try:
-                    return self._at([_drawn(free, example, d, stay) for d in draws])
+                    return self._at(sizes)
                 except (AdoptionError, Different) as error:
                     problem = problem or error
                     self.table = AxisTable(dict(table.parents), set(table.units), {})
+        try:  # calls alone, which are far quicker than recordings, tell the sizes of most functions
+            return self._restricted(own, kept, problem, self._runs)
+        except (AdoptionError, Different):
+            return self._restricted(own, kept, problem, self._reads)
+
+    def _restricted(
+        self,
+        own: Sequence[tuple[int, ...]],
+        kept: AxisTable,
+        problem: Exception | None,
+        fits: _Fits,
+    ) -> _Read:
+        """Record at two sets of sizes, where some axes have one size only, or some sizes; `fits` tells which.
+
+        Raises:
+            AdoptionError: there are none at which the function can be read; for the reason of `problem`.
+        """
         self.table = AxisTable(dict(kept.parents), set(kept.units), {})
         example = self._example(own)
         free = [r for r in example if r not in self.table.units]
         # Some axes have one size only: find out which, and which of them only go together.
         singles = [r for r in free if example[r] == 1]
-        options = {r: self._sizes_for(r, free, example, kept) for r in free}
+        options = {r: self._sizes_for(r, free, example, kept, fits) for r in free}
         if self._tie([r for r in free if not options[r] and r not in singles], example):
             together = AxisTable(dict(self.table.parents), set(self.table.units), {})
             free = [r for r in free if self.table.root(r) == r]
-            again = {r: self._sizes_for(r, free, example, together) for r in free if not options[r]}
+            again = {r: self._sizes_for(r, free, example, together, fits) for r in free if not options[r]}
             if any(again.values()):
                 options, kept = {**options, **again}, together
             else:
@@ -574,11 +605,16 @@ class _Study:
         kept = AxisTable(dict(self.table.parents), set(self.table.units), {})
         chosen: list[dict[Axis, int]] = [{}, {}]
         stuck = {r: example[r] for r in free if not options[r] and r not in self.table.units}
-        if len(stuck) > 1 and self._together(stuck, {r: example[r] for r in free}, kept):
+        if len(stuck) > 1 and self._together(stuck, {r: example[r] for r in free}, kept, fits):
             chosen = [{r: factor * n for r, n in stuck.items()} for factor in (2, 3)]
             stuck = {}
         main = self._roots()[self.names.index(self.predictions[0])][:1]
-        if main and main[0] in stuck and self._original_runs(main[0], {r: example[r] for r in free}):
+        base = {r: example[r] for r in free}
+        if (
+            main
+            and main[0] in stuck
+            and any(self._runs(base, {**base, main[0]: n}) for n in (7, 11, 2 * example[main[0]]))
+        ):
             # The loss holds for other batches; it is the reading that does not.
             raise AdoptionError(
                 str(problem)
@@ -607,44 +643,57 @@ class _Study:
         self.stuck = {**getattr(self, "stuck", {}), **stuck}
         return read
 
-    def _together(self, stuck: Mapping[Axis, int], base: Mapping[Axis, int], kept: AxisTable) -> bool:
+    def _together(self, stuck: Mapping[Axis, int], base: Mapping[Axis, int], kept: AxisTable, fits: _Fits) -> bool:
         """Whether axes that have one size each can grow together, as halves and their whole do."""
-        try:
-            for factor in (2, 3):
-                self._at([base, {**base, **{r: factor * n for r, n in stuck.items()}}], only_sizes=True)
-                self.table = AxisTable(dict(kept.parents), set(kept.units), {})
-        except (AdoptionError, Different):
+        for factor in (2, 3):
+            fit = fits(base, {**base, **{r: factor * n for r, n in stuck.items()}})
             self.table = AxisTable(dict(kept.parents), set(kept.units), {})
-            return False
+            if not fit:
+                return False
         return True
 
-    def _original_runs(self, root: Axis, base: Mapping[Axis, int]) -> bool:
-        """Whether the original can be recorded where only this axis has another size."""
-        for n in (7, 11, 2 * base[root]):
+    def _runs(self, base: Mapping[Axis, int], sizes: Mapping[Axis, int]) -> bool:
+        """Whether the original can be called at these sizes."""
+        wrt = [self.names.index(p) for p in self.predictions]
+        rng = np.random.default_rng(0)
+        arrays = [s.draw(rng, shape, None) for s, shape in zip(self.samplers, self._shapes(sizes), strict=True)]
+        # Positions may lie beyond the end of an axis, where 0 never does.
+        for given in (arrays, [np.zeros_like(a) if a.dtype.kind == "i" else a for a in arrays]):
             try:
-                self._record(self._shapes({**base, root: n}))
-            except LossforgeError:
+                self.front.run(given, self._given({}), wrt)
+            except Exception:  # whatever a function does where it does not fit
                 continue
             return True
         return False
 
-    def _sizes_for(self, root: Axis, free: Sequence[Axis], example: Mapping[Axis, int], kept: AxisTable) -> list[int]:
+    def _reads(self, base: Mapping[Axis, int], sizes: Mapping[Axis, int]) -> bool:
+        """Whether it can be read at both sets of sizes."""
+        try:
+            self._at([base, sizes], only_sizes=True)
+        except (AdoptionError, Different):
+            return False
+        return True
+
+    def _sizes_for(
+        self, root: Axis, free: Sequence[Axis], example: Mapping[Axis, int], kept: AxisTable, fits: _Fits
+    ) -> list[int]:
         """Some other sizes that one axis may have while all others keep those of the examples."""
         base = {r: example[r] for r in free}
         n = example[root]
         taken = {m for r, m in base.items() if r != root} | {n}
+        wanted = [m for m in dict.fromkeys((7, 2 * n, 11, 3 * n, 5, 13, n + 2, 4 * n)) if m not in taken]
+        enough = 4 if fits == self._runs else 2  # recordings take their time
         found: list[int] = []
         failures = 0
-        for m in dict.fromkeys((7, 2 * n, 11, 3 * n, 5, 13, n + 2, 4 * n)):
-            if m in taken:
+        for m in wanted:
+            if fits != self._runs and not self._runs(base, {**base, root: m}):
                 continue
-            try:
-                self._at([base, {**base, root: m}], only_sizes=True)
+            if fits(base, {**base, root: m}):
                 found.append(m)
-            except (AdoptionError, Different):
+            else:
                 failures += 1
             self.table = AxisTable(dict(kept.parents), set(kept.units), {})
-            if len(found) == 4 or (failures == 4 and not found):
+            if len(found) == enough or (failures == enough and not found):
                 break
         return found if len(found) > 1 else []  # one alone may fit by chance
 
@@ -669,15 +718,30 @@ class _Study:
         self.numbers = {}
         if only_sizes:
             return read
-        for name, value in self.all_numbers.items():
+        names = [n for n in self.all_numbers if self._keeps_steps(shapes[0], pair[0], n)]
+        together = self._with_numbers(shapes, pair, names, further) if names else read
+        if together is not None:
+            self.numbers = self._used(names, together)
+            return together
+        for name in names if len(names) > 1 else ():  # as many as can be
             found = self._with_numbers(shapes, pair, [*self.numbers, name], further)
-            if found is not None:
-                self.numbers[name] = value
-                if any(n.op == "input" and n.attrs[0] == name for n in ir.topological([found.result.node])):
-                    read = found
-                else:
-                    self.numbers.pop(name)
+            if found is not None and name in self._used([name], found):
+                self.numbers[name], read = self.all_numbers[name], found
         return read
+
+    def _used(self, names: Sequence[str], read: _Read) -> dict[str, float]:
+        """Those of some numbers that the result depends on."""
+        used = {n.attrs[0] for n in ir.topological([read.result.node]) if n.op == "input"}
+        return {n: self.all_numbers[n] for n in names if n in used}
+
+    def _keeps_steps(self, shapes: Sequence[tuple[int, ...]], recording: Recording, name: str) -> bool:
+        """Whether the steps are the same for other values of a number."""
+        try:
+            others = [self._record(shapes, **{name: v}) for v in _other_values(self.all_numbers[name])[:2]]
+            overlay([recording, *others], {})
+        except (AdoptionError, Different):
+            return False
+        return True
 
     def _with_numbers(
         self,
@@ -839,9 +903,10 @@ class _Study:
         """
         rng = np.random.default_rng(20)
         bounds = _bounds(ports, node)
-        cases = [(s, dict(self.all_numbers)) for s in self.read.shapes]
-        if max((math.prod(shape) for shape in self.read.further), default=0) <= _LARGEST_FURTHER:
-            cases.append((self.read.further, dict(self.all_numbers)))
+        second = self.read.shapes[1] if _entries(self.read.shapes[1]) <= _LARGEST_COMPARED else self.read.shapes[0]
+        cases = [self.read.shapes[0], *([second] if second is not self.read.shapes[0] else [])]
+        if _entries(self.read.further) <= _LARGEST_FURTHER:
+            cases.append(self.read.further)
         nodes = [p.node for p in ports if p.name in self.predictions]
         pulled = dict(zip(nodes, vjp([(node, ir.constant(1.0))], nodes), strict=True))
         constant = {a: n[0] for a, n in self.read.importer.sizes.items() if len(set(n)) == 1}
@@ -855,11 +920,11 @@ class _Study:
                 for s, shape, p in zip(self.samplers, shapes, ports, strict=True)
             ]
 
-        for shapes, numbers in cases:
+        for shapes in cases:
             compared += self._compare(
-                ports, node, pulled, order, drawn(shapes), numbers, beyond=shapes is self.read.further
+                ports, node, pulled, order, drawn(shapes), self.all_numbers, beyond=shapes is self.read.further
             )
-        arrays = drawn(self.read.shapes[1])
+        arrays = drawn(second)
         for change in (lambda v: _other_values(v)[2], lambda v: 2 * v) if self.numbers else ():
             # The range of data, say, may be enlarged only.
             numbers = {**self.all_numbers, **{n: change(v) for n, v in self.numbers.items()}}
@@ -1077,6 +1142,11 @@ def _layout(text: str, rank: int, name: str) -> list[str]:
     if bad := [w for w in words if not w.isidentifier()]:
         raise AdoptionError(f"layout={text!r}: {bad[0]!r} is not an axis name")
     return words
+
+
+def _entries(shapes: Sequence[tuple[int, ...]]) -> int:
+    """Those of the largest array."""
+    return max((math.prod(shape) for shape in shapes), default=0)
 
 
 def _reduced(node: Node, order: Sequence[Axis]) -> Node:

@@ -415,8 +415,8 @@ def _names(axes: Iterable[Axis]) -> str:
 # --------------------------------------------------------------------------------------------- walking
 
 
-def topological(roots: Iterable[Node]) -> list[Node]:
-    """All nodes beneath `roots`, each after its arguments, in a fixed order."""
+def topological(roots: Iterable[Node], stop: Callable[[Node], bool] = lambda node: False) -> list[Node]:
+    """All nodes beneath `roots`, each after its arguments, in a fixed order; none beneath those where it is to stop."""
     order: list[Node] = []
     seen: set[Node] = set()
     stack: list[tuple[Node, Iterator[Node]]] = []
@@ -424,13 +424,13 @@ def topological(roots: Iterable[Node]) -> list[Node]:
         if root in seen:
             continue
         seen.add(root)
-        stack.append((root, iter(root.args)))
+        stack.append((root, iter(() if stop(root) else root.args)))
         while stack:
             node, pending = stack[-1]
             for child in pending:
                 if child not in seen:
                     seen.add(child)
-                    stack.append((child, iter(child.args)))
+                    stack.append((child, iter(() if stop(child) else child.args)))
                     break
             else:
                 order.append(node)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from lossforge.ir import Node, constant, elementwise, intern, rebuild, reduction, transform
+from lossforge.ir import Node, constant, elementwise, intern, rebuild, reduction, topological, transform
 
 COMMUTATIVE = frozenset({"add", "mul", "eq", "ne", "and", "or", "minimum", "maximum", "logaddexp"})
 
@@ -168,8 +168,15 @@ class Rewriter:
             new = rewrite(node)
             if new is not None and new is not node:
                 self.applied.append((rewrite, node, new))
-                # A replacement may have made new inner nodes; they settle first.
-                (result,) = transform([new], lambda n, args: n if n is node else self.settle(rebuild(n, args)))
+                result = self._settled_within(new, node)
                 break
-        self._done[node] = result
+        self._done[node] = self._done[result] = result
         return result
+
+    def _settled_within(self, new: Node, replaced: Node) -> Node:
+        """`new`, whose new inner nodes settle first; what stands beneath settled ones is settled."""
+        found: dict[Node, Node] = {}
+        for n in topological([new], stop=lambda n: n is replaced or n in self._done):
+            known = n if n is replaced else self._done.get(n)
+            found[n] = self.settle(rebuild(n, [found[a] for a in n.args])) if known is None else known
+        return found[new]

@@ -465,37 +465,20 @@ def _inside_branch(node: Node) -> Node | None:
                 known[elementwise("maximum", p, q)] = b
 
     def visit(branch: Node, facts: Mapping[Node, Node]) -> Node:
-        if not any(n in facts for n in topological([branch])):
-            return branch
-
-        def step(n: Node, args: tuple[Node, ...]) -> Node:
-            if n in facts:
-                return facts[n]
-            if n.op == "where" and args[0].op == "constant":
-                return args[1] if args[0].attrs[0] else args[2]
-            return rebuild(n, args)
-
+        new: dict[Node, Node] = {}
         # Entries of other positions must not learn of this one: stop at anything that moves along axes.
-        if any(
-            n.op not in ("input", "constant", "size", "iota") and not is_elementwise(n) for n in topological([branch])
-        ):
-            return _local(branch, facts)
-        return transform([branch], step)[0]
+        for n in topological([branch], stop=lambda n: not is_elementwise(n)):
+            args = [new[a] for a in n.args] if is_elementwise(n) else n.args
+            if n in facts:
+                new[n] = facts[n]
+            elif n.op == "where" and args[0].op == "constant":
+                new[n] = args[1] if args[0].attrs[0] else args[2]
+            else:
+                new[n] = rebuild(n, args)
+        return new[branch]
 
     new_x, new_y = visit(x, known), visit(y, {condition: constant(False)})
     return None if new_x is x and new_y is y else where(condition, new_x, new_y)
-
-
-def _local(branch: Node, facts: Mapping[Node, Node]) -> Node:
-    """Apply facts to the elementwise part at the top of `branch` only."""
-    if branch in facts:
-        return facts[branch]
-    if not is_elementwise(branch):
-        return branch
-    args = tuple(_local(a, facts) for a in branch.args)
-    if branch.op == "where" and args[0].op == "constant":
-        return args[1] if args[0].attrs[0] else args[2]
-    return rebuild(branch, args)
 
 
 # ------------------------------------------------------------------------------------- reductions and structure

@@ -753,10 +753,12 @@ class _Emitter:
 def _used(lines: Sequence[str]) -> list[str]:
     """The lines without assignments to names that no later line uses."""
     kept: list[str] = []
+    names: set[str] = set()
     for line in reversed(lines):
         assigned = re.match(r"(\w+) = ", line)
-        if assigned is None or any(re.search(rf"\b{assigned[1]}\b", later) for later in kept):
+        if assigned is None or assigned[1] in names:
             kept.append(line)
+            names.update(re.findall(r"\w+", line))
     return kept[::-1]
 
 
