@@ -80,6 +80,20 @@ def cox(risk, time, event):
     return -np.sum((risk - np.logaddexp.accumulate(risk)) * event) / np.sum(event)
 
 
+def checked(pred, true):
+    if np.any(pred <= 0) or not np.allclose(true, true):
+        raise ValueError("rates are positive")
+    assert np.isfinite(pred).all()
+    return np.mean(pred - true * np.log(pred))
+
+
+def guarded(pred):
+    total = np.sum(np.abs(pred))
+    if total == 0:
+        return 0.0
+    return np.sum(pred**2) / total
+
+
 def mmd(x, y, gamma=0.5):
     def kernel(a, b):
         return np.exp(-gamma * np.sum((a[:, None] - b[None]) ** 2, axis=-1)).mean()
@@ -133,6 +147,7 @@ CASES = {
     "nt-xent": (nt_xent, [real, real], [NC, NC]),
     "lovasz hinge": (lovasz_hinge, [real, binary], [N, N]),
     "cox": (cox, [real, positive, binary], [N, N, N]),
+    "checked": (checked, [positive, positive], [NC, NC]),
     "mmd": (mmd, [real, real], [NC, [(4, 4), (7, 5)]]),
     "emd": (lambda p, q: np.mean(np.sum(np.abs(np.cumsum(p - q, axis=1)), axis=1)), [unit, unit], [NC, NC]),
     "dice of each class": (dice_of_each_class, [unit, one_hot], [[(5, 3), (8, 3)], [(5, 3), (8, 3)]]),
@@ -226,6 +241,7 @@ def test_a_wrong_gradient_is_refused_with_the_reason(wrong, said) -> None:
     ("fn", "said"),
     [
         (lambda p: p.sum() if p.sum() > 0 else -p.sum(), "decision"),
+        (guarded, r"test_adopt_numpy.py:\d+: a decision"),
         (lambda p: float(p.sum()), "Python number"),
         (lambda p: np.linalg.svd(p)[1].sum(), "svd"),
         (lambda p: np.sum(np.sort(p[p > 0])), "truth values"),

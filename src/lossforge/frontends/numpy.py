@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 
 from lossforge.errors import AdoptionError
+from lossforge.frontends.decisions import Decisions, settle
 from lossforge.frontends.numpy_operations import RULES
-from lossforge.frontends.numpy_recorder import Recorder, Selection, Tape
+from lossforge.frontends.numpy_recorder import DECISION, Recorder, Selection, Tape
 from lossforge.frontends.numpy_standins import recording
 from lossforge.frontends.recording import Recording, Ref, kept, kept_numbers
+
+
+_OWN = ("/lossforge/", "/numpy/", "/scipy/")
 
 
 class NumPyFrontEnd:
@@ -44,7 +48,12 @@ class NumPyFrontEnd:
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
         """Call the function once with recorders."""
-        tape = Tape()
+        return settle(lambda decisions: self._recorded(arrays, parameters, decisions), _OWN, DECISION)
+
+    def _recorded(
+        self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], decisions: Decisions
+    ) -> Recording:
+        tape = Tape(decisions)
         inputs = [tape.argument(np.array(a)) for a in arrays]
         with (
             np.errstate(all="ignore"),

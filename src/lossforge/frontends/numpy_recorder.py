@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from lossforge.errors import AdoptionError
+from lossforge.frontends.decisions import Decisions
 from lossforge.frontends.recording import Ref, Step
 
 _state = threading.local()
@@ -33,7 +34,8 @@ def activate(tape: Tape | None) -> None:
 class Tape:
     """The steps that were taken, in their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, decisions: Decisions) -> None:
+        self.decisions = decisions
         self.count = itertools.count()
         self.steps: list[Step] = []
         self.known: dict[Any, tuple[int, ...]] = {}
@@ -135,6 +137,7 @@ _SELECTED = (
     "a selection by truth values, whose size depends on them, can be computed with entry by entry and summed up; for "
     "anything else, multiply by the mask, or use np.where, and divide by the mask's sum"
 )
+DECISION = "a decision that depends on values (`if`, `and`, `or`, max, min); use np.where, np.maximum …"
 _METHODS = frozenset(
     "sum mean max min prod std var reshape ravel transpose squeeze clip argmax argmin cumsum cumprod take argsort any all "
     "swapaxes round dot trace diagonal repeat nonzero".split()
@@ -306,11 +309,7 @@ class Recorder(NDArrayOperatorsMixin):
         refuse(f"{how}; {advice}")
 
     def __bool__(self) -> bool:
-        return bool(
-            self._number(
-                "a decision that depends on values (`if`, `and`, `or`, max, min)", "use np.where, np.maximum …"
-            )
-        )
+        return bool(self.array.item()) if self.constant else self.tape.decisions.decide(line())
 
     def __float__(self) -> float:
         return float(self._number("float() takes a Python number out of an array", "keep arrays"))
@@ -405,7 +404,7 @@ class Selection(NDArrayOperatorsMixin):
         refuse(_SELECTED)
 
     def __bool__(self) -> bool:
-        refuse("a decision that depends on values (`if`, `and`, `or`); use np.where")
+        return active().decisions.decide(line())
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         refuse(_SELECTED)

@@ -22,7 +22,7 @@ from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule
 from lossforge.frontends.recording import Recording, Ref, Step, Varying
 from lossforge.frontends.spectral import Complex
 from lossforge.frontends.torch_constants import Constants
-from lossforge.frontends.torch_tracing import Watch, selections, settle
+from lossforge.frontends.torch_tracing import Watch, recorded, selections
 from lossforge.ir import Kind
 
 
@@ -84,7 +84,7 @@ class TorchFrontEnd:
                         functional, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True
                     )(*tensors)
 
-            traced = settle(trace)
+            traced = recorded(trace)
         return _read(traced, arrays)
 
     def explain(self, error: Exception) -> str:

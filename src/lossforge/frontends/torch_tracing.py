@@ -4,14 +4,12 @@ The tracer runs a function on arrays without values. It loses `.detach()` and `t
 the way to the dispatcher, and it stops at an `if` on a tensor and at `x[mask]`. Here these get a meaning:
 
 - what carries no gradient is marked as such;
-- a check that only raises an error is passed: it is no part of the formula (`settle`);
+- a check that only raises an error is passed: it is no part of the formula (`decisions`);
 - a selection by truth values gets a size of its own, by which the reader finds its mask again (`selections`).
 """
 
 from __future__ import annotations
 
-import re
-import traceback
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -24,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from lossforge.errors import AdoptionError
+from lossforge.frontends.decisions import Decisions, settle
 
 _LIBRARY: Any = torch.library.Library("lossforge", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
@@ -38,16 +37,14 @@ _LIBRARY.impl(
 T = TypeVar("T")
 
 _MOST_CALLS = 20_000
-_MOST_DECISIONS = 32
 
 
 class Watch(TorchFunctionMode):
-    """Marks what carries no gradient, and answers decisions on tensors in turn: as `answers` says, then False."""
+    """Marks what carries no gradient, and answers decisions on tensors."""
 
-    def __init__(self, answers: Sequence[bool]) -> None:
+    def __init__(self, decisions: Decisions) -> None:
         super().__init__()
-        self.answers = list(answers)
-        self.given: list[bool] = []
+        self.decisions = decisions
         self.calls = 0
         self.with_gradients = torch.is_grad_enabled()
 
@@ -68,11 +65,7 @@ class Watch(TorchFunctionMode):
         """What Python is told of a truth value, instead of ``aten::_local_scalar_dense``."""
         if condition.dtype != torch.bool or getattr(condition, "constant", None) is not None:
             return NotImplemented
-        if len(self.given) >= _MOST_DECISIONS:
-            raise AdoptionError("it takes too many decisions from values; use torch.where in place of `if` and `while`")
-        answer = self.answers[len(self.given)] if len(self.given) < len(self.answers) else False
-        self.given.append(answer)
-        return answer
+        return self.decisions.decide()
 
 
 def _triangle(op: str) -> Callable[..., torch.Tensor]:
@@ -112,44 +105,12 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
 """What the tracer stops at, in other words."""
 
 
-def settle(trace: Callable[[Watch], T]) -> T:
-    """The trace in which every decision on values goes the only way that does not end in an error.
-
-    Such a decision is a check of arguments. If both ways end in a value, the loss depends on it, and is refused.
-    """
-    watch = Watch([])
-    while True:
-        try:
-            result = trace(watch)
-            break
-        except Exception as error:
-            if not watch.given or watch.given[-1] or not _raised_on_purpose(error):
-                raise
-            watch = Watch([*watch.given[:-1], True])
-    for i, answer in enumerate(watch.given):
-        if not answer:  # of the others it was seen that the other way ends in an error
-            _must_fail(trace, [*watch.given[:i], True])
-    return result
-
-
-def _must_fail(trace: Callable[[Watch], Any], answers: Sequence[bool]) -> None:
-    try:
-        trace(Watch(answers))
-    except AdoptionError:
-        raise
-    except Exception as error:
-        if _raised_on_purpose(error):
-            return
-    raise AdoptionError(
+def recorded(trace: Callable[[Watch], T]) -> T:
+    """The trace of a function whose decisions on values are checks of arguments; see `decisions`."""
+    refusal = (
         "it takes a decision from values (`if`, `while`, `assert` or `and` on a tensor); use torch.where instead of `if`"
     )
-
-
-def _raised_on_purpose(error: Exception) -> bool:
-    """Whether an exception comes from a `raise` or an `assert` that is no part of the tracer."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    tracer = any(part in frame.filename for part in ("/torch/_", "/torch/fx/", "/torch/utils/"))
-    return not tracer and (not frame.line or re.search(r"\b(raise|assert)\b", frame.line) is not None)
+    return settle(lambda decisions: trace(Watch(decisions)), ("/torch/_", "/torch/fx/", "/torch/utils/"), refusal)
 
 
 # ------------------------------------------------------------------------------------- selections
