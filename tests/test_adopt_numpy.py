@@ -6,7 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import ndimage, signal, special, stats
+from scipy.spatial import distance
 
 import lossforge as lf
 from adoption import agree, binary, classes, drawn, one_hot, positive, real, signs, simplex, unit
@@ -94,6 +95,27 @@ def guarded(pred):
     return np.sum(pred**2) / total
 
 
+def ssim(x, y):
+    def blurred(image):
+        return ndimage.gaussian_filter(image, 1.5, truncate=2)
+
+    mx, my = blurred(x), blurred(y)
+    vx, vy, c = blurred(x * x) - mx**2, blurred(y * y) - my**2, blurred(x * y) - mx * my
+    return 1 - np.mean((2 * mx * my + 1e-4) * (2 * c + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
+
+
+def mixture(pred, true):
+    from scipy.special import logsumexp
+
+    return -logsumexp(stats.norm(0.0, 2.0).logpdf(pred) + stats.gamma.logpdf(true, 2.0, scale=0.5))
+
+
+def written_to(pred, y):
+    total = np.zeros(4)
+    np.add.at(total, y, pred)
+    return np.mean(total**2 / np.bincount(y, weights=pred**2, minlength=4))
+
+
 def mmd(x, y, gamma=0.5):
     def kernel(a, b):
         return np.exp(-gamma * np.sum((a[:, None] - b[None]) ** 2, axis=-1)).mean()
@@ -148,6 +170,27 @@ CASES = {
     "lovasz hinge": (lovasz_hinge, [real, binary], [N, N]),
     "cox": (cox, [real, positive, binary], [N, N, N]),
     "checked": (checked, [positive, positive], [NC, NC]),
+    "ssim": (ssim, [unit, unit], [[(9, 12), (10, 13)]] * 2),
+    "edges": (lambda p: np.mean(ndimage.sobel(p, axis=0) ** 2 + ndimage.laplace(p) ** 2), [real], [[(6, 8), (9, 7)]]),
+    "sharpened": (
+        lambda p: np.mean(
+            signal.convolve2d(p, [[0, 1, 0], [1, -4, 1], [0, 1, 0.5]], mode="same", boundary="symm") ** 2
+        ),
+        [real],
+        [[(6, 8), (9, 7)]],
+    ),
+    "mixture": (mixture, [real, positive], [N, N]),
+    "counts": (lambda r, k: -np.mean(stats.poisson.logpmf(k, r)), [positive, classes(5)], [NC, NC]),
+    "distances": (
+        lambda x, y: distance.cdist(x, y, "cosine").mean() + distance.pdist(x).mean() + distance.euclidean(x[0], y[0]),
+        [real, real],
+        [NC, [(5, 4), (4, 5)]],
+    ),
+    "written to": (written_to, [positive, classes(4)], [N, N]),
+    "interpolated": (lambda p: np.mean(np.interp(p, [0, 0.4, 1], [0, 2, 1.0]) ** 2), [unit], [N]),
+    "binned weights": (lambda p, t: np.mean(np.digitize(t, [0.0, 0.5]) * (p - t) ** 2), [real, real], [N, N]),
+    "smallest": (lambda p, t: np.mean(np.partition(np.abs(p - t), 3)[:3]), [real, real], [N, N]),
+    "phase": (lambda p, t: np.mean(np.abs(np.angle(np.exp(1j * (p - t))))), [real, real], [N, N]),
     "mmd": (mmd, [real, real], [NC, [(4, 4), (7, 5)]]),
     "emd": (lambda p, q: np.mean(np.sum(np.abs(np.cumsum(p - q, axis=1)), axis=1)), [unit, unit], [NC, NC]),
     "dice of each class": (dice_of_each_class, [unit, one_hot], [[(5, 3), (8, 3)], [(5, 3), (8, 3)]]),

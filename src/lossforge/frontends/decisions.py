@@ -25,7 +25,9 @@ class Decisions:
     def decide(self, place: str = "") -> bool:
         """The answer to the next one, which is asked for in this line."""
         if len(self.given) >= _MOST:
-            raise AdoptionError("it takes too many decisions from values; use the library's own `where` for `if` and `while`")
+            raise AdoptionError(
+                "it takes too many decisions from values; use the library's own `where` for `if` and `while`"
+            )
         answer = self.answers[len(self.given)] if len(self.given) < len(self.answers) else False
         self.given.append(answer)
         self.places.append(place)

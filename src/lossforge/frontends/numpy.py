@@ -21,7 +21,6 @@ from lossforge.frontends.numpy_recorder import DECISION, Recorder, Selection, Ta
 from lossforge.frontends.numpy_standins import recording
 from lossforge.frontends.recording import Recording, Ref, kept, kept_numbers
 
-
 _OWN = ("/lossforge/", "/numpy/", "/scipy/")
 
 
@@ -50,9 +49,7 @@ class NumPyFrontEnd:
         """Call the function once with recorders."""
         return settle(lambda decisions: self._recorded(arrays, parameters, decisions), _OWN, DECISION)
 
-    def _recorded(
-        self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], decisions: Decisions
-    ) -> Recording:
+    def _recorded(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], decisions: Decisions) -> Recording:
         tape = Tape(decisions)
         inputs = [tape.argument(np.array(a)) for a in arrays]
         with (

@@ -15,8 +15,6 @@ import numpy as np
 
 from lossforge.frontends.numpy_recorder import Nonzero, Recorder, Selection, active, line, plain, refuse
 
-_LARGEST_KERNEL = 64
-
 
 def _dim(x: Any, axis: int) -> int:
     return axis + np.ndim(x) if axis < 0 else axis
@@ -68,7 +66,7 @@ UFUNCS: Mapping[str, Callable[..., Any]] = {
     "huber": lambda d, r: np.where(np.abs(r) <= d, 0.5 * r * r, d * (np.abs(r) - 0.5 * d)),
     "pseudo_huber": lambda d, r: d * d * (np.sqrt(1 + (r / d) ** 2) - 1),
     "betaln": lambda a, b: _lgamma(a) + _lgamma(b) - _lgamma(a + b),
-    "ndtr": lambda x: 0.5 * _special("erfc", -x / math.sqrt(2)),
+    "ndtr": lambda x: 0.5 * special("erfc", -x / math.sqrt(2)),
     "log_ndtr": lambda x: _log_ndtr(x),
     "boxcox": lambda x, k: np.where(k == 0, np.log(x), np.expm1(k * np.log(x)) / np.where(k == 0, 1.0, k)),
     "softplus": lambda x: np.logaddexp(x, 0.0),
@@ -76,14 +74,15 @@ UFUNCS: Mapping[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def _special(name: str, x: Any) -> Any:
+def special(name: str, x: Any) -> Any:
+    """A ufunc of ``scipy.special``."""
     import scipy.special
 
     return getattr(scipy.special, name)(x)
 
 
 def _lgamma(x: Any) -> Any:
-    return _special("gammaln", x)
+    return special("gammaln", x)
 
 
 def _log_ndtr(x: Any) -> Any:
@@ -92,7 +91,7 @@ def _log_ndtr(x: Any) -> Any:
     square = far * far
     series = np.log1p((-1 + (3 - 15 / square) / square) / square)
     left = -0.5 * square - np.log(-far) - 0.5 * math.log(2 * math.pi) + series
-    return np.where(x < -8.0, left, np.log(0.5 * _special("erfc", -np.maximum(x, -8.0) / math.sqrt(2))))
+    return np.where(x < -8.0, left, np.log(0.5 * special("erfc", -np.maximum(x, -8.0) / math.sqrt(2))))
 
 
 # ------------------------------------------------------------------------------------- ufuncs along an axis
@@ -140,7 +139,7 @@ REDUCTIONS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("add", "reduce"): _reduction(np.sum), ("multiply", "reduce"): _reduction(np.prod),
     ("maximum", "reduce"): _reduction(np.max), ("minimum", "reduce"): _reduction(np.min),
     ("logical_and", "reduce"): _reduction(np.all), ("logical_or", "reduce"): _reduction(np.any),
-    ("logaddexp", "reduce"): _reduction(logsumexp),
+    ("logaddexp", "reduce"): _reduction(logsumexp), ("add", "at"): lambda *args: _add_at(*args),
     ("add", "accumulate"): _scan("sum"), ("multiply", "accumulate"): _scan("prod"),
     ("maximum", "accumulate"): _scan("max"), ("minimum", "accumulate"): _scan("min"),
     ("logaddexp", "accumulate"): _scan("logsumexp"),
@@ -612,6 +611,24 @@ def _trapezoid(y: Any, x: Any = None, dx: float = 1.0, axis: int = -1) -> Any:
     return np.sum(width * (y[(*lead, slice(1, None))] + y[(*lead, slice(None, -1))]) / 2, axis=axis)
 
 
+def correlation(
+    a: Any, kernel: Any, widths: Sequence[tuple[int, int]], mode: str = "constant", value: float = 0.0
+) -> Any:
+    """The correlation of an array, padded in one of the ways of `windows.pad`, with a kernel of as many dimensions."""
+    modes = {
+        "constant": "constant",
+        "replicate": "edge",
+        "reflect": "reflect",
+        "symmetric": "symmetric",
+        "circular": "wrap",
+    }
+    options = {"constant_values": value} if mode == "constant" else {}
+    padded, taps = np.pad(plain(a), widths, mode=modes[mode], **options), plain(kernel)  # type: ignore[call-overload]
+    found = np.tensordot(np.lib.stride_tricks.sliding_window_view(padded, np.shape(taps)), taps, axes=np.ndim(taps))
+    given = {"widths": tuple(map(tuple, widths)), "mode": mode, "value": value}
+    return next(x.tape for x in (a, kernel) if type(x) is Recorder).note("correlation", (a, kernel), given, found)
+
+
 def _convolve(a: Any, v: Any, mode: str = "full") -> Any:
     if np.shape(v)[0] > np.shape(a)[0]:
         a, v = v, a
@@ -626,15 +643,8 @@ def _correlate(a: Any, v: Any, mode: str = "valid") -> Any:
 
 def _taps(a: Any, kernel: Any, mode: str) -> Any:
     k = np.shape(kernel)[0]
-    if k > _LARGEST_KERNEL:
-        refuse(f"a kernel of {k} entries; at most {_LARGEST_KERNEL} are written out")
-    before, after = {"valid": (0, 0), "full": (k - 1, k - 1), "same": (k // 2, (k - 1) // 2)}[mode]
-    a = np.pad(a, (before, after)) if before or after else a
-    n = np.shape(a)[0] - k + 1
-    total = a[:n] * kernel[0]
-    for i in range(1, k):
-        total = total + a[i : i + n] * kernel[i]
-    return total
+    widths = {"valid": (0, 0), "full": (k - 1, k - 1), "same": (k // 2, (k - 1) // 2)}[mode]
+    return correlation(a, np.asarray(kernel) if type(kernel) is list else kernel, [widths])
 
 
 def _polyval(p: Any, x: Any) -> Any:
@@ -642,6 +652,47 @@ def _polyval(p: Any, x: Any) -> Any:
     for c in p[1:]:
         result = result * x + c
     return result
+
+
+def _bincount(x: Any, /, weights: Any = None, minlength: int = 0) -> Any:
+    if not minlength:
+        refuse("np.bincount has a size that depends on values; give it minlength=, the number of classes")
+    hits = (x[:, None] == active().counting(minlength)) * 1
+    return np.sum(hits, axis=0) if weights is None else np.sum(hits * np.expand_dims(weights, -1), axis=0)
+
+
+def _searchsorted(a: Any, v: Any, side: str = "left", sorter: Any = None) -> Any:
+    if sorter is not None or np.ndim(a) != 1:
+        refuse("np.searchsorted with sorter")
+    at = np.expand_dims(v, -1)
+    return np.sum((a < at if side == "left" else a <= at) * 1, axis=-1)
+
+
+def _digitize(x: Any, bins: Any, right: bool = False) -> Any:
+    if (np.diff(plain(bins)) < 0).any():
+        refuse("np.digitize with decreasing bins")
+    return _searchsorted(bins, x, "left" if right else "right")
+
+
+def _interp(x: Any, xp: Any, fp: Any, left: Any = None, right: Any = None, period: Any = None) -> Any:
+    """What each segment adds, up to where x lies in it."""
+    if not all(v is None for v in (left, right, period)):
+        refuse("np.interp with left, right or period")
+    xp, fp = (np.asarray(v) if isinstance(v, list | tuple) else v for v in (xp, fp))
+    starts, slopes = xp[:-1], np.diff(fp) / np.diff(xp)
+    return fp[0] + np.sum(slopes * (np.clip(np.expand_dims(x, -1), starts, xp[1:]) - starts), axis=-1)
+
+
+def _vander(x: Any, N: int | None = None, increasing: bool = False) -> Any:
+    powers = range(np.shape(x)[0] if N is None else N)
+    return np.stack([x**k for k in (powers if increasing else reversed(powers))], axis=-1)
+
+
+def _add_at(a: Any, indices: Any, b: Any = None) -> None:
+    if type(a) is not Recorder or np.ndim(indices) != 1:
+        refuse("np.add.at of an array that was not made by the function, or at several dimensions")
+    hits = (active().counting(np.shape(a)[0])[:, None] == indices) * 1
+    a.write(a + np.tensordot(hits, b + np.zeros(np.shape(indices) + np.shape(a)[1:]), axes=1))
 
 
 def _where(condition: Any, *cases: Any) -> Any:
@@ -715,6 +766,9 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "flatnonzero": lambda a: _nonzero(np.ravel(a))[0], "argwhere": lambda a: refuse("np.argwhere, whose size depends on values"),
     "convolve": _convolve, "correlate": _correlate, "polyval": _polyval, "cumsum": lambda a, axis=None, *r, **o: _scan("sum")(a, axis, **o),
     "cumprod": lambda a, axis=None, *r, **o: _scan("prod")(a, axis, **o), "round": _round, "around": _round, "fix": UFUNCS["trunc"],
+    "bincount": _bincount, "searchsorted": _searchsorted, "digitize": _digitize, "interp": _interp, "vander": _vander,
+    "partition": lambda a, kth, axis=-1, **o: np.sort(a, axis=axis), "argpartition": lambda a, kth, axis=-1, **o: np.argsort(a, axis=axis),
+    "angle": lambda z, deg=False: z.tape.note("angle", (z,), {}, np.angle(plain(z))) * (180 / math.pi if deg else 1),
     "isclose": lambda a, b, rtol=1e-5, atol=1e-8, equal_nan=False: np.abs(a - b) <= atol + rtol * np.abs(b),
     "ones_like": _like(1), "zeros_like": _like(0), "empty_like": _like(0),
     "full_like": lambda a, fill_value, dtype=None, *rest, **o: active().filled(

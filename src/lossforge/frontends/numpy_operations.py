@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lossforge.frontends import spectral
+from lossforge.frontends import spectral, windows
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for, slice_ends
 from lossforge.frontends.recording import Ref, Step, Varying
 from lossforge.ir import Kind
@@ -231,6 +231,15 @@ def _one_hot(imp: Importer, step: Step, index: Any) -> Tensor:
     return imp.cast(imp.elementwise("eq", counter, imp.unsqueeze(t, t.rank)), _kind(step.dtypes[0]))
 
 
+def _correlation(imp: Importer, step: Step, x: Any, kernel: Any) -> Tensor:
+    """The correlation of a padded array and a kernel of as many dimensions."""
+    t = windows.pad(imp, x, step.attrs["widths"], step.attrs["mode"], step.attrs["value"])
+    one, rank = (1,) * t.rank, t.rank
+    image, taps = (imp.unsqueeze(imp.unsqueeze(v, 0), 0) for v in (t, kernel))
+    found = windows.convolve(imp, image, taps, stride=one, padding=((0, 0),) * rank, dilation=one)
+    return Tensor(found.node, found.dims[2:])
+
+
 _PLAIN = {
     "exp": "exp", "log": "log", "log1p": "log1p", "expm1": "expm1", "sqrt": "sqrt", "sin": "sin", "cos": "cos", "tan": "tan",
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arctan2": "atan2", "sinh": "sinh", "cosh": "cosh", "tanh": "tanh",
@@ -280,6 +289,7 @@ _REAL: Mapping[str, Rule] = {
     "arange": _arange, "eye": _eye, "one_hot": _one_hot, "full": lambda imp, step, x: imp.cast(
         imp.full(x, step.shapes[0]), _kind(step.dtypes[0])),
     "logsumexp": _logsumexp, "scan": _scan, "where": _where, "concatenate": _concatenate,
+    "correlation": _correlation,
     "einsum": lambda imp, step, spec, *operands: imp.einsum(spec, *operands),
     "roll": lambda imp, step, x: imp.roll(x, step.attrs["axis"], imp.integer(step.attrs["shift"])),
     **{f"np.{k}": _reduce(k) for k in ("sum", "mean", "max", "min", "prod", "any", "all", "argmax", "argmin")},
@@ -292,7 +302,7 @@ _MEANINGS: Mapping[str, Rule] = {
     **{numpy: spectral.ARITHMETIC[op] for numpy, op in {
         "add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div", "negative": "neg",
         "square": "square", "absolute": "abs", "exp": "exp", "real": "real", "imag": "imag", "conjugate": "conj",
-        "np.angle": "angle"}.items()},
+        "angle": "angle"}.items()},
     **{f"np.{k}": _fourier for k in "fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn".split()},
 }  # fmt: skip
 _LINEAR = frozenset(

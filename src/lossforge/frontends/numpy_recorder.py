@@ -173,7 +173,7 @@ class Recorder(NDArrayOperatorsMixin):
         inputs = tuple(np.asarray(i) if isinstance(i, list | tuple) else i for i in inputs)
         if method == "__call__" and ufunc.__name__ in UFUNCS and not options:
             result = UFUNCS[ufunc.__name__](*inputs)
-        elif method in ("reduce", "accumulate", "outer") and (ufunc.__name__, method) in REDUCTIONS:
+        elif method in ("reduce", "accumulate", "at") and (ufunc.__name__, method) in REDUCTIONS:
             result = REDUCTIONS[ufunc.__name__, method](*inputs, **options)
         elif method == "outer":
             a, b = inputs

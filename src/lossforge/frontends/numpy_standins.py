@@ -9,7 +9,6 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
-import math
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lossforge.frontends import numpy_composites as composites
+from lossforge.frontends import scipy_standins
 from lossforge.frontends.numpy_recorder import Recorder, Selection, Tape, activate, active, plain, refuse
 
 
@@ -129,34 +129,7 @@ _NUMPY: Mapping[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------- SciPy and Python
-
-
-def _entropy(pk: Any, qk: Any = None, base: Any = None, axis: int = 0) -> Any:
-    p = pk / np.sum(pk, axis=axis, keepdims=True)
-    if qk is None:
-        total = np.sum(composites.UFUNCS["entr"](p), axis=axis)
-    else:
-        total = np.sum(composites.UFUNCS["rel_entr"](p, qk / np.sum(qk, axis=axis, keepdims=True)), axis=axis)
-    return total if base is None else total / math.log(base)
-
-
-def _cdist(a: Any, b: Any, metric: str = "euclidean") -> Any:
-    difference = a[:, None, :] - b[None, :, :]
-    if metric == "cityblock":
-        return np.sum(np.abs(difference), axis=-1)
-    if metric not in ("euclidean", "sqeuclidean"):
-        refuse(f"scipy.spatial.distance.cdist with metric={metric!r}")
-    squares = np.sum(difference * difference, axis=-1)
-    return np.sqrt(squares) if metric == "euclidean" else squares
-
-
-_SCIPY: Mapping[tuple[str, str], Callable[..., Any]] = {
-    ("scipy.special", "logsumexp"): composites.logsumexp, ("scipy.special", "softmax"): composites.softmax,
-    ("scipy.special", "log_softmax"): composites.log_softmax, ("scipy.special", "softplus"): composites.UFUNCS["softplus"],
-    ("scipy.stats", "entropy"): _entropy, ("scipy.spatial.distance", "cdist"): _cdist,
-    ("scipy.optimize", "rosen"): lambda x: np.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2, axis=0),
-}  # fmt: skip
+# ------------------------------------------------------------------------------------- Python
 
 
 def _sum(values: Any, start: Any = 0) -> Any:
@@ -177,10 +150,17 @@ def _extremum(python: Callable[..., Any], ufunc: Callable[..., Any], along: Call
     return function
 
 
+def _import(name: str, *rest: Any, **options: Any) -> Any:
+    """Of a module, in the midst of the function."""
+    module = builtins.__import__(name, *rest, **options)
+    return _stand_in(module, module.__name__, name) or module
+
+
 _PYTHON: Mapping[str, Callable[..., Any]] = {
+    "__import__": _import,
     "sum": _sum, "max": _extremum(max, np.maximum, np.max), "min": _extremum(min, np.minimum, np.min),
 }  # fmt: skip
-"""Python's own functions, which would look at the entries one by one."""
+"""Python's own functions, which would look at the entries one by one, or not see the stand-ins."""
 
 
 # ------------------------------------------------------------------------------------- in place of the originals
@@ -206,9 +186,11 @@ def _stand_in(value: Any, module: str, name: str) -> Any:
     if module == "numpy" and isinstance(value, type):  # a dtype, or a conversion
         return None
     stand_in = _NUMPY.get(name) if module == "numpy" else None
-    for (where, of_scipy), function in _SCIPY.items():
-        if name == of_scipy and module.startswith(where):
-            stand_in = _unless_plain(value, function)
+    if module.startswith("scipy"):
+        for (where, of_scipy), function in scipy_standins.FUNCTIONS.items():
+            if name == of_scipy and module.startswith(where):
+                return _unless_plain(value, function)
+        return scipy_standins.distribution(value)
     return stand_in
 
 
@@ -262,7 +244,7 @@ class _Copies:
         if id(function) in self.made:
             return self.made[id(function)]
         home = function.__globals__
-        names = self.names.setdefault(id(home), {**_PYTHON, **home})
+        names = self.names.setdefault(id(home), {**home, "__builtins__": {**vars(builtins), **_PYTHON}})
         cells = tuple(types.CellType() for _ in function.__closure__ or ())
         made = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, cells or None)
         made.__kwdefaults__ = function.__kwdefaults__

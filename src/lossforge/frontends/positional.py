@@ -188,7 +188,12 @@ class Importer:
     def made_of(self, axis: Axis, stem: str, sizes: Sequence[int], size: Node, taken: Collection[Axis]) -> Axis:
         """The axis that an operation makes of another: made alike, two are one where those that they are made of are."""
         new = self.label(_DERIVED + self.origin[_base(axis)] + stem, sizes, size)
-        self.sources[new] = _base(axis), stem
+        ancestors, each = {_base(axis)}, _base(axis)
+        while each in self.sources:
+            each = self.sources[each][0]
+            ancestors.add(each)
+        if new not in ancestors:  # as it is where what was padded has been cut back
+            self.sources[new] = _base(axis), stem
         return self._unused(new, taken)
 
     def number(self, stem: str) -> str:

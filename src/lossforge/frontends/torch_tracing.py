@@ -107,9 +107,7 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
 
 def recorded(trace: Callable[[Watch], T]) -> T:
     """The trace of a function whose decisions on values are checks of arguments; see `decisions`."""
-    refusal = (
-        "it takes a decision from values (`if`, `while`, `assert` or `and` on a tensor); use torch.where instead of `if`"
-    )
+    refusal = "it takes a decision from values (`if`, `while`, `assert` or `and` on a tensor); use torch.where instead of `if`"
     return settle(lambda decisions: trace(Watch(decisions)), ("/torch/_", "/torch/fx/", "/torch/utils/"), refusal)
 
 
