@@ -325,6 +325,24 @@ def test_a_branch_that_is_not_taken_has_no_influence() -> None:
     np.testing.assert_allclose(gradient[1:], [0.5, -0.25])
 
 
+@pytest.mark.parametrize("derivative", ["sqrt", "log", "power", "norm"])
+def test_what_only_masked_entries_use_has_no_influence(derivative: str) -> None:
+    """Where a whole row is masked, its infinite derivative meets a sum of zeros, which is not zero but nothing."""
+    root = {"sqrt": lf.sqrt, "log": lf.log, "power": lambda x: x**0.5, "norm": lambda x: 1 / x}[derivative]
+
+    @lf.loss("batch, batch class, batch class -> ", wrt="pred")
+    def masked(pred, weight, mask):
+        return lf.sum(lf.where(mask > 0, weight * root(pred), 0.0))
+
+    weight, mask = np.array([[2.0, 3.0]] * 3), np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    pred = np.array([4.0, 0.0, 1.0])
+    slope = {"sqrt": [0.25, 0.5], "log": [0.25, 1.0], "power": [0.25, 0.5], "norm": [-1 / 16, -1.0]}[derivative]
+    gradient = masked.grad(pred, weight, mask)
+    np.testing.assert_allclose(gradient, [2 * slope[0], 0.0, 5 * slope[1]])
+    pred[2] = 0.0  # used, and infinite there
+    assert not np.isfinite(masked.grad(pred, weight, mask)[2])
+
+
 def test_errors_are_one_tree() -> None:
     for name, kind in vars(lf.errors).items():
         if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, Warning):

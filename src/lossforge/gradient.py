@@ -143,6 +143,33 @@ def gated_total(x: Node, axes: Iterable[Axis]) -> Node:
     return total(x, wanted) if wanted else x
 
 
+def _times_slope(adjoint: Node, slope: Node) -> Node:
+    """adjoint · slope, and 0 where the adjoint is a sum of nothing but masked entries and the slope may be infinite."""
+    if _may_be_infinite(slope) and (some := _has_unmasked(adjoint)) is not None:
+        return where(some, times(adjoint, slope), 0.0)
+    return times(adjoint, slope)
+
+
+def _may_be_infinite(slope: Node) -> bool:
+    return any(
+        n.op in ("pow", "log") or (n.op == "div" and n.args[1].op not in ("constant", "size"))
+        for n in topological([slope])
+    )
+
+
+def _has_unmasked(adjoint: Node) -> Node | None:
+    """Whether a sum over masked entries has one that is not; None if it is not such a sum."""
+    if adjoint.op in ("neg", "div"):
+        return _has_unmasked(adjoint.args[0])
+    if adjoint.op == "mul":
+        return next((some for a in adjoint.args if (some := _has_unmasked(a)) is not None), None)
+    if adjoint.op != "sum":
+        return None
+    axes = frozenset(adjoint.attrs[0])
+    gates = [g for g in _gates(adjoint.args[0])[0] if g[0].axes & axes]
+    return elementwise("gt", total(_under(gates, constant(1.0)), axes), 0.0) if gates else None
+
+
 def _weight(node: Node) -> Node:
     """∂node/∂x at each entry of x, for a reduction of x."""
     (x,) = node.args
@@ -243,7 +270,7 @@ def _pull(node: Node, adjoint: Node, active: set[Node]) -> list[tuple[Node, Node
         for i, argument in enumerate(node.args):
             slope = partial(node, i, carries) if carries[i] else None
             if slope is not None:
-                value = gated_total(times(adjoint, slope), node.axes - argument.axes)
+                value = gated_total(_times_slope(adjoint, slope), node.axes - argument.axes)
                 result.append((argument, slope, value))
         return result
     x = node.args[0] if node.args else None

@@ -17,6 +17,7 @@ from lossforge.ir import (
     Node,
     constant,
     elementwise,
+    intern,
     rebuild,
     reduction,
     rename,
@@ -607,6 +608,22 @@ def simplify(roots: Sequence[Node], assume_nonnegative: Iterable[Node] = ()) -> 
             return new
         current = new
     return current
+
+
+def as_softmax(node: Node) -> Node | None:
+    """exp(x − logsumexp(x)), and its logarithm, under the names that people and array libraries have for them."""
+    difference = node.args[0] if node.op == "exp" else node
+    if difference.op == "log_softmax":
+        x, axes = difference.args[0], difference.attrs[0]
+    elif (
+        difference.op == "sub"
+        and difference.args[1].op == "logsumexp"
+        and difference.args[1].args[0] is difference.args[0]
+    ):
+        x, axes = difference.args[0], difference.args[1].attrs[0]
+    else:
+        return None
+    return intern("softmax" if node.op == "exp" else "log_softmax", (x,), (axes,), node.axes, Kind.FLOAT)
 
 
 def erase_gradient_marks(roots: Sequence[Node]) -> list[Node]:

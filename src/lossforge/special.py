@@ -37,6 +37,20 @@ def logsumexp(x: np.ndarray, axis: tuple[int, ...] | None) -> np.ndarray:
         return top + np.log(np.sum(np.exp(x - top), axis=axis, keepdims=True))
 
 
+def softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    """exp(x) over its sum along `axis`; exp(x - logsumexp(x)) would lose the digits of a large logsumexp."""
+    top = np.max(x, axis=axis, keepdims=True)
+    powers = np.exp(x - np.where(np.isfinite(top), top, 0))
+    return powers / np.sum(powers, axis=axis, keepdims=True)
+
+
+def log_softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    """x - logsumexp(x) along `axis`."""
+    top = np.max(x, axis=axis, keepdims=True)
+    less = x - np.where(np.isfinite(top), top, 0)
+    return less - np.log(np.sum(np.exp(less), axis=axis, keepdims=True))
+
+
 def erf(x: np.ndarray) -> np.ndarray:
     """The error function, entry by entry through `math.erf`."""
     return np.vectorize(math.erf, otypes=[float])(x).astype(np.asarray(x).dtype)

@@ -20,7 +20,7 @@ from lossforge import ir
 from lossforge.errors import UnsupportedError
 from lossforge.frontends.signature import python_name
 from lossforge.ir import Axis, Kind, Node, Port, Program
-from lossforge.simplify import erase_gradient_marks
+from lossforge.simplify import as_softmax, erase_gradient_marks
 
 _LONGEST = 72  # characters of an expression before it gets a name of its own
 
@@ -111,6 +111,10 @@ class Backend:
         """A reduction that keeps the reduced dimensions with size 1; over everything, to a scalar, for None."""
         raise NotImplementedError
 
+    def softmax(self, op: str, text: str, axis: int) -> str:
+        """A softmax along one axis, or its logarithm ("log_softmax")."""
+        raise NotImplementedError
+
     def iota(self, size: str, shape: str, like: str) -> str:
         """0, 1, 2 … in a shape."""
         raise NotImplementedError
@@ -185,8 +189,8 @@ class _Emitter:
     def __init__(self, program: Program, backend: Backend, names: Mapping[Node, str]) -> None:
         self.backend = backend
         self.program = program
-        self.outputs = erase_gradient_marks([o.node for o in program.outputs])
-        kept = erase_gradient_marks(list(names)) if names else []
+        nodes = _with_softmax(erase_gradient_marks([*(o.node for o in program.outputs), *names]))
+        self.outputs, kept = nodes[: len(program.outputs)], nodes[len(program.outputs) :]
         self.wanted = dict(zip(kept, names.values(), strict=True))
         self.nodes = ir.topological(self.outputs)
         self.copies = {n.attrs[1]: n.attrs[0] for n in self.nodes if n.op == "rename"}
@@ -603,6 +607,9 @@ class _Emitter:
             return b.take(x, index, self._place(axis), self._size_of(axis)), _ATOM, False
         if node.op in ir.REDUCTIONS | ir.INDEX_REDUCTIONS:
             return self._reduction(node), _ATOM, False
+        if node.op in ("softmax", "log_softmax"):
+            ((axis,),) = node.attrs
+            return b.softmax(node.op, self._operand(node.args[0]), self._place(axis)), _ATOM, False
         if node.op in ir.STRUCTURAL:
             return self._structural(node), _ATOM, False
         if node.op == "table":
@@ -748,6 +755,17 @@ class _Emitter:
             texts = [self._operand(a) if p[2] else p[0] for a, p in zip(node.args[1:], (x, y), strict=True)]
         test = self.backend.truth(condition[0], self.like) if condition[2] else condition[0]
         return self.backend.calls["where"].format(test, *texts)
+
+
+def _with_softmax(roots: Sequence[Node]) -> list[Node]:
+    """Softmaxes along one axis by their names: every library has them, and they keep the digits of large logits."""
+
+    def visit(node: Node, args: tuple[Node, ...]) -> Node:
+        made = ir.rebuild(node, args)
+        found = as_softmax(made) if made.op in ("exp", "sub") else None
+        return made if found is None or len(found.attrs[0]) > 1 or found.attrs[0][0].startswith("*") else found
+
+    return ir.transform(roots, visit)
 
 
 def _used(lines: Sequence[str]) -> list[str]:

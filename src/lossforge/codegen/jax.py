@@ -106,6 +106,9 @@ class _JAX(Backend):
             return f"{function}({text})"
         return f"{function}({text}, axis={tuple(axes) if len(axes) > 1 else axes[0]}, keepdims=True)"
 
+    def softmax(self, op: str, text: str, axis: int) -> str:
+        return f"jax.nn.{op}({text}, axis={axis})"
+
     def iota(self, size: str, shape: str, like: str) -> str:
         return f"jnp.arange({size}).reshape({shape})"
 

@@ -113,6 +113,9 @@ class _NumPy(Backend):
         where = "" if axes is None else f", axis={tuple(axes) if len(axes) > 1 else axes[0]}, keepdims=True"
         return f"np.{op}({text}{where})"
 
+    def softmax(self, op: str, text: str, axis: int) -> str:
+        return f"{op}({text}, {axis})"
+
     def iota(self, size: str, shape: str, like: str) -> str:
         return f"np.arange({size}).reshape({shape})"
 
@@ -148,6 +151,8 @@ def numpy_backend() -> Backend:
         "softplus",
         "xlogy",
         "logsumexp",
+        "softmax",
+        "log_softmax",
         "erf",
         "erfc",
         "lgamma",

@@ -164,6 +164,9 @@ class _TensorFlow(Backend):
             return f"extreme(tf.reduce_{op}, {text}{where})"
         return f"tf.reduce_{op}({text}{where})"
 
+    def softmax(self, op: str, text: str, axis: int) -> str:
+        return f"tf.nn.{op}({text}, {axis})"
+
     def iota(self, size: str, shape: str, like: str) -> str:
         return f"tf.reshape(tf.range({size}, dtype=tf.int64), {shape})"
 

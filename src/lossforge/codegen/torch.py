@@ -123,6 +123,9 @@ class _Torch(Backend):
             return text
         return f"torch.{name}({text}, dim={tuple(axes) if len(axes) > 1 else axes[0]}, keepdim=True)"
 
+    def softmax(self, op: str, text: str, axis: int) -> str:
+        return f"torch.{op}({text}, dim={axis})"
+
     def iota(self, size: str, shape: str, like: str) -> str:
         return f"torch.arange({size}, device={like}.device).reshape({shape})"
 

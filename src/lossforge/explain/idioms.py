@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lossforge import ir
 from lossforge.ir import Kind, Node, as_kind, constant, intern
 from lossforge.rewrite import Rewriter, rules
+from lossforge.simplify import as_softmax
 
 _IDIOMS = rules("""
     x * x * x -> pow(x, 3)
@@ -59,22 +60,6 @@ def _clip(node: Node) -> Node | None:
     return None
 
 
-def _softmax(node: Node) -> Node | None:
-    """exp(x − logsumexp(x)), and its logarithm."""
-    difference = node.args[0] if node.op == "exp" else node
-    if difference.op == "log_softmax":
-        x, axes = difference.args[0], difference.attrs[0]
-    elif (
-        difference.op == "sub"
-        and difference.args[1].op == "logsumexp"
-        and difference.args[1].args[0] is difference.args[0]
-    ):
-        x, axes = difference.args[0], difference.args[1].attrs[0]
-    else:
-        return None
-    return intern("softmax" if node.op == "exp" else "log_softmax", (x,), (axes,), node.axes, Kind.FLOAT)
-
-
 def _mean(node: Node) -> Node | None:
     """A sum over the sizes of the same axes."""
     x, divisor = node.args
@@ -114,8 +99,8 @@ def idiomatic(roots: Sequence[Node]) -> list[Node]:
     functions = {
         "minimum": (_clip,),
         "maximum": (_clip,),
-        "exp": (_softmax,),
-        "sub": (_softmax,),
+        "exp": (as_softmax,),
+        "sub": (as_softmax,),
         "div": (_mean,),
         "where": (_bracket,),
         "add": (_sum_of_numbers, _negative_term),
