@@ -99,6 +99,14 @@ def clipped_gradient(x):
 clipped_gradient.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
 
 
+def residual(u):
+    return jnp.mean(((u[1:, 1:-1] - u[:-1, 1:-1]) - (u[:-1, 2:] - 2 * u[:-1, 1:-1] + u[:-1, :-2])) ** 2)
+
+
+def discounted(pred, true):
+    return jax.lax.scan(lambda carry, x: (0.9 * carry + jnp.mean((x[0] - x[1]) ** 2), None), 0.0, (pred, true))[0]
+
+
 def pooled(pred, true):
     def pool(x):
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (2, 2), (1, 1), "VALID")
@@ -165,6 +173,8 @@ CASES = {
     ),
     "focal": (OPTAX.sigmoid_focal_loss, [real, binary], [NC, NC]),
     "median": (lambda p, t: jnp.median(jnp.abs(p - t)), [real, real], [N, N]),
+    "mapped": (lambda p, t: jax.lax.map(lambda x: jnp.sum((x[0] - x[1]) ** 2), (p, t)).mean(), [real, real], [NC, NC]),
+    "residual": (residual, [real], [[(6, 8), (9, 7)]]),
     "edge padded": (lambda p: jnp.mean(jnp.diff(jnp.pad(p, 1, mode="edge")) ** 2), [real], [N]),
     "tiled": (lambda p, t: jnp.mean((p - jnp.tile(t, (p.shape[0], 1))) ** 2), [real, real], [NC, [(4,), (5,)]]),
     "taken apart": (
@@ -194,6 +204,7 @@ def until_large(pred):
 REFUSED = {
     "a branch of Python": (lambda p: p.sum() if p.sum() > 0 else -p.sum(), "decision"),
     "a loop on values": (until_large, "while.*number of rounds depends on values"),
+    "a loop over the batch": (lambda p: discounted(p, 2 * p), "depend on the size of the batch"),
     "random numbers": (lambda p: (p * jax.random.uniform(jax.random.key(0), p.shape)).sum(), "random numbers"),
     "a rule that clips": (lambda p: clipped_gradient(p).sum(), "not linear in the gradient"),
     "a decomposition": (lambda p: jnp.linalg.svd(p, compute_uv=False).sum(), "svd"),

@@ -308,6 +308,20 @@ class Scaled:
         return self.scale * np.mean((y_true - y_pred) ** 2)
 
 
+def one_row_after_the_other(w, x, y):
+    total = 0.0
+    for i in range(len(x)):
+        scores = x[i] @ w
+        total += np.log(np.sum(np.exp(scores))) - scores[y[i]]
+    return total / len(x)
+
+
+def test_a_loop_over_the_rows_of_any_argument_is_refused() -> None:
+    rng = np.random.default_rng(6)
+    with pytest.raises(lf.errors.AdoptionError, match="depend on the size of the batch"):
+        lf.adopt(one_row_after_the_other, real(rng, (5, 4)), real(rng, (8, 5)), classes(4)(rng, (8,)))
+
+
 def test_numbers_that_an_object_keeps_are_parameters() -> None:
     rng = np.random.default_rng(4)
     y, x = real(rng, (8,)), real(rng, (8,))

@@ -608,12 +608,16 @@ class _Study:
         if len(stuck) > 1 and self._together(stuck, {r: example[r] for r in free}, kept, fits):
             chosen = [{r: factor * n for r, n in stuck.items()} for factor in (2, 3)]
             stuck = {}
-        main = self._roots()[self.names.index(self.predictions[0])][:1]
+        roots = self._roots()
+        main = roots[self.names.index(self.predictions[0])]
+        batches = {of[0] for of in roots if of} - {*main[1:]}
         base = {r: example[r] for r in free}
-        if (
-            main
-            and main[0] in stuck
-            and any(self._runs(base, {**base, main[0]: n}) for n in (7, 11, 2 * example[main[0]]))
+        alike = {r: [q for q in stuck if example[q] == example[r]] for r in stuck if r in batches}
+        if any(
+            self._runs(base, {**base, **dict.fromkeys(grown, n)})
+            for r, others in alike.items()
+            for grown in ([r], others)
+            for n in (7, 11, 2 * example[r])
         ):
             # The loss holds for other batches; it is the reading that does not.
             raise AdoptionError(
@@ -655,12 +659,13 @@ class _Study:
     def _runs(self, base: Mapping[Axis, int], sizes: Mapping[Axis, int]) -> bool:
         """Whether the original can be called at these sizes."""
         wrt = [self.names.index(p) for p in self.predictions]
+        call = getattr(self.front, "call", None) or partial(self.front.run, wrt=wrt)
         rng = np.random.default_rng(0)
         arrays = [s.draw(rng, shape, None) for s, shape in zip(self.samplers, self._shapes(sizes), strict=True)]
         # Positions may lie beyond the end of an axis, where 0 never does.
         for given in (arrays, [np.zeros_like(a) if a.dtype.kind == "i" else a for a in arrays]):
             try:
-                self.front.run(given, self._given({}), wrt)
+                call(given, {**self.options, **self.all_numbers})
             except Exception:  # whatever a function does where it does not fit
                 continue
             return True

@@ -58,6 +58,11 @@ class JaxFrontEnd:
             raise AdoptionError("the loss returned several values; expected one array")
         return _Reader(closed, arrays).recording
 
+    def call(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> None:
+        """Try whether the function takes arrays of these shapes and dtypes, without compiling it."""
+        with kept(self.function, parameters) as rest:
+            jax.eval_shape(lambda *a: self.function(*a, **rest), *map(_narrow, arrays))
+
     def run(
         self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
@@ -119,6 +124,8 @@ class _Reader:
             return [platforms.index(None) if None in platforms else len(platforms) - 1]
         if name == "cond":
             return self._branches(eqn, ins)
+        if name == "scan" and not eqn.params["num_carry"]:
+            return self._mapped(eqn, ins)
         if name == "scan" and self._rounds(eqn) <= _MOST_STEPS and eqn.params["length"] <= _MOST_ROUNDS:
             return self._loop(eqn, ins)
         return self._note(
@@ -153,6 +160,13 @@ class _Reader:
             self._note("select_n", (which, *outs), {}, [v.aval], _where(eqn))[0]
             for v, *outs in zip(eqn.outvars, *cases, strict=True)
         ]
+
+    def _mapped(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
+        """A loop in which no round knows of the others, as `jax.lax.map` is: all rounds at once."""
+        body, count = eqn.params["jaxpr"], eqn.params["num_consts"]
+        axes = [None if i < count else 0 for i in range(len(ins))]
+        every = jax.vmap(core.jaxpr_as_fun(body), in_axes=axes, axis_size=eqn.params["length"])
+        return self._inline(jax.make_jaxpr(every)(*(v.aval for v in eqn.invars)), ins)
 
     def _rounds(self, eqn: Any) -> int:
         return int(eqn.params["length"]) * len(eqn.params["jaxpr"].jaxpr.eqns)

@@ -68,6 +68,11 @@ class NumPyFrontEnd:
             raise AdoptionError("the loss returned a constant")
         return Recording(tuple((tuple(a.shape),) for a in arrays), tuple(tape.steps), result.ref)
 
+    def call(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> None:
+        """Try whether the function takes arrays of these shapes and dtypes."""
+        with np.errstate(all="ignore"), kept(self.function, parameters) as rest:
+            self.function(*arrays, **rest)
+
     def run(
         self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:

@@ -263,7 +263,10 @@ def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int
     lessened = [(node - 1.0, [n - 1 for n in numbers]) for node, numbers in factors]
     count = len(values)
     whole = all(float(v).is_integer() for v in values)
-    for terms, offset in itertools.product((1, 2, 3, 4), (0, -1, 1, -2, 2)):  # the simplest first
+    # The simplest first; products without a factor before others, which more numbers are by chance.
+    plain = [(terms, 0, True) for terms in (1, 2, 3)]
+    others = [(terms, offset, False) for terms, offset in itertools.product((1, 2, 3, 4), (0, -1, 1, -2, 2))]
+    for terms, offset, alone in plain + others:
         if offset and not whole:
             continue
         target = [v - offset for v in values]
@@ -277,7 +280,7 @@ def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int
                 factor = target[0] / number[0]
                 simple = round(factor, 9)
                 factor = simple if _close(simple, factor) and simple else factor
-                if offset and factor not in (1, 2, 0.5, -1):
+                if (alone and abs(factor) != 1) or (offset and factor not in (1, 2, 0.5, -1)):
                     continue
                 if all(_close(t, factor * n) for t, n in zip(target, number, strict=True)):
                     found.append((_product(chosen, powers, factor, offset), factor))
