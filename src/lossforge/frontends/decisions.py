@@ -50,7 +50,7 @@ def settle(trace: Callable[[Decisions], T], own: Sequence[str], refusal: str) ->
             result = trace(decisions)
             break
         except Exception as error:
-            if not decisions.given or decisions.given[-1] or not _raised_on_purpose(error, own):
+            if not decisions.given or decisions.given[-1] or not raised_on_purpose(error, own):
                 raise
             decisions = Decisions([*decisions.given[:-1], True])
     for i, answer in enumerate(decisions.given):
@@ -66,11 +66,11 @@ def _fails(trace: Callable[[Decisions], object], answers: Sequence[bool], own: S
     except AdoptionError:
         return False
     except Exception as error:
-        return _raised_on_purpose(error, own)
+        return raised_on_purpose(error, own)
     return False
 
 
-def _raised_on_purpose(error: Exception, own: Sequence[str]) -> bool:
+def raised_on_purpose(error: Exception, own: Sequence[str]) -> bool:
     """Whether an exception comes from a `raise` or an `assert` of the function."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     stranger = not any(part in frame.filename for part in own)

@@ -42,6 +42,13 @@ class Refused(Exception):
     """Internal: an operation cannot be imported; `Importer.run` adds which one and where."""
 
 
+@dataclass(frozen=True)
+class Unknown:
+    """A result that cannot be had; to use it is refused."""
+
+    reason: str
+
+
 @dataclass
 class Tensor:
     """A positional value."""
@@ -66,7 +73,8 @@ class Selection:
     mask: Node
     axes: Dim
     """Copies of the selected axes, for this selection alone."""
-    count: Node
+    lead: tuple[int, ...] = ()
+    """How many entries at its beginning are selected wherever the others are, in each recording."""
 
 
 @dataclass
@@ -272,6 +280,8 @@ class Importer:
         if isinstance(value, Ref):
             found = self.values[value.index]
             return self.tensor(found)
+        if isinstance(value, Unknown):
+            raise Refused(value.reason)
         if isinstance(value, Varying):
             if isinstance(value.values[0], np.ndarray):
                 return self._pattern(value.values)
@@ -354,6 +364,12 @@ class Importer:
             elif self.origin[axis] == _DERIVED + name:
                 self.ranges.add(axis)
         return Tensor(ir.iota(axis, length), ((axis,),))
+
+    def counter(self, axis: Axis) -> Node:
+        """The positions along an axis, which tell its size if nothing else does."""
+        sizes = self.sizes_of(axis)
+        made = self.origin[_base(axis)].startswith(_DERIVED) and len(set(sizes)) == 1
+        return ir.iota(axis, sizes[0] if made else None)
 
     # ------------------------------------------------------------------ elementwise
 
@@ -599,20 +615,27 @@ class Importer:
         row, column = found.axes
         if tuple(s[0] for s in shapes) != self.sizes_of(row):
             return t
-        axes = tuple(dict.fromkeys(a for n in ir.topological([found.mask]) for a in n.axes))
-        for i, shape in enumerate(shapes):
-            grid = Port(ir.input_("grid", axes), axes)  # tells the sizes
-            (held,) = evaluate([found.mask], {grid: np.empty([self.sizes_of(a)[i] for a in axes])})
+        for held, shape in zip(self._known(found.mask), shapes, strict=True):
             if not (held.sum(axis=sorted(found.axes).index(column)) == shape[1]).all():
                 return t
         name = _SELECTED + self.number("rows")
         whole = self.copies[row]
         whole = row if whole in t.node.axes else whole
+        if {s[1] for s in shapes} == {1}:  # the one entry of each row
+            node, mask = (relabel(n, {row: whole}) for n in (t.node, found.mask))
+            return Tensor(ir.total(ir.where(mask, node, ir.constant(0, node.kind)), (column,)), ((whole,), ()))
         count = self.symbol([s[1] for s in shapes])
-        self.selections[name] = Selection(relabel(found.mask, {row: whole}), (column,), count)
+        self.selections[name] = Selection(relabel(found.mask, {row: whole}), (column,))
         self.sizes[name], self.size_nodes[name] = tuple(s[1] for s in shapes), count
         self.origin[name] = name
         return Tensor(relabel(t.node, {row: whole}), ((whole,), (name,)))
+
+    def _known(self, node: Node) -> list[np.ndarray]:
+        """The entries of a value that depends on no argument, in each recording, its axes in alphabetical order."""
+        axes = tuple(dict.fromkeys(a for n in ir.topological([node]) for a in n.axes))
+        grid = ir.input_("grid", axes)  # tells the sizes
+        sizes = ([self.sizes_of(a)[i] for a in axes] for i in range(self.count))
+        return [evaluate([node], {Port(grid, axes): np.empty(shape)})[0] for shape in sizes]
 
     def _split(
         self, t: Tensor, group: Sequence[Axis], extent: Sequence[int]
@@ -790,7 +813,7 @@ class Importer:
         t = self.tensor(x)
         if t.stacked is not None and t.stacked[0] == dim and isinstance(index, int) and abs(index) < len(t.stacked[1]):
             return self.squeeze(t.stacked[1][index], [dim])
-        t = self._whole_axis(t, dim)
+        t = self._whole_axis(t, dim, [index + 1] * self.count if isinstance(index, int) and index >= 0 else ())
         dims = (*t.dims[:dim], *t.dims[dim + 1 :])
         if not t.dims[dim]:
             return Tensor(t.node, dims)
@@ -810,7 +833,7 @@ class Importer:
 
     def slice(self, x: Any, dim: int, start: Sequence[int], stop: Sequence[int], step: int = 1) -> Tensor:
         """Entries start … stop − 1 along a dimension; both are given for each recording."""
-        t = self._whole_axis(x, dim)
+        t = self._whole_axis(x, dim, stop)
         n = self.extents(t.dims[dim])
         lengths = [max(0, -(-(b - a) // step)) for a, b in zip(start, stop, strict=True)]
         if all(a == 0 and b == m for a, b, m in zip(start, stop, n, strict=True)) and step == 1:
@@ -878,7 +901,7 @@ class Importer:
             return t
         sizes = self.extents(t.dims[dim])
         if t.dims[dim] and not t.dims[dim][0].startswith("#"):
-            position = ir.iota(t.dims[dim][0])
+            position = self.counter(t.dims[dim][0])
         elif len(set(sizes)) == 1:
             name = self.derived(self.number("repeated"), sizes, ir.constant(float(sizes[0])))
             position = ir.iota(name, sizes[0])
@@ -924,7 +947,7 @@ class Importer:
 
     def take(self, x: Any, index: Any, dim: int) -> Tensor:
         """The dimension `dim` of `x` replaced by all dimensions of the index, as `np.take` does."""
-        t, at = self._whole_axis(x, dim), self.tensor(index)
+        t, at = self.single(self.tensor(x), dim), self.tensor(index)
         full = ((),) * dim + at.dims + ((),) * (t.rank - dim - 1)
         return self.gather(self._widen(t, dim, at.rank), Tensor(at.node, full), dim)
 
@@ -966,9 +989,13 @@ class Importer:
             nodes, dims = self.align([Tensor(others.node, others.dims), index])
             return Tensor(nodes[0], dims)
         (axis,) = along
-        if axis.startswith(_SELECTED):
-            raise Refused("an index into a selection by truth values")
         index = Tensor(_counting(index.node), index.dims)
+        if axis.startswith(_SELECTED):
+            lead = self.selections[_base(axis)].lead
+            free = any(n.op == "input" and n.axes for n in ir.topological([index.node]))
+            if free or not lead or any((i >= n).any() for i, n in zip(self._known(index.node), lead, strict=True)):
+                raise Refused("an index into a selection by truth values")
+            (axis,) = along = self.held(axis)
         self._usable(index.node)
         ordered = _sorted_axis(index.node)  # the order of one array, in which another is taken
         if ordered is not None and self.sizes_of(ordered)[0] == self.sizes_of(axis)[0]:
@@ -1009,10 +1036,17 @@ class Importer:
         if index.kind is Kind.FLOAT and any(n.op == "iota" for n in ir.topological([index])):
             raise Refused("positions that are worked out from other positions")
 
-    def _whole_axis(self, x: Any, dim: int) -> Tensor:
-        """`x` with one axis in a dimension, which is no selection: its entries can be told by their positions."""
+    def _whole_axis(self, x: Any, dim: int, ends: Sequence[int] = ()) -> Tensor:
+        """`x` with one axis in a dimension: its entries can be told by their positions.
+
+        It may be a selection if only entries before `ends`, one for each recording, are asked for, and all of these are
+        selected.
+        """
         t = self.single(self.tensor(x), dim)
         if any(a.startswith(_SELECTED) for a in t.dims[dim]):
+            lead = self.selections[_base(t.dims[dim][0])].lead
+            if ends and lead and all(e <= n for e, n in zip(ends, lead, strict=True)):
+                return Tensor(t.node, (*t.dims[:dim], self.held(t.dims[dim][0]), *t.dims[dim + 1 :]))
             raise Refused(
                 "positions in a selection by truth values, which depend on values; multiply by the mask, or use torch.where "
                 "or its like"
@@ -1055,17 +1089,20 @@ class Importer:
             raise Refused("a cumulative reduction of a constant")
         other = self._unused(_base(axis), {a for d in t.dims for a in d} | t.node.axes)
         node = ir.as_kind(t.node, Kind.FLOAT)
-        length = self.sizes_of(axis)[0] if self.origin[_base(axis)].startswith(_DERIVED) else None
-        taken = ir.elementwise("ge" if reverse else "le", ir.iota(other, length), ir.iota(axis, length))
+        taken = ir.elementwise("ge" if reverse else "le", self.counter(other), self.counter(axis))
         neutral = {"prod": 1.0, "max": -math.inf, "min": math.inf, "logsumexp": -math.inf}[op]
         return Tensor(ir.reduction(op, ir.where(taken, ir.rename(node, axis, other), neutral), (other,)), t.dims)
 
     def concat(self, tensors: Sequence[Any], dim: int) -> Tensor:
         """Values one after the other along a dimension."""
-        parts = [self._whole_axis(x, dim) for x in tensors]
+        parts = [self.single(self.tensor(x), dim) for x in tensors]
         parts = [p for p in parts if any(self.extents(p.dims[dim]))] or parts[:1]
         if len(parts) == 1:
             return parts[0]
+        parts = [self._gated(p) for p in parts]
+        for d in range(parts[0].rank):
+            if any(a.startswith(_SELECTED) for p in parts for a in p.dims[d]) and self._bound(parts, d, dim):
+                return self._concat_selected(parts, dim, d)
         lengths = [self.extents(p.dims[dim]) for p in parts]
         whole = [sum(n[i] for n in lengths) for i in range(self.count)]
         ends = [ir.constant(0.0)]
@@ -1074,7 +1111,7 @@ class Importer:
             ends.append(length if len(ends) == 1 else ends[-1] + length)
         new = self.derived(self.number("joined"), whole, ends[-1])
         new = self._unused(new, {a for p in parts for d in p.dims for a in d})
-        at = ir.iota(new, whole[0] if len(set(whole)) == 1 and self.origin[_base(new)].startswith(_DERIVED) else None)
+        at = self.counter(new)
         line = tuple((new,) if i == dim else () for i in range(parts[0].rank))
         kind = parts[0].node.kind if len({p.node.kind for p in parts}) == 1 else Kind.FLOAT
         counts = [self._entries(p.dims[dim]) for p in parts]
@@ -1088,11 +1125,59 @@ class Importer:
             return Tensor(result.node, result.dims, stacked=(dim, tuple(parts)))
         return result
 
+    def _gated(self, t: Tensor) -> Tensor:
+        """`t` with zeros beside the entries of its selections, so that gradients there are zeros, whatever follows."""
+        node = t.node
+        for axis in (a for d in t.dims for a in d if a.startswith(_SELECTED)):
+            if node.axes & set(self.held(axis)):
+                node = ir.where(self._mask(axis), node, ir.constant(0, node.kind))
+        return Tensor(node, t.dims, stacked=t.stacked)
+
+    def _bound(self, parts: Sequence[Tensor], d: int, dim: int) -> bool:
+        """Whether the selections along dimension d are not the same one for all entries along the other dimension."""
+        if d == dim:
+            return True
+        selected = [p for p in parts if any(not a.startswith("#") for a in p.dims[d])]
+        return len({p.dims[d] for p in selected}) > 1 or any(
+            self._mask(a).axes & set(p.dims[dim]) for p in selected for a in p.dims[d]
+        )
+
+    def _concat_selected(self, parts: Sequence[Tensor], dim: int, d: int) -> Tensor:
+        """Values one after the other, of which some are selections along dimension d: all entries, and a mask of them."""
+        whole, masks, counts = [], [], []
+        for p in parts:
+            mask = ir.constant(1.0)
+            counts.append((self.extents(p.dims[d]), self.length(p.dims[d])))
+            if any(a.startswith(_SELECTED) for a in p.dims[d]):
+                (name,) = p.dims[d]
+                mask = ir.as_kind(self._mask(name), Kind.FLOAT)
+                p = Tensor(p.node, (*p.dims[:d], self.held(name), *p.dims[d + 1 :]))
+                if len(p.dims[d]) > 1:
+                    p = self.single(p, d)
+                    mask = ir.join(mask, self.held(name), p.dims[d][0])
+            whole.append(p)
+            masks.append(Tensor(mask, p.dims))
+        leads = [self.selections[_base(p.dims[d][0])].lead if p is not w else counts[0][0] for p, w in zip(parts, whole, strict=True)]
+        lead = leads[0] if d == dim or len(set(leads)) == 1 else ()
+        (node, mask), dims = self.align([self.concat(whole, dim), self.concat(masks, dim)])
+        (axis,) = dims[d]
+        held = ir.elementwise("gt", mask, 0.5)
+        for known, found in self.selections.items():
+            if len(found.axes) == 1 and found.lead == lead and relabel(held, {axis: found.axes[0]}) is found.mask:
+                return Tensor(relabel(node, {axis: found.axes[0]}), (*dims[:d], (known,), *dims[d + 1 :]))
+        name = _SELECTED + self.number("joined")
+        self.selections[name] = Selection(held, (axis,), lead)
+        self.origin[name] = name
+        among = counts if d == dim else counts[:1]
+        self.sizes[name] = tuple(map(sum, zip(*(n for n, _ in among), strict=True)))
+        self.size_nodes[name] = functools.reduce(operator.add, (n for _, n in among))
+        return Tensor(node, (*dims[:d], (name,), *dims[d + 1 :]))
+
     def _entries(self, dim: Dim) -> ir.Extent | None:
         """The number of entries along a dimension, as windows count them."""
         sizes = self.extents(dim)
         if len(dim) == 1 and len(set(sizes)) > 1 and not dim[0].startswith("#"):
-            axis = _base(dim[0])
+            axis = _base(self.copies.get(_base(dim[0]), dim[0]))
             if not self.origin[axis].startswith(_DERIVED):
                 return ir.extent(0, {axis: 1})
             base, stem = self.sources.get(axis, (axis, ""))
@@ -1134,7 +1219,7 @@ class Importer:
         (axis,) = t.dims[dim]
         if axis not in t.node.axes:
             return t
-        rest, size, at = abs(move), self.size(axis), ir.iota(axis)
+        rest, size, at = abs(move), self.size(axis), self.counter(axis)
         moved = ir.window(t.node, axis, axis, ir.extent(-move), ir.extent(move))
         for i in range(rest):  # the entries that fell off, each put where it comes in
             first, last = ir.constant(i, Kind.INDEX), ir.as_kind(size - float(rest - i), Kind.INDEX)
@@ -1154,7 +1239,7 @@ class Importer:
                 break
         else:
             shift = self.symbol(shifts)
-        at = ir.as_kind(ir.iota(axis), Kind.FLOAT) - shift
+        at = ir.as_kind(self.counter(axis), Kind.FLOAT) - shift
         index = ir.where(ir.elementwise("lt", at, 0.0), at + size, at)
         return Tensor(ir.take(t.node, ir.as_kind(index, Kind.INDEX), axis), t.dims)
 
@@ -1180,11 +1265,10 @@ class Importer:
             t = self._solid(t, dim)
         (axis,) = t.dims[dim]
         after = [m - b for m, b in zip(n, stop, strict=True)]
-        constant = n[0] if len(set(n)) == 1 else None
         taken = {a for d in value.dims for a in d}
         new = axis if axis not in taken else self._unused(axis, taken)
         placed = self._placed(value, dim, new, [self.extent(start)], [self.extent(after)])
-        at = ir.iota(new, constant if self.origin[_base(new)].startswith(_DERIVED) else None)
+        at = self.counter(new)
         first, last = (ir.as_kind(self.symbol(v), Kind.INDEX) for v in (start, stop))
         here = ir.elementwise("and", ir.elementwise("ge", at, first), ir.elementwise("lt", at, last))
         inside = Tensor(here, tuple((new,) if i == dim else () for i in range(t.rank)))
@@ -1228,6 +1312,8 @@ class Importer:
             else:
                 rest.append((d, index))
         if not moves or not set(self.held(written[0])) <= set(moves):
+            if not value.node.axes and not add:
+                return self._written_alike(x, given, value)
             raise Refused(
                 "writing at positions that are worked out, of which two may be the same; use torch.where or one_hot"
             )
@@ -1246,7 +1332,7 @@ class Importer:
             condition = placed(self._mask(written[0]), along)
         for d, index in rest:
             (axis,) = self._whole_axis(t, d).dims[d]
-            at = Tensor(ir.iota(axis), tuple((axis,) if i == d else () for i in range(t.rank)))
+            at = Tensor(self.counter(axis), tuple((axis,) if i == d else () for i in range(t.rank)))
             hit = self.elementwise("eq", at, placed(index.node, along if index.rank else blank))
             condition = hit if condition is None else self.elementwise("and", condition, hit)
         behind = t.rank - first - len(given)
@@ -1265,10 +1351,25 @@ class Importer:
             new = self.elementwise("add", t, new)
         return new if condition is None else self.elementwise("where", condition, new, t)
 
+    def _written_alike(self, x: Tensor, indices: Sequence[tuple[int, Tensor]], value: Tensor) -> Tensor:
+        """`x` with one number written at positions, of which several may be the same."""
+        hit: Tensor | None = None
+        for d, index in indices:
+            at = self.arange(self.extents(x.dims[d]))
+            along = Tensor(at.node, tuple(at.dims[0] if i == d else () for i in range(x.rank + 1)))
+            place = Tensor(index.node, (*((),) * x.rank, *(index.dims or ((),))))
+            same = self.elementwise("eq", along, place)
+            hit = same if hit is None else self.elementwise("and", hit, same)
+        assert hit is not None
+        return self.elementwise("where", self.reduce("any", hit, [x.rank]), Tensor(value.node, ()), x)
+
     # ------------------------------------------------------------------ selections
 
-    def position(self, mask: Any, like: Any, first: int, count: Any, dim: int) -> Tensor:
-        """The positions along one dimension of the entries where a mask holds, which covers dimensions of `like` from `first`."""
+    def position(self, mask: Any, like: Any, first: int, count: Any, dim: int, guarded: bool = False) -> Tensor:
+        """The positions along one dimension of the entries where a mask holds, which covers dimensions of `like` from `first`.
+
+        What is done with a `guarded` selection does not count where it is empty; its number is then taken for 1.
+        """
         m, x = self.tensor(mask), self.tensor(like)
         numbers = tuple(count.values) if isinstance(count, Varying) else (int(count),) * self.count
         atoms: list[Axis] = []
@@ -1276,6 +1377,14 @@ class Importer:
             over = self._lined_up(m, i, x, first + i)
             m, atoms = over[0], [*atoms, *over[1]]
         held = ir.as_kind(m.node, Kind.BOOL)
+        within = [a for a in atoms if a.startswith(_SELECTED)]
+        for outer in within:  # a selection from a selection: where both hold
+            held = ir.elementwise("and", self._mask(outer), held)
+        atoms = [b for a in atoms for b in self.held(a)]
+        if m.rank == 2 and len(atoms) == 2 and not any(n.op == "input" and n.axes for n in ir.topological([held])):
+            found = self._one_each(held, atoms, numbers, dim)
+            if found is not None:
+                return found
         name = None
         for known, selection in self.selections.items():
             if self.sizes[known] == numbers and len(selection.axes) == len(atoms):
@@ -1283,20 +1392,34 @@ class Importer:
                     name = known
         if name is None:
             name = _SELECTED + self.number("selection")
-            copies = {a: f"{a}~{name[1:]}" for a in atoms}
+            copies = {a: f"{self.copies.get(a, a)}~{name[1:]}" for a in atoms}
             for a, b in copies.items():
                 self.sizes[b], self.size_nodes[b] = self.sizes_of(a), self.size(a)
-                self.origin[b], self.copies[b] = self.origin[_base(a)], a
+                self.origin[b], self.copies[b] = self.origin[_base(a)], self.copies.get(a, a)
             total = ir.total(ir.as_kind(held, Kind.FLOAT), atoms)
-            self.selections[name] = Selection(relabel(held, copies), tuple(copies.values()), total)
+            total = ir.elementwise("maximum", total, 1.0) if guarded else total
+            self.selections[name] = Selection(relabel(held, copies), tuple(copies.values()))
             self.sizes[name], self.size_nodes[name], self.origin[name] = numbers, total, name
         over_axes = self.selections[name].axes
-        start = sum(len(m.dims[i]) for i in range(dim))
-        places = over_axes[start : start + len(m.dims[dim])]
-        node = ir.iota(places[0]) if places else ir.constant(0, Kind.INDEX)
+        start = sum(len(self.held(a)) for i in range(dim) for a in m.dims[i])
+        places = over_axes[start : start + sum(len(self.held(a)) for a in m.dims[dim])]
+        if any(a.startswith(_SELECTED) for a in m.dims[dim]):  # places among the selected, whose numbers depend on values
+            return Tensor(ir.iota(name), ((name,),), places=places)
+        node = self.counter(places[0]) if places else ir.constant(0, Kind.INDEX)
         for place in places[1:]:
-            node = ir.as_kind(node * self.size(place) + ir.as_kind(ir.iota(place), Kind.FLOAT), Kind.INDEX)
+            node = ir.as_kind(node * self.size(place) + ir.as_kind(self.counter(place), Kind.FLOAT), Kind.INDEX)
         return Tensor(node, ((name,),), places=places)
+
+    def _one_each(self, held: Node, atoms: Sequence[Axis], numbers: Sequence[int], dim: int) -> Tensor | None:
+        """The positions along one of two axes where a mask holds that does so once in each row, as on a diagonal."""
+        row, column = atoms
+        at = [m if row < column else m.T for m in self._known(held) if m.ndim == 2]
+        if len(at) < self.count or any((m.sum(axis=1) != 1).any() or n != len(m) for m, n in zip(at, numbers, strict=True)):
+            return None
+        if dim == 0 or all((m.argmax(axis=1) == np.arange(len(m))).all() for m in at):
+            return Tensor(self.counter(row), ((row,),))
+        places = ir.total(ir.where(held, ir.as_kind(self.counter(column), Kind.FLOAT), 0.0), (column,))
+        return Tensor(ir.as_kind(places, Kind.INDEX), ((row,),))
 
     def _lined_up(self, m: Tensor, i: int, x: Tensor, j: int) -> tuple[Tensor, Dim]:
         """The axes of the mask's dimension i, which lies along x's dimension j."""
@@ -1305,24 +1428,25 @@ class Importer:
             if any(a.startswith("#") for a in theirs):
                 raise Refused("a selection along a dimension that no argument has")
             mine = theirs
-        if any(a.startswith(_SELECTED) for a in mine):
-            raise Refused("a selection from a selection")
         if len(mine) == len(theirs):
             for a, b in zip(mine, theirs, strict=True):
-                if not b.startswith("#") and self.origin[_base(a)] != self.origin[_base(b)]:
+                if a != b and not b.startswith("#") and self.origin[_base(a)] != self.origin[_base(b)]:
                     self._same(a, b)
         return Tensor(m.node, (*m.dims[:i], mine, *m.dims[i + 1 :])), mine
 
     def picked(self, x: Tensor, dim: int, index: Tensor) -> Tensor | None:
         """`x` at the positions of a selection, if it has the very axes that were selected."""
-        mine = x.dims[dim]
+        mine = tuple(b for a in x.dims[dim] for b in self.held(a))
         wanted = tuple(self.copies[a] for a in index.places)
         if not wanted or len(mine) != len(wanted) or index.rank != 1:
             return None
+        among = index.node.op == "iota" and index.node.attrs[0].startswith(_SELECTED)
+        if among != any(a.startswith(_SELECTED) for a in x.dims[dim]):
+            return None
         for a, b in zip(mine, wanted, strict=True):
-            if a.startswith(("#", _SELECTED)) or self.origin[_base(a)] != self.origin[_base(b)]:
+            if a.startswith("#") or self.origin[_base(a)] != self.origin[_base(b)]:
                 return None
-        elsewhere = {a for i, d in enumerate(x.dims) for a in d if i != dim}
+        elsewhere = {b for i, d in enumerate(x.dims) for a in d if i != dim for b in self.held(a)}
         if elsewhere & set(index.places) or any(a in elsewhere for a in mine):
             return None
         node = relabel(x.node, dict(zip(mine, index.places, strict=True)))
@@ -1360,6 +1484,8 @@ class Importer:
         result = self.tensor(self.recording.result)
         if any(n.op == "iota" and _base(n.attrs[0]) in self.ranges for n in ir.topological([result.node])):
             raise Refused("a range whose end is not the size of an axis")
+        if any(n.op == "iota" and n.attrs[0].startswith(_SELECTED) for n in ir.topological([result.node])):
+            raise Refused("positions in a selection by truth values, which depend on values")
         return result
 
     def _argument(self, value: Any) -> Any:

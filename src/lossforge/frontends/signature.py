@@ -174,5 +174,5 @@ def lay(
 
 def python_name(axis: Axis) -> str:
     """An identifier for an axis, for use in source text."""
-    name = axis.removeprefix("*").replace("'", "_copy")
+    name = axis.removeprefix("*").replace("'", "_copy").replace("~", "_in_")
     return name + "_" if keyword.iskeyword(name) else name

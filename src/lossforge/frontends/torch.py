@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from lossforge import ir
 from lossforge.errors import AdoptionError
 from lossforge.frontends import spectral, windows
-from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for, slice_ends
+from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, Unknown, rule_for, slice_ends
 from lossforge.frontends.recording import Recording, Ref, Step, Varying
 from lossforge.frontends.spectral import Complex
 from lossforge.frontends.torch_constants import Constants
@@ -71,21 +72,27 @@ class TorchFrontEnd:
         with self._with(parameters) as options, warnings.catch_warnings():
             warnings.simplefilter("ignore")
 
-            def trace(watch: Watch) -> torch.fx.GraphModule:
+            def trace(watch: Watch) -> Recording:
                 def call(*args: torch.Tensor) -> Any:
                     with Constants(), watch:
                         return _one(self.function(*args, **options))
 
-                table = {**_decompositions(), **selections(arrays)}
+                table = {**_decompositions(), **selections(arrays, watch)}
                 table[torch.ops.aten._local_scalar_dense.default] = watch.decide
                 functional = torch.func.functionalize(call, remove="mutations")
-                with _stack_traces():
-                    return make_fx(
-                        functional, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True
-                    )(*tensors)
 
-            traced = recorded(trace)
-        return _read(traced, arrays)
+                def told(*args: torch.Tensor) -> Any:
+                    return functional(*args), *(e.value for e in watch.events)
+
+                with _stack_traces():
+                    return _read(
+                        make_fx(told, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(
+                            *tensors
+                        ),
+                        arrays,
+                    )
+
+            return recorded(trace)
 
     def explain(self, error: Exception) -> str:
         """What an exception of the tracer means for the user."""
@@ -119,6 +126,8 @@ def front_end(function: Callable[..., Any]) -> TorchFrontEnd:
 
 
 def _one(result: Any) -> Any:
+    if isinstance(result, int | float):  # what is left to do where there is nothing to work with
+        return torch.full((), float(result))
     if not isinstance(result, torch.Tensor):
         raise AdoptionError(f"the loss returned a {type(result).__name__}; expected one tensor")
     return result
@@ -151,7 +160,7 @@ def _decompositions() -> dict[Any, Any]:
         aten.addmm, aten.baddbmm, aten.rsub, aten.frac, aten.trace, aten.diag_embed, aten.std, aten.std_mean,
         aten.var_mean, aten.dist, aten.renorm, aten.index_add, aten.margin_ranking_loss, aten.multi_margin_loss,
         aten.multilabel_margin_loss_forward, aten.rot90, aten.tril, aten.triu, aten.lerp, aten.sinc,
-        aten.heaviside, aten._euclidean_dist, aten.cdist, aten._cdist_forward, aten.special_entr,
+        aten.heaviside, aten.native_batch_norm, aten._euclidean_dist, aten.cdist, aten._cdist_forward, aten.special_entr,
     ]  # fmt: skip
     kept = [op for op in wanted if op is not aten.softplus and op is not aten.log_sigmoid_forward]
     core: dict[Any, Any] = dict(core_aten_decompositions())
@@ -309,11 +318,22 @@ def _div(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
 
 def _logical(op: str) -> Rule:
     def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
-        if any(imp.tensor(a).node.kind is not Kind.BOOL for a in args) and step.op.startswith("bitwise"):
-            raise Refused("bits of integers")
-        return imp.elementwise(op, *args)
+        flags = [_flag(imp.tensor(a)) if step.op.startswith("bitwise") else imp.tensor(a) for a in args]
+        return imp.cast(imp.elementwise(op, *flags), _kind(step.dtypes[0]))
 
     return rule
+
+
+def _flag(t: Tensor) -> Tensor:
+    """Integers of one bit as truth values."""
+    node = t.node
+    if node.kind is Kind.BOOL:
+        return t
+    if node.op == "cast" and node.args[0].kind is Kind.BOOL:
+        return Tensor(node.args[0], t.dims)
+    if node.op == "constant" and node.attrs[0] in (0, 1):
+        return Tensor(ir.constant(bool(node.attrs[0])), t.dims)
+    raise Refused("bits of integers")
 
 
 def _clamp(imp: Importer, step: Step, x: Any, low: Any = None, high: Any = None) -> Tensor:
@@ -337,7 +357,10 @@ def _extreme(op: str) -> Rule:
         values = imp.cast(imp.reduce(op, x, dim, keepdim), _kind(step.dtypes[0]))
         if len(step.outputs) == 1:
             return values
-        return values, imp.reduce("arg" + op, x, dim, keepdim)
+        try:
+            return values, imp.reduce("arg" + op, x, dim, keepdim)
+        except Refused as reason:  # few ask for it
+            return values, Unknown(str(reason))
 
     return rule
 
@@ -707,12 +730,30 @@ def _diagonal(imp: Importer, step: Step, x: Any, offset: Any = 0, a: Any = 0, b:
     return imp.permute(picked, [*(k for k in range(t.rank - 1) if k != i), i])
 
 
+def _unique(imp: Importer, step: Step, x: Any, *rest: Any) -> tuple[Any, ...]:
+    """Of each entry, which of the distinct values in order it is: the number of distinct values below it."""
+    t = imp.tensor(x)
+    if t.rank != 1:
+        return (Unknown("the distinct values of an array, whose number depends on values"),) * 3
+    here, there = imp.unsqueeze(t, 1), imp.unsqueeze(t, 0)
+    alike = imp.reduce("sum", imp.cast(imp.elementwise("eq", here, there), Kind.FLOAT), [1])
+    share = imp.unsqueeze(imp.elementwise("div", 1.0, alike), 0)
+    below = imp.reduce("sum", imp.elementwise("where", imp.elementwise("lt", there, here), share, 0.0), [1])
+    place = imp.cast(imp.elementwise("round", below), Kind.INDEX)
+    unknown = Unknown("the distinct values of an array, whose number depends on values")
+    return unknown, place, unknown
+
+
 def _pow(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
     return imp.cast(imp.elementwise("pow", x, y), _kind(step.dtypes[0]))
 
 
 def _huge(value: float) -> Rule:
     return lambda imp, step, x: imp.elementwise("eq", imp.elementwise("abs", x), value)
+
+
+def _towards_zero(x: Any) -> Any:
+    return ir.elementwise("sign", x) * _floor(ir.elementwise("abs", x))
 
 
 def _isnan(imp: Importer, step: Step, x: Any) -> Tensor:
@@ -976,6 +1017,7 @@ _REAL: Mapping[str, Rule] = {
         "amax": _reduce("max"), "amin": _reduce("min"), "prod": _reduce("prod"), "logsumexp": _reduce("logsumexp"),
         "sum": _reduce("sum"), "mean": _reduce("mean"), "any": _reduce("any"), "all": _reduce("all"),
         "max": _extreme("max"), "min": _extreme("min"), "argmax": _arg("argmax"), "argmin": _arg("argmin"),
+        "_unique2": _unique, "trunc": _formula(_towards_zero),
         "linalg_vector_norm": _norm, "_softmax": _softmax(False), "_log_softmax": _softmax(True),
         "view": _shape, "reshape": _shape, "_unsafe_view": _shape, "expand": _expand, "permute": lambda imp, step, x, d: imp.permute(x, d),
         "squeeze": _squeeze, "unsqueeze": _unsqueeze, "t": _transpose, "clone": _same, "alias": _same, "detach": _same,
@@ -991,7 +1033,7 @@ _REAL: Mapping[str, Rule] = {
     "empty_like.default": _full,
     "copy.default": lambda imp, step, x, source: imp.expand(imp.cast(source, _kind(step.dtypes[0])), step.shapes[0]),
     "detach.default": rule_for("stop_gradient"), "stop_gradient.default": rule_for("stop_gradient"),
-    "position.default": lambda imp, step, mask, like, first, count, d: imp.position(mask, like, first, count, d),
+    "position.default": lambda imp, step, *args: imp.position(*args, guarded="guarded" in step.attrs),
     "squeeze.dim": _squeeze, "squeeze.dims": _squeeze, "transpose.int": _transpose, "transpose.default": _transpose, "arange.start_step": _arange,
     "arange.start": _arange, "clamp.Tensor": _clamp, "clamp_min.default": _clamp,
     "clamp_max.default": lambda imp, step, x, high: _clamp(imp, step, x, None, high),
@@ -1046,24 +1088,16 @@ def _roll(imp: Importer, x: Any, shifts: Any, dims: Any) -> Tensor:
 
 
 def _sqrt(x: Any) -> Any:
-    from lossforge import ir
-
     return ir.elementwise("sqrt", x)
 
 
 def _log(x: Any) -> Any:
-    from lossforge import ir
-
     return ir.elementwise("log", x)
 
 
 def _floor(x: Any) -> Any:
-    from lossforge import ir
-
     return ir.elementwise("floor", x)
 
 
 def _polygamma(n: Any, x: Any) -> Any:
-    from lossforge import ir
-
     return ir.elementwise("polygamma", n, x)

@@ -4,15 +4,19 @@ The tracer runs a function on arrays without values. It loses `.detach()` and `t
 the way to the dispatcher, and it stops at an `if` on a tensor and at `x[mask]`. Here these get a meaning:
 
 - what carries no gradient is marked as such;
-- a check that only raises an error is passed: it is no part of the formula (`decisions`);
+- a check that only raises an error is passed: it is no part of the formula; a guard against there being nothing to
+  work with is a choice between what is done then and otherwise (`recorded`);
 - a selection by truth values gets a size of its own, by which the reader finds its mask again (`selections`).
 """
 
 from __future__ import annotations
 
+import itertools
+import sys
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +26,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from lossforge.errors import AdoptionError
-from lossforge.frontends.decisions import Decisions, settle
+from lossforge.frontends.decisions import raised_on_purpose
+from lossforge.frontends.recording import Recording
+from lossforge.frontends.ways import choice
 
 _LIBRARY: Any = torch.library.Library("lossforge", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
@@ -34,17 +40,36 @@ _LIBRARY.impl(
     "CompositeExplicitAutograd",
 )
 
-T = TypeVar("T")
-
+_OWN = ("/torch/_", "/torch/fx/", "/torch/utils/")
+"""Files whose errors are those of the tracer, not of the function."""
 _MOST_CALLS = 20_000
+_MOST_DECISIONS = 32
+_MOST_WAYS = 24
+_MOST_GUARDS = 4
+_TOO_MANY = "it takes too many decisions from values; use torch.where in place of `if` and `while`"
+
+
+@dataclass
+class Event:
+    """A decision on a truth value, or a selection, of which somebody may ask whether it is empty."""
+
+    answer: bool
+    """What was decided; of a selection, that it is empty."""
+    value: torch.Tensor
+    """The truth value, or the mask."""
+    count: int | None = None
+    """The number of entries that a selection is given; None for decisions."""
+    asked: bool = False
+    """Whether the function looked at the number of entries, or decided on whether there are any."""
 
 
 class Watch(TorchFunctionMode):
-    """Marks what carries no gradient, and answers decisions on tensors."""
+    """Marks what carries no gradient, and answers decisions on tensors in turn: as `answers` says, then False."""
 
-    def __init__(self, decisions: Decisions) -> None:
+    def __init__(self, answers: Sequence[bool]) -> None:
         super().__init__()
-        self.decisions = decisions
+        self.answers = list(answers)
+        self.events: list[Event] = []
         self.calls = 0
         self.with_gradients = torch.is_grad_enabled()
 
@@ -57,15 +82,75 @@ class Watch(TorchFunctionMode):
             return torch.ops.lossforge.stop_gradient(args[0])
         func = _OTHERWISE.get(func, func)
         result = func(*args, **(kwargs or {}))
+        if func in _ASKING and self.events and not _from_library():
+            counts = args[0].shape
+            for event in self.events:
+                event.asked |= event.count is not None and event.count in counts
         if self.with_gradients and not torch.is_grad_enabled() and not getattr(func, "__name__", "_").endswith("_"):
             return tree_map_only(torch.Tensor, torch.ops.lossforge.stop_gradient, result)
         return result
+
+    def _next(self) -> bool:
+        if len(self.events) >= _MOST_DECISIONS:
+            raise AdoptionError(_TOO_MANY)
+        return self.answers[len(self.events)] if len(self.events) < len(self.answers) else False
 
     def decide(self, condition: torch.Tensor) -> Any:
         """What Python is told of a truth value, instead of ``aten::_local_scalar_dense``."""
         if condition.dtype != torch.bool or getattr(condition, "constant", None) is not None:
             return NotImplemented
-        return self.decisions.decide()
+        self.events.append(Event(self._next(), condition, asked=_asks_for_any(condition)))
+        return self.events[-1].answer
+
+    def select(self, mask: torch.Tensor, count: int) -> int:
+        """The number of entries of a selection."""
+        empty = self._next()
+        self.events.append(Event(empty, mask, 0 if empty else count))
+        return 0 if empty else count
+
+
+_ASKING = frozenset({torch.Tensor.__len__, torch.Tensor.size, torch.Tensor.numel, torch.numel, torch.Tensor.shape.__get__})  # type: ignore[attr-defined]
+"""What tells how many entries a tensor has."""
+
+
+def _from_library() -> bool:
+    """Whether it is PyTorch that calls itself, behind the methods of tensors."""
+    frame: Any = sys._getframe(2)
+    while frame.f_code.co_filename.endswith(("/torch/overrides.py", "/torch/_tensor.py")):
+        frame = frame.f_back
+    return "/torch/" in frame.f_code.co_filename
+
+
+def _asks_for_any(condition: torch.Tensor) -> bool:
+    """Whether a truth value says how many entries of masks hold: none, some or all."""
+    mode = get_proxy_mode()
+    slot = None if mode is None else get_proxy_slot(condition, mode.tracer, None)  # type: ignore[attr-defined]
+    pending: list[torch.fx.Node] = [] if slot is None else [slot.proxy.node]
+    found = False
+    while pending:
+        node = pending.pop()
+        op = str(node.target).removeprefix("aten.").partition(".")[0]
+        inner = node.all_input_nodes
+        if op in ("any", "all", "sum") and _truth(inner[0]):
+            found = True
+        elif op in _PASSING:
+            pending += inner
+        else:
+            return False
+    return found
+
+
+_PASSING = frozenset({
+    "eq", "ne", "gt", "lt", "ge", "le", "logical_not", "logical_and", "logical_or", "bitwise_not", "bitwise_and",
+    "bitwise_or", "add", "_to_copy", "view",
+})  # fmt: skip
+
+
+def _truth(node: torch.fx.Node) -> bool:
+    """Whether an array holds truth values, or zeros and ones made of them."""
+    while str(node.target) == "aten._to_copy.default" and node.meta["val"].dtype != torch.bool:
+        node = node.all_input_nodes[0]
+    return bool(node.meta["val"].dtype == torch.bool)
 
 
 def _triangle(op: str) -> Callable[..., torch.Tensor]:
@@ -105,16 +190,63 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
 """What the tracer stops at, in other words."""
 
 
-def recorded(trace: Callable[[Watch], T]) -> T:
-    """The trace of a function whose decisions on values are checks of arguments; see `decisions`."""
-    refusal = "it takes a decision from values (`if`, `while`, `assert` or `and` on a tensor); use torch.where instead of `if`"
-    return settle(lambda decisions: trace(Watch(decisions)), ("/torch/_", "/torch/fx/", "/torch/utils/"), refusal)
+def recorded(trace: Callable[[Watch], Recording]) -> Recording:
+    """The recording in which every decision on values goes the only way that does not end in an error.
+
+    Such a decision is a check of arguments. If both ways end in a value, and it is decided on whether there are entries
+    to work with, the result is a choice between both. Of any other decision the loss depends on it, and is refused.
+    The trace gives a tuple: the value, and what each event is about.
+    """
+    return _settled(trace, [], itertools.count(), whole=True)
+
+
+def _settled(trace: Callable[[Watch], Recording], given: list[bool], ways: Iterator[int], *, whole: bool) -> Recording:
+    """The recording after these answers; `whole` says that it is asked what happens where a selection is empty."""
+    watch, answers = Watch(given), given
+    while True:
+        if next(ways) >= _MOST_WAYS:
+            raise AdoptionError(_TOO_MANY)
+        try:
+            recording = trace(watch)
+            break
+        except Exception as error:
+            decisions = [i for i, e in enumerate(watch.events) if e.count is None and i >= len(given)]
+            if not decisions or watch.events[decisions[-1]].answer or not raised_on_purpose(error, _OWN):
+                raise
+            answers = [*(e.answer for e in watch.events[: decisions[-1]]), True]
+            watch = Watch(answers)
+    if sum(e.count is None and not e.answer for e in watch.events) > _MOST_GUARDS:
+        raise AdoptionError(_TOO_MANY)
+    value, *about = recording.result
+    result = replace(recording, result=value)
+    for i, event in reversed([*enumerate(watch.events)][len(given) :]):
+        prefix = [*(e.answer for e in watch.events[:i]), True]
+        if event.answer or (event.count is not None and not (whole and event.asked)):
+            continue
+        try:
+            other = _settled(trace, prefix, ways, whole=whole and event.count is None)
+        except AdoptionError:
+            raise
+        except Exception as error:
+            if event.count is not None or raised_on_purpose(error, _OWN):
+                continue
+            raise AdoptionError(_DECIDES) from None
+        both = choice(result, other, about[i], where=event.count is None, count=event.count)
+        if both is not result and not event.asked:
+            raise AdoptionError(_DECIDES)
+        result = both
+    return result
+
+
+_DECIDES = (
+    "it takes a decision from values (`if`, `while`, `assert` or `and` on a tensor); use torch.where instead of `if`"
+)
 
 
 # ------------------------------------------------------------------------------------- selections
 
 
-def selections(arrays: Sequence[np.ndarray]) -> dict[Any, Any]:
+def selections(arrays: Sequence[np.ndarray], watch: Watch) -> dict[Any, Any]:
     """Decompositions of selections by truth values into positions, whose number is drawn for each mask.
 
     The number is a prime of four digits, another one for other shapes of the inputs, so that it is told from sizes. Of
@@ -131,7 +263,8 @@ def selections(arrays: Sequence[np.ndarray]) -> dict[Any, Any]:
         key = id(mask) if slot is None else _structure(slot.proxy.node, {})
         if key not in counts:
             known = int(mask.sum()) if slot is None else _count(slot.proxy.node, getattr(mode.tracer, "root", None))
-            counts[key] = known if known is not None else _PRIMES[(seed + 101 * len(counts)) % len(_PRIMES)]
+            prime = _PRIMES[(seed + 101 * len(counts)) % len(_PRIMES)]
+            counts[key] = known if known is not None else watch.select(mask, prime)
         return [torch.ops.lossforge.position(mask, like, first, counts[key], d) for d in range(mask.ndim)]
 
     def expanded(x: torch.Tensor, indices: Sequence[Any]) -> list[Any] | None:
@@ -150,6 +283,12 @@ def selections(arrays: Sequence[np.ndarray]) -> dict[Any, Any]:
         return NotImplemented if found is None else aten.index.Tensor(x, found)
 
     def index_put(x: torch.Tensor, indices: Sequence[Any], values: torch.Tensor, accumulate: bool = False) -> Any:
+        masks = [(d, i) for d, i in enumerate(indices) if i is not None]
+        if len(masks) == 1 and masks[0][1].dtype == torch.bool and values.numel() == 1:
+            first, mask = masks[0]
+            mask = mask.reshape(*mask.shape, *[1] * (x.ndim - first - mask.ndim))
+            value = values.reshape(()).to(x.dtype)
+            return torch.where(mask, x + value if accumulate else value, x)
         found = expanded(x, indices)
         return NotImplemented if found is None else aten.index_put.default(x, found, values, accumulate)
 

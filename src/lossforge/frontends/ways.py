@@ -1,0 +1,110 @@
+"""Two ways that a function may take, as one recording.
+
+A guard, ``if len(pairs) == 0: return zero``, takes another way for other values. Each way is recorded by itself. Walked
+from their results backwards, the two are alike up to some value, and that value is a choice between both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lossforge.frontends.recording import Recording, Ref, Step, needed
+
+
+def choice(usual: Recording, other: Recording, condition: Ref, *, where: bool, count: int | None) -> Recording:
+    """One recording that does as `other` where `condition`, of the usual one, is `where`, and else as usual.
+
+    `count` is the number of entries of a selection by `condition`, whose place in `other` is taken by 0. It is the usual
+    recording itself where both do the same, or where the other works with arrays of no entries.
+    """
+    numbers: dict[Any, int] = {}
+    mine, theirs = _Numbered(usual, numbers, count), _Numbered(other, numbers, count)
+    path: list[tuple[Step, int]] = []
+    a, b = usual.result, other.result
+    while mine.of(a) != theirs.of(b):
+        x, y = mine.step(a), theirs.step(b)
+        if x is None or y is None or x.op != y.op or len(x.args) != len(y.args) or len(x.outputs) > 1:
+            break
+        apart = [i for i, (p, q) in enumerate(zip(x.args, y.args, strict=True)) if mine.of(p) != theirs.of(q)]
+        if len(apart) != 1 or mine.of(x.attrs) != theirs.of(y.attrs) or not isinstance(x.args[apart[0]], Ref):
+            break
+        if not isinstance(y.args[apart[0]], Ref):
+            break
+        path.append((x, apart[0]))
+        a, b = x.args[apart[0]], y.args[apart[0]]
+    else:
+        return usual
+    step = mine.step(a)
+    if step is None or step.shapes[0] != getattr(theirs.step(b), "shapes", ((),))[0]:
+        return usual
+    steps = [s if count is None else mine.guarded(s, condition) for s in usual.steps]
+    known = {("value", number): Ref(r) for r, number in mine.numbers_of.items()}
+    fresh = 1 + max([len(usual.inputs) - 1, *(o for s in steps for o in s.outputs)])
+    moved: dict[int, Ref] = {}
+
+    def bring(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return moved.get(value.index) or known[theirs.of(value)]
+        if isinstance(value, list | tuple):
+            return type(value)(bring(v) for v in value)
+        return {k: bring(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+    for s in needed(replace(other, result=b)):
+        if all(theirs.of(Ref(o)) in known for o in s.outputs):
+            continue
+        if any(0 in shape for of in s.shapes for shape in of):
+            return usual
+        outputs = tuple(range(fresh, fresh + len(s.outputs)))
+        fresh += len(outputs)
+        steps.append(replace(s, args=bring(s.args), attrs=bring(s.attrs), outputs=outputs))
+        moved |= {o: Ref(n) for o, n in zip(s.outputs, outputs, strict=True)}
+    told = Step("any.default", (condition,), {}, (fresh,), (((),),), step.where, ("torch.bool",))
+    chosen = (bring(b), a) if where else (a, bring(b))
+    steps += [told, replace(step, op="where.self", args=(Ref(fresh), *chosen), attrs={}, outputs=(fresh + 1,))]
+    fresh += 2
+    for s, i in reversed(path):
+        steps.append(replace(s, args=(*s.args[:i], Ref(fresh - 1), *s.args[i + 1 :]), outputs=(fresh,)))
+        fresh += 1
+    return replace(usual, steps=tuple(steps), result=Ref(fresh - 1))
+
+
+class _Numbered:
+    """The values of a recording numbered by how they are worked out: equal ones have one number, in both recordings."""
+
+    def __init__(self, recording: Recording, numbers: dict[Any, int], count: int | None) -> None:
+        self.numbers, self.count = numbers, count
+        self.numbers_of = {i: self._number(("input", i)) for i in range(len(recording.inputs))}
+        self.steps: dict[int, Step] = {}
+        for step in recording.steps:
+            key = (step.op, self.of(step.args), self.of(step.attrs), step.dtypes)
+            for place, output in enumerate(step.outputs):
+                self.steps[output] = step
+                self.numbers_of[output] = self._number((key, place))
+
+    def _number(self, key: Any) -> int:
+        return self.numbers.setdefault(key, len(self.numbers))
+
+    def step(self, value: Any) -> Step | None:
+        """The step that makes a value."""
+        return self.steps.get(value.index) if isinstance(value, Ref) else None
+
+    def guarded(self, step: Step, mask: Ref) -> Step:
+        """The positions of a selection whose number is not used where it is 0: no division by it may spoil a gradient."""
+        found = step.op == "position.default" and self.of(step.args[0]) == self.of(mask)
+        return replace(step, attrs={"guarded": True}) if found else step
+
+    def of(self, value: Any) -> Any:
+        """The number of a value; anything else by its content."""
+        if isinstance(value, Ref):
+            return ("value", self.numbers_of[value.index])
+        if isinstance(value, list | tuple):
+            return tuple(self.of(v) for v in value)
+        if isinstance(value, Mapping):
+            return tuple((k, self.of(v)) for k, v in sorted(value.items()))
+        if isinstance(value, np.ndarray):
+            return (value.shape, str(value.dtype), value.tobytes())
+        return (type(value).__name__, repr(0 if type(value) is int and value == self.count else value))
