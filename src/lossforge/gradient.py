@@ -135,12 +135,14 @@ def _under(gates: Sequence[Gate], node: Node) -> Node:
 
 
 def gated_total(x: Node, axes: Iterable[Axis]) -> Node:
-    """The sum over `axes`, taken inside of a condition that does not depend on them."""
+    """The sum over `axes`, taken inside of the conditions that do not depend on them."""
     wanted = frozenset(axes)
-    if x.op == "where" and _gated(x) and not (x.args[0].axes & wanted):
-        branches = (a if _is(a, 0.0) else gated_total(a, wanted) for a in x.args[1:])
-        return where(x.args[0], *branches)
-    return total(x, wanted) if wanted else x
+    gates, inner = _gates(x)
+    outer = [g for g in gates if not g[0].axes & wanted]
+    if not outer:
+        return total(x, wanted) if wanted else x
+    rest = _under([g for g in gates if g not in outer], inner)
+    return _under(outer, total(rest, wanted) if wanted else rest)
 
 
 def _times_slope(adjoint: Node, slope: Node) -> Node:

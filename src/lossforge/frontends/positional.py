@@ -16,7 +16,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -361,7 +361,7 @@ class Importer:
         if self.origin[axis].startswith(_DERIVED):
             if len(set(sizes)) == 1:
                 length = sizes[0]
-            elif self.origin[axis] == _DERIVED + name:
+            elif self.origin[axis].startswith(_RANGE):
                 self.ranges.add(axis)
         return Tensor(ir.iota(axis, length), ((axis,),))
 
@@ -1129,9 +1129,9 @@ class Importer:
         """`t` with zeros beside the entries of its selections, so that gradients there are zeros, whatever follows."""
         node = t.node
         for axis in (a for d in t.dims for a in d if a.startswith(_SELECTED)):
-            if node.axes & set(self.held(axis)):
-                node = ir.where(self._mask(axis), node, ir.constant(0, node.kind))
-        return Tensor(node, t.dims, stacked=t.stacked)
+            if node.kind is Kind.FLOAT and node.axes & set(self.held(axis)):
+                node = ir.where(self._mask(axis), node, 0.0)
+        return replace(t, node=node)
 
     def _bound(self, parts: Sequence[Tensor], d: int, dim: int) -> bool:
         """Whether the selections along dimension d are not the same one for all entries along the other dimension."""
