@@ -255,6 +255,68 @@ def class_sums(pred, labels):
     return (total / torch.bincount(labels, minlength=4).clamp(min=1)[:, None]).pow(2).mean()
 
 
+def pairs(labels):
+    same = (labels[:, None] == labels[None]).byte()
+    other = same ^ 1
+    same.fill_diagonal_(0)
+    return torch.where(same), torch.where(other)
+
+
+def contrastive_pairs(embeddings, labels):
+    """Positive losses are averaged, for positive and for negative pairs; nothing where there are none."""
+    distance = torch.cdist(embeddings, embeddings)
+    result = embeddings.sum() * 0
+    for index, loss in zip(pairs(labels), (lambda d: F.relu(d - 0.5), lambda d: F.relu(1.5 - d)), strict=True):
+        if len(index[0]) > 0:
+            losses = loss(distance[index])
+            above = losses[losses > 0]
+            if len(above) >= 1:
+                result = result + above.mean()
+    return result
+
+
+def tuplet(embeddings, labels):
+    """Each positive pair against the negatives of its anchor, and a zero; acos has no derivative at the pairs left out."""
+    (a, p), (b, n) = pairs(labels)
+    x = F.normalize(embeddings)
+    cosine = x @ x.T
+    positive, negative = torch.cos(torch.acos(cosine[a, p]) - 0.1)[:, None], cosine[b, n]
+    scores = (4 * (negative - positive)).masked_fill(b[None] != a[:, None], -1e4)
+    return torch.logsumexp(torch.cat([scores, torch.zeros(len(scores), 1)], 1), 1).mean()
+
+
+def average_precision(embeddings, labels):
+    """A guard by a decision on a count."""
+    same = labels[:, None] == labels[None]
+    same.fill_diagonal_(False)
+    found = same.any(1)
+    if torch.sum(found) == 0:
+        return embeddings.sum() * 0
+    near = torch.exp(-torch.cdist(embeddings, embeddings))
+    return 1 - ((near * same).sum(1)[found] / same.sum(1)[found]).mean()
+
+
+def positive_first(z, w):
+    """SimCLR as it is mostly written: the positive of each row before its negatives, which is the class of label 0."""
+    x = F.normalize(torch.cat([z, w]), dim=1)
+    n = len(x)
+    similarity = x @ x.T
+    ids = torch.cat([torch.arange(len(z)), torch.arange(len(z))])
+    same = (ids[:, None] == ids[None]).float()
+    eye = torch.eye(n, dtype=torch.bool)
+    same, similarity = same[~eye].view(n, -1), similarity[~eye].view(n, -1)
+    positive, negative = similarity[same.bool()].view(n, -1), similarity[~same.bool()].view(n, -1)
+    return F.cross_entropy(torch.cat([positive, negative], 1) / 0.2, torch.zeros(n, dtype=torch.long))
+
+
+def decoupled(z, w):
+    """Negatives from two matrices without their diagonals; the diagonal itself by its mask."""
+    eye = torch.eye(len(z), dtype=torch.bool)
+    inside, across = z @ z.T, z @ w.T
+    negative = torch.cat([inside[~eye].view(len(z), -1), across[~eye].view(len(z), -1)], 1)
+    return (torch.logsumexp(negative, 1) - across[eye]).mean()
+
+
 NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
 IMG, MAP = [(2, 3, 4, 5), (3, 2, 6, 4)], [(2, 4, 5), (3, 6, 4)]
 
@@ -322,6 +384,11 @@ CASES = {
     "berhu": (berhu, [real, real], [NC, NC]),
     "without gradient": (without_gradient, [real, real], [NC, NC]),
     "coral": (coral, [real, real], [NC, [(5, 4), (7, 5)]]),
+    "contrastive pairs": (contrastive_pairs, [real, classes(3)], [NC, N]),
+    "tuplet": (tuplet, [real, classes(3)], [NC, N]),
+    "guarded precision": (average_precision, [real, classes(3)], [NC, N]),
+    "simclr, positive first": (positive_first, [real, real], [NC, NC]),
+    "decoupled": (decoupled, [real, real], [NC, NC]),
     "class sums": (class_sums, [real, classes(4)], [NC, N]),
     "median": (lambda p, t: (p - t).abs().median(), [real, real], [N, N]),
     "generalised dice": (
@@ -364,6 +431,15 @@ def test_published_loss(name: str) -> None:
 def test_refusals_name_the_operation(fn: Callable[..., Any], said: str) -> None:
     with pytest.raises(lf.errors.AdoptionError, match=said):
         lf.adopt(fn, torch.from_numpy(real(np.random.default_rng(0), (6, 4))))
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 1, 1], [1, 2, 3, 4], [1, 1, 2, 3]])
+@pytest.mark.parametrize("fn", [contrastive_pairs, average_precision])
+def test_guards_against_nothing(fn: Callable[..., Any], labels: list[int], rng: np.random.Generator) -> None:
+    """What is done where there is no pair is done here too, with its gradient."""
+    arrays = [real(rng, (4, 3)), np.array(labels)]
+    loss = lf.adopt(fn, torch.from_numpy(real(rng, (6, 3))), torch.tensor([0, 0, 1, 1, 2, 2]))
+    check(loss, original(fn), arrays)
 
 
 def test_an_axis_that_one_other_size_fits_by_chance_is_not_taken_for_free() -> None:

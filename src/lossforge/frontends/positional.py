@@ -1157,7 +1157,10 @@ class Importer:
                     mask = ir.join(mask, self.held(name), p.dims[d][0])
             whole.append(p)
             masks.append(Tensor(mask, p.dims))
-        leads = [self.selections[_base(p.dims[d][0])].lead if p is not w else counts[0][0] for p, w in zip(parts, whole, strict=True)]
+        leads = [
+            self.selections[_base(p.dims[d][0])].lead if p is not w else counts[0][0]
+            for p, w in zip(parts, whole, strict=True)
+        ]
         lead = leads[0] if d == dim or len(set(leads)) == 1 else ()
         (node, mask), dims = self.align([self.concat(whole, dim), self.concat(masks, dim)])
         (axis,) = dims[d]
@@ -1403,7 +1406,9 @@ class Importer:
         over_axes = self.selections[name].axes
         start = sum(len(self.held(a)) for i in range(dim) for a in m.dims[i])
         places = over_axes[start : start + sum(len(self.held(a)) for a in m.dims[dim])]
-        if any(a.startswith(_SELECTED) for a in m.dims[dim]):  # places among the selected, whose numbers depend on values
+        if any(
+            a.startswith(_SELECTED) for a in m.dims[dim]
+        ):  # places among the selected, whose numbers depend on values
             return Tensor(ir.iota(name), ((name,),), places=places)
         node = self.counter(places[0]) if places else ir.constant(0, Kind.INDEX)
         for place in places[1:]:
@@ -1414,7 +1419,9 @@ class Importer:
         """The positions along one of two axes where a mask holds that does so once in each row, as on a diagonal."""
         row, column = atoms
         at = [m if row < column else m.T for m in self._known(held) if m.ndim == 2]
-        if len(at) < self.count or any((m.sum(axis=1) != 1).any() or n != len(m) for m, n in zip(at, numbers, strict=True)):
+        if len(at) < self.count or any(
+            (m.sum(axis=1) != 1).any() or n != len(m) for m, n in zip(at, numbers, strict=True)
+        ):
             return None
         if dim == 0 or all((m.argmax(axis=1) == np.arange(len(m))).all() for m in at):
             return Tensor(self.counter(row), ((row,),))

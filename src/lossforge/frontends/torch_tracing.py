@@ -109,7 +109,8 @@ class Watch(TorchFunctionMode):
         return 0 if empty else count
 
 
-_ASKING = frozenset({torch.Tensor.__len__, torch.Tensor.size, torch.Tensor.numel, torch.numel, torch.Tensor.shape.__get__})  # type: ignore[attr-defined]
+_SHAPE: Any = torch.Tensor.shape
+_ASKING = frozenset({torch.Tensor.__len__, torch.Tensor.size, torch.Tensor.numel, torch.numel, _SHAPE.__get__})
 """What tells how many entries a tensor has."""
 
 
@@ -124,7 +125,7 @@ def _from_library() -> bool:
 def _asks_for_any(condition: torch.Tensor) -> bool:
     """Whether a truth value says how many entries of masks hold: none, some or all."""
     mode = get_proxy_mode()
-    slot = None if mode is None else get_proxy_slot(condition, mode.tracer, None)  # type: ignore[attr-defined]
+    slot = None if mode is None else get_proxy_slot(condition, mode.tracer, None)
     pending: list[torch.fx.Node] = [] if slot is None else [slot.proxy.node]
     found = False
     while pending:
@@ -343,7 +344,8 @@ def _count(node: torch.fx.Node, root: Any) -> int | None:
                 done[n] = getattr(root, str(n.target))
             else:
                 args, kwargs = torch.fx.node.map_arg((n.args, n.kwargs), evaluate)
-                done[n] = n.target(*args, **kwargs)
+                placed = str(n.target) == "lossforge.position.default"
+                done[n] = args[0].nonzero()[:, args[4]] if placed else n.target(*args, **kwargs)
         return done[n]
 
     try:
