@@ -59,6 +59,8 @@ class Tensor:
     """The values that were stacked along a dimension, if this is the result."""
     places: Dim = field(default=(), kw_only=True)
     """The axes whose positions the entries of a selection's index are."""
+    within: Dim = field(default=(), kw_only=True)
+    """The selection in which these are counted, if it is not the axes themselves."""
 
     @property
     def rank(self) -> int:
@@ -554,7 +556,7 @@ class Importer:
     def unsqueeze(self, x: Any, dim: int) -> Tensor:
         """A new dimension of size 1 before `dim`."""
         t = self.tensor(x)
-        return Tensor(t.node, (*t.dims[:dim], (), *t.dims[dim:]), places=t.places)
+        return Tensor(t.node, (*t.dims[:dim], (), *t.dims[dim:]), places=t.places, within=t.within)
 
     def squeeze(self, x: Any, dims: Sequence[int] | None = None) -> Tensor:
         """Without some dimensions of size 1."""
@@ -566,7 +568,9 @@ class Importer:
                 t = Tensor(first, (*t.dims[:d], (), *t.dims[d + 1 :]))
             elif t.dims[d] and not t.dims[d][0].startswith("#"):
                 self.table.unit(self.origin[_base(t.dims[d][0])])
-        return Tensor(t.node, tuple(dim for i, dim in enumerate(t.dims) if i not in gone), places=t.places)
+        return Tensor(
+            t.node, tuple(dim for i, dim in enumerate(t.dims) if i not in gone), places=t.places, within=t.within
+        )
 
     def reshape(self, x: Any, shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """The same entries, row by row, in another shape (one for each recording)."""
@@ -618,17 +622,19 @@ class Importer:
         for held, shape in zip(self._known(found.mask), shapes, strict=True):
             if not (held.sum(axis=sorted(found.axes).index(column)) == shape[1]).all():
                 return t
-        name = _SELECTED + self.number("rows")
         whole = self.copies[row]
         whole = row if whole in t.node.axes else whole
+        node, mask = (relabel(n, {row: whole}) for n in (t.node, found.mask))
         if {s[1] for s in shapes} == {1}:  # the one entry of each row
-            node, mask = (relabel(n, {row: whole}) for n in (t.node, found.mask))
             return Tensor(ir.total(ir.where(mask, node, ir.constant(0, node.kind)), (column,)), ((whole,), ()))
-        count = self.symbol([s[1] for s in shapes])
-        self.selections[name] = Selection(relabel(found.mask, {row: whole}), (column,))
-        self.sizes[name], self.size_nodes[name] = tuple(s[1] for s in shapes), count
-        self.origin[name] = name
-        return Tensor(relabel(t.node, {row: whole}), ((whole,), (name,)))
+        new = Selection(mask, (column,))
+        name = next((known for known, other in self.selections.items() if other == new), None)
+        if name is None:
+            name = _SELECTED + self.number("rows")
+            self.size_nodes[name] = self.symbol([s[1] for s in shapes])
+            self.sizes[name] = tuple(s[1] for s in shapes)
+            self.selections[name], self.origin[name] = new, name
+        return Tensor(node, ((whole,), (name,)))
 
     def _known(self, node: Node) -> list[np.ndarray]:
         """The entries of a value that depends on no argument, in each recording, its axes in alphabetical order."""
@@ -967,6 +973,9 @@ class Importer:
             if picked is not None:
                 t, at = picked, first + rank
                 continue
+            if index.within and index.within == t.dims[at]:
+                t = Tensor(t.node, (*t.dims[:at], self.held(index.within[0]), *t.dims[at + 1 :]))
+                index = Tensor(self.counter(index.places[0]), index.dims)
             t = self.single(t, at)
             source = t.dims[at]
             new = ((),) * rank if at == first else ()
@@ -1384,7 +1393,12 @@ class Importer:
         for outer in within:  # a selection from a selection: where both hold
             held = ir.elementwise("and", self._mask(outer), held)
         atoms = [b for a in atoms for b in self.held(a)]
-        if m.rank == 2 and len(atoms) == 2 and not any(n.op == "input" and n.axes for n in ir.topological([held])):
+        if (
+            m.rank == 2
+            and len(atoms) == 2
+            and not within
+            and not any(n.op == "input" and n.axes for n in ir.topological([held]))
+        ):
             found = self._one_each(held, atoms, numbers, dim)
             if found is not None:
                 return found
@@ -1409,7 +1423,7 @@ class Importer:
         if any(
             a.startswith(_SELECTED) for a in m.dims[dim]
         ):  # places among the selected, whose numbers depend on values
-            return Tensor(ir.iota(name), ((name,),), places=places)
+            return Tensor(ir.iota(name), ((name,),), places=places, within=m.dims[dim])
         node = self.counter(places[0]) if places else ir.constant(0, Kind.INDEX)
         for place in places[1:]:
             node = ir.as_kind(node * self.size(place) + ir.as_kind(self.counter(place), Kind.FLOAT), Kind.INDEX)
@@ -1447,8 +1461,7 @@ class Importer:
         wanted = tuple(self.copies[a] for a in index.places)
         if not wanted or len(mine) != len(wanted) or index.rank != 1:
             return None
-        among = index.node.op == "iota" and index.node.attrs[0].startswith(_SELECTED)
-        if among != any(a.startswith(_SELECTED) for a in x.dims[dim]):
+        if index.within != tuple(a for a in x.dims[dim] if a.startswith(_SELECTED)):
             return None
         for a, b in zip(mine, wanted, strict=True):
             if a.startswith("#") or self.origin[_base(a)] != self.origin[_base(b)]:
