@@ -432,6 +432,9 @@ class _Study:
         self.recordings: dict[Any, Recording | LossforgeError] = {}
         self.answers: dict[Any, tuple[np.ndarray, list[np.ndarray] | None]] = {}
         self.samplers = [_Sampler(a) for a in arrays]
+        self.kept: dict[Axis, int] = {}
+        """Axes that keep the size of the examples, since the function takes other steps at other sizes."""
+        self.stuck: dict[Axis, int] = {}
         self._look()
 
     def _look(self) -> None:
@@ -457,8 +460,36 @@ class _Study:
         if not units:
             return False
         self.table = AxisTable(dict(self.table.parents), self.table.units | units, {})
-        self.stuck: dict[Axis, int] = {}
+        self.stuck = {}
         self._look()
+        return True
+
+    def _look_at_sizes(self) -> bool:
+        """Whether there is another reading, at the steps of the examples, which one axis of their size brings about.
+
+        A loss may take another way for three channels, say, than for any other number.
+        """
+        own = [tuple(a.shape) for a in self.arrays]
+        if self.kept or self._same_steps(own, self.read.shapes[0]):
+            return False
+        example = self._example(own)
+        free = [r for r in example if r not in self.table.units]
+        for root, draws in itertools.product(free, (_DRAWS, _LARGER)):
+            other = [n for n in draws[0] if n not in example.values()]
+            keeping = self._shapes(_drawn(free, example, other, {root: example[root]}))
+            if example[root] > 1 and self._same_steps(own, keeping):
+                self.kept = {root: example[root]}
+                self.table = AxisTable(dict(self.table.parents), self.table.units, {})
+                self.stuck = {}
+                self._look()
+                return True
+        return False
+
+    def _same_steps(self, first: Sequence[tuple[int, ...]], second: Sequence[tuple[int, ...]]) -> bool:
+        try:
+            overlay([self._record(first), self._record(second)], {})
+        except (AdoptionError, Different):
+            return False
         return True
 
     # ------------------------------------------------------------------ recording
@@ -557,13 +588,15 @@ class _Study:
             self.table, problem = AxisTable(dict(table.parents), set(table.units), {}), None
             example = self._example(own)
             free = [r for r in example if r not in self.table.units]
-            pinned = {r: example[r] for r in free if r in {self.table.root(f) for f in fixed}}
-            for draws, stay in itertools.product((_DRAWS, _LARGER, _LARGEST), ({}, pinned) if pinned else ({},)):
+            kept_sizes = {self.table.root(r): n for r, n in self.kept.items()}
+            pinned = {**kept_sizes, **{r: example[r] for r in free if r in {self.table.root(f) for f in fixed}}}
+            stays = (kept_sizes, pinned) if pinned != kept_sizes else (kept_sizes,)
+            for draws, stay in itertools.product((_DRAWS, _LARGER, _LARGEST), stays):
                 sizes = [_drawn(free, example, d, stay) for d in draws]
                 if draws is _LARGEST and _entries(self._shapes(sizes[0])) > _LARGEST_RECORDED:
                     continue
                 try:
-                    return self._at(sizes)
+                    return self._holding(self._at(sizes), kept_sizes)
                 except (AdoptionError, Different) as error:
                     problem = problem or error
                     self.table = AxisTable(dict(table.parents), set(table.units), {})
@@ -589,7 +622,7 @@ class _Study:
         free = [r for r in example if r not in self.table.units]
         # Some axes have one size only: find out which, and which of them only go together.
         singles = [r for r in free if example[r] == 1]
-        options = {r: self._sizes_for(r, free, example, kept, fits) for r in free}
+        options = {r: [] if r in self.kept else self._sizes_for(r, free, example, kept, fits) for r in free}
         if self._tie([r for r in free if not options[r] and r not in singles], example):
             together = AxisTable(dict(self.table.parents), set(self.table.units), {})
             free = [r for r in free if self.table.root(r) == r]
@@ -640,11 +673,14 @@ class _Study:
             raise AdoptionError(f"{self.name}: its steps depend on the sizes of its inputs ({error})") from None
         except AdoptionError:
             raise
-        for root, n in stuck.items():
-            for axis, origin in read.importer.origin.items():
-                if origin == root:
-                    read.importer.fixed[axis] = n
-        self.stuck = {**getattr(self, "stuck", {}), **stuck}
+        return self._holding(read, stuck)
+
+    def _holding(self, read: _Read, stuck: Mapping[Axis, int]) -> _Read:
+        """`read`, of which some axes have one size only."""
+        for axis, origin in read.importer.origin.items():
+            if origin in stuck:
+                read.importer.fixed[axis] = stuck[origin]
+        self.stuck = {**self.stuck, **stuck}
         return read
 
     def _together(self, stuck: Mapping[Axis, int], base: Mapping[Axis, int], kept: AxisTable, fits: _Fits) -> bool:
@@ -658,18 +694,24 @@ class _Study:
 
     def _runs(self, base: Mapping[Axis, int], sizes: Mapping[Axis, int]) -> bool:
         """Whether the original can be called at these sizes."""
-        wrt = [self.names.index(p) for p in self.predictions]
-        call = getattr(self.front, "call", None) or partial(self.front.run, wrt=wrt)
-        rng = np.random.default_rng(0)
-        arrays = [s.draw(rng, shape, None) for s, shape in zip(self.samplers, self._shapes(sizes), strict=True)]
+        rng, shapes = np.random.default_rng(0), self._shapes(sizes)
+        arrays = [s.draw(rng, shape, None) for s, shape in zip(self.samplers, shapes, strict=True)]
         # Positions may lie beyond the end of an axis, where 0 never does.
-        for given in (arrays, [np.zeros_like(a) if a.dtype.kind == "i" else a for a in arrays]):
-            try:
-                call(given, {**self.options, **self.all_numbers})
-            except Exception:  # whatever a function does where it does not fit
-                continue
-            return True
-        return False
+        first = [np.zeros_like(a) if a.dtype.kind == "i" else a for a in arrays]
+        repeated = [s.repeated(shape) for s, shape in zip(self.samplers, shapes, strict=True)]
+        return any(self._takes(given, shapes_only=True) for given in (arrays, first, repeated))
+
+    def _takes(self, arrays: Sequence[np.ndarray], shapes_only: bool = False) -> bool:
+        """Whether the original can be called with these arrays; with arrays of these shapes, where that takes less time."""
+        call = getattr(self.front, "call", None) if shapes_only else None
+        try:
+            if call is not None:
+                call(arrays, {**self.options, **self.all_numbers})
+            else:
+                self._run(arrays, self.all_numbers, [self.names.index(p) for p in self.predictions])
+        except Exception:  # whatever a function does with what it is not made for
+            return False
+        return True
 
     def _reads(self, base: Mapping[Axis, int], sizes: Mapping[Axis, int]) -> bool:
         """Whether it can be read at both sets of sizes."""
@@ -830,13 +872,11 @@ class _Study:
             )
         reduction: Reduction = "none" if order else "mean"
         fixed = tuple((a, n) for a, n in importer.fixed.items() if a in {b for p in importer.ports for b in p.order})
-        fixed += tuple(
-            (a, n) for r, n in getattr(self, "stuck", {}).items() for a, o in importer.origin.items() if o == r
-        )
+        fixed += tuple((a, n) for r, n in self.stuck.items() for a, o in importer.origin.items() if o == r)
         try:
             self._verify(importer.ports, node, order)
         except AdoptionError:
-            if not self._look_again():
+            if not self._look_again() and not self._look_at_sizes():
                 raise
             return self.definition(whole=whole)
         if not order and whole:
@@ -920,10 +960,12 @@ class _Study:
         def drawn(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
             sizes = {a: n for p, s in zip(ports, shapes, strict=True) for a, n in zip(p.order, s, strict=True)}
             sizes = constant | sizes
-            return [
+            free = [
                 s.draw(rng, shape, min([sizes[a] for a in bounds.get(p.name, ()) if a in sizes], default=None))
                 for s, shape, p in zip(self.samplers, shapes, ports, strict=True)
             ]
+            repeated = [s.repeated(shape) for s, shape in zip(self.samplers, shapes, strict=True)]
+            return free if self._takes(free) or not self._takes(repeated) else repeated
 
         for shapes in cases:
             compared += self._compare(
@@ -1236,7 +1278,7 @@ class _Sampler:
     """Arrays like an example: of its range, and of its special form if it has one."""
 
     def __init__(self, example: np.ndarray) -> None:
-        self.dtype = example.dtype
+        self.given, self.dtype = example, example.dtype
         flat = np.unique(example)
         finite = flat[np.isfinite(flat)] if example.dtype.kind == "f" else flat
         self.values = finite if finite.size <= 3 else None
@@ -1258,6 +1300,13 @@ class _Sampler:
     def example(self, shape: Sequence[int]) -> np.ndarray:
         """An array for recording, where values do not count."""
         return self.draw(np.random.default_rng(0), shape, None)
+
+    def repeated(self, shape: Sequence[int]) -> np.ndarray:
+        """The example once and again: its rows have what no drawn ones have, such as the order of a box's corners."""
+        result = self.given
+        for d, (n, m) in enumerate(zip(shape, result.shape, strict=True)):
+            result = result.take(np.arange(n) % m, axis=d)
+        return result
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int], below: int | None) -> np.ndarray:
         """An array of a shape; positions lie below `below`."""

@@ -15,7 +15,7 @@ from jax.extend import core
 from lossforge.errors import AdoptionError
 from lossforge.frontends.jax_custom import QUICK, custom_rule
 from lossforge.frontends.jax_operations import RULES
-from lossforge.frontends.recording import Recording, Ref, Step, kept, kept_numbers, rounded
+from lossforge.frontends.recording import Recording, Ref, Step, as_written, kept, kept_numbers, rounded
 
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
             "remat2": "jaxpr", "checkpoint": "jaxpr", "composite": "jaxpr", "custom_lin": "jaxpr"}  # fmt: skip
@@ -233,7 +233,7 @@ def _attribute(value: Any) -> Any:
 def _constant(value: Any) -> Any:
     array = np.asarray(value)
     if array.ndim:
-        return array
+        return as_written(array)
     return rounded(array.item()) if array.dtype.kind == "f" else array.item()
 
 

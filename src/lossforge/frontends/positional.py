@@ -32,6 +32,7 @@ Dim: TypeAlias = tuple[Axis, ...]
 Rule: TypeAlias = Callable[..., Any]
 
 LARGEST_TABLE = 4096
+LARGEST_LISTED = 16
 
 
 class Restart(Exception):
@@ -343,7 +344,22 @@ class Importer:
             row, column = (self.arange([s[d] for s in shapes]) for d in (0, 1))
             same = self.elementwise("eq", self.unsqueeze(row, 1), self.unsqueeze(column, 0))
             return Tensor(ir.as_kind(same.node, kind), same.dims)
+        longer = [d for d, n in enumerate(shapes[0]) if n != 1]
+        if len(set(shapes)) == 1 and len(longer) == 1 and arrays[0].size <= LARGEST_LISTED:
+            entries = [self.symbol([a.flat[i].item() for a in arrays]) for i in range(arrays[0].size)]
+            listed = self._listed([ir.as_kind(e, kind) for e in entries])
+            return Tensor(listed.node, tuple(listed.dims[0] if d in longer else () for d in range(len(shapes[0]))))
         raise Refused("a constant array that depends on sizes or parameters")
+
+    def _listed(self, entries: Sequence[Node]) -> Tensor:
+        """A few numbers in a row, each a formula."""
+        n = len(entries)
+        axis = self.derived(self.number("table"), (n,) * self.count, ir.constant(float(n)))
+        self.fixed[axis] = n
+        node = entries[0]
+        for i, entry in enumerate(entries[1:], 1):
+            node = ir.where(ir.elementwise("eq", ir.iota(axis, n), ir.constant(i, Kind.INDEX)), entry, node)
+        return Tensor(node, ((axis,),))
 
     def ghost(self, sizes: Sequence[int]) -> Axis:
         """A dimension along which a value is constant by construction; it takes the axis of what it meets."""
@@ -1298,6 +1314,8 @@ class Importer:
         t, condition = x, None
         moves: dict[Axis, Axis] = {}
         given = [(d, i) for d, i in enumerate(indices) if i is not None]
+        if any(self.extents(dim) == (0,) * self.count for _, i in given for dim in i.dims):
+            return x
         if len(given) > 1:
             self.align([i for _, i in given])
         rank = max(i.rank for _, i in given)
@@ -1384,6 +1402,8 @@ class Importer:
         """
         m, x = self.tensor(mask), self.tensor(like)
         numbers = tuple(count.values) if isinstance(count, Varying) else (int(count),) * self.count
+        if not any(numbers):  # known to hold nowhere
+            return Tensor(ir.constant(0, Kind.INDEX), ((self.ghost(numbers),),))
         atoms: list[Axis] = []
         for i in range(m.rank):
             over = self._lined_up(m, i, x, first + i)

@@ -208,6 +208,16 @@ def rounded(value: float) -> float:
     return float(str(np.float32(value)))
 
 
+def as_written(array: np.ndarray) -> np.ndarray:
+    """An array that a library keeps in float32, or any other, with the numbers as they were written."""
+    if array.dtype != np.float32 or array.size > _MOST_WRITTEN:
+        return array
+    return np.array([rounded(v) for v in array.flat], dtype=np.float64).reshape(array.shape)
+
+
+_MOST_WRITTEN = 4096
+
+
 # ------------------------------------------------------------------------------------- numbers as formulas
 
 _NEAR = 2e-6  # libraries keep some numbers in float32; drawn sizes differ by far more

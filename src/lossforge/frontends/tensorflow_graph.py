@@ -21,7 +21,7 @@ from tensorflow.python.eager import context
 from tensorflow.python.eager.execute import quick_execute
 
 from lossforge.errors import AdoptionError
-from lossforge.frontends.recording import Recording, Ref, Step, rounded
+from lossforge.frontends.recording import Recording, Ref, Step, as_written, rounded
 
 _LONGEST_LOOP = 1000
 _PRIMES = [n for n in range(1009, 9973) if all(n % d for d in range(2, 100))]
@@ -377,9 +377,7 @@ def _literal(number: Any) -> Any:
     """A number as it was written: float32 holds 0.1 with nine digits."""
     array = np.asarray(number)
     if array.ndim:
-        if array.dtype == np.float32 and array.size <= 4096:
-            return np.array([rounded(v) for v in array.flat], dtype=np.float64).reshape(array.shape)
-        return array
+        return as_written(array)
     return rounded(array.item()) if array.dtype.kind == "f" else array.item()
 
 

@@ -20,7 +20,7 @@ from lossforge import ir
 from lossforge.errors import AdoptionError
 from lossforge.frontends import spectral, windows
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, Unknown, rule_for, slice_ends
-from lossforge.frontends.recording import Recording, Ref, Step, Varying
+from lossforge.frontends.recording import Recording, Ref, Step, Varying, as_written
 from lossforge.frontends.spectral import Complex
 from lossforge.frontends.torch_constants import Constants
 from lossforge.frontends.torch_tracing import Watch, recorded, selections
@@ -198,8 +198,8 @@ def _read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recordi
             found: Any = traced
             for part in str(node.target).split("."):
                 found = getattr(found, part)
-            plain = found.detach().cpu()
-            constants[node] = plain.numpy() if plain.ndim else plain.item()
+            plain = as_written(found.detach().cpu().numpy())
+            constants[node] = plain if plain.ndim else plain.item()
         elif node.op == "output":
             result = convert(node.args[0])
         elif node.op == "call_function":
@@ -886,7 +886,7 @@ def _im2col(imp: Importer, step: Step, x: Any, size: Any, dilation: Any, padding
     return Tensor(t.node, (*lead, channels + rows + columns, height + width))
 
 
-def _interpolate(linear: bool) -> Rule:
+def _interpolate(linear: bool, exact: bool = False) -> Rule:
     def rule(imp: Importer, step: Step, x: Any, size: Any, *rest: Any) -> Tensor:
         t = imp.tensor(x)
         if linear and rest[0]:
@@ -901,7 +901,7 @@ def _interpolate(linear: bool) -> Rule:
             if len(up) == 1 and min(up).is_integer():
                 t = windows.enlarge(imp, t, dim, int(min(up)), linear=linear)
             elif len(down) == 1 and tuple(_scales(rest, t.rank - 2)[dim - 2 : dim - 1]) in ((), (1 / min(down),)):
-                t = windows.thin(imp, t, dim, min(down), linear=linear)
+                t = windows.thin(imp, t, dim, min(down), linear=linear, centre=exact)
             else:
                 raise Refused("interpolation by a factor that is not whole")
         return t
@@ -998,6 +998,7 @@ _REAL: Mapping[str, Rule] = {
     **{f"upsample_{mode}{n}d.{form}": _interpolate(linear) for mode, n, linear in (
         ("nearest", 1, False), ("nearest", 2, False), ("nearest", 3, False), ("linear", 1, True), ("bilinear", 2, True),
         ("trilinear", 3, True)) for form in ("default", "vec")},
+    **{f"_upsample_nearest_exact{n}d.{form}": _interpolate(False, exact=True) for n in (1, 2, 3) for form in ("default", "vec")},
     **{f"{op}.default": _random for op in ("rand", "randn", "rand_like", "randn_like", "native_dropout", "bernoulli", "randperm")},
     "_local_scalar_dense.default": _number, "bernoulli.p": _random, "normal_functional.default": _random,
     **{f"{k}.default": rule_for(v) for k, v in _PLAIN.items()},

@@ -185,6 +185,7 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
     torch.tril_indices: _triangle("tril"),
     torch.pdist: _pdist,
     torch.Tensor.fill_diagonal_: _fill_diagonal,
+    torch.Tensor.requires_grad_: lambda x, requires_grad=True: x,  # of a constant, which has no share in the gradient
     torch.bincount: _bincount,
     torch.Tensor.bincount: _bincount,
 }

@@ -384,10 +384,10 @@ def enlarge(imp: Importer, x: Any, dim: int, factor: int, *, linear: bool = Fals
     return Tensor(t.node, (*t.dims[:dim], (*t.dims[dim], phase), *t.dims[dim + 1 :]))
 
 
-def thin(imp: Importer, x: Any, dim: int, factor: int, *, linear: bool = False) -> Tensor:
-    """One entry in place of each `factor`: the first, or by linear interpolation that at their centre."""
+def thin(imp: Importer, x: Any, dim: int, factor: int, *, linear: bool = False, centre: bool = False) -> Tensor:
+    """One entry in place of each `factor`: the first, that at their `centre`, or the value there by linear interpolation."""
     if not linear:
-        return imp.slide(x, dim, Stencil(1, factor, 1, 0, factor))
+        return imp.slide(x, dim, Stencil(1, factor, 1, factor // 2 if centre else 0, factor))
     if factor % 2:
         return imp.slide(x, dim, Stencil(1, factor, 1, factor // 2, factor))
     slid = imp.slide(x, dim, Stencil(2, factor, 1, factor // 2 - 1, factor))
