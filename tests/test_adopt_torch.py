@@ -320,6 +320,51 @@ def decoupled(z, w):
 NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
 IMG, MAP = [(2, 3, 4, 5), (3, 2, 6, 4)], [(2, 4, 5), (3, 6, 4)]
 
+
+def checked_boxes(pred, true):
+    """Drawn boxes have their corners in any order, of which it takes one."""
+    for box in (pred, true):
+        if box.shape[-1] != 4 or (box[:, 2:] < box[:, :2]).sum() > 0:
+            raise ValueError("the first corner is the upper left one")
+    return giou(pred, true)
+
+
+def lovasz_by_index(pred, true):
+    errors, order = (1 - pred * (2 * true - 1)).sort(dim=1, descending=True)
+    b, n = pred.shape
+    rows = torch.arange(b).reshape(-1, 1).repeat(1, n).reshape(-1)
+    true = true[rows, order.view(-1)].view(b, n)
+    count = true.sum(1, keepdim=True)
+    jaccard = 1 - (count - true.cumsum(1)) / (count + (1 - true).cumsum(1))
+    jaccard[..., 1:] = jaccard[..., 1:] - jaccard[..., :-1]
+    return (errors.relu() * jaccard).sum(1).mean()
+
+
+def without_infinite_weights(pred, true):
+    weights = torch.ones_like(true.sum((2, 3)))
+    weights[torch.isinf(weights)] = 0.0
+    return (((pred - true) ** 2).sum((2, 3)) * weights).mean()
+
+
+def slopes_by_sizes(pred, true):
+    sizes = torch.tensor(pred.shape)[2:].reshape(1, -1)
+    difference = (pred - true).mean((2, 3))
+    return ((difference[:, :1] * pred.shape[2] / sizes) ** 2).mean()
+
+
+def range_of_everything(pred, true):
+    everything = torch.ones(pred.shape[-1], dtype=torch.bool)
+    low, _ = pred[..., everything].min(dim=-1)
+    return ((pred - low[..., None]) * true).mean()
+
+
+def blurred_channels(pred, true):
+    ramp = torch.arange(1.0, 6.0)
+    kernels = torch.stack([torch.outer(ramp, ramp), torch.ones(5, 5)])[:, None]
+    kernels = (kernels / kernels.sum((2, 3), keepdim=True)).repeat(pred.shape[1], 1, 1, 1)
+    return F.mse_loss(*(F.conv2d(x, kernels, groups=x.shape[1], padding=2) for x in (pred, true)))
+
+
 CASES = {
     "mse": (F.mse_loss, [real, real], [NC, NC]),
     "mse sum": (nn.MSELoss(reduction="sum"), [real, real], [NC, NC]),
@@ -363,6 +408,14 @@ CASES = {
     "quantile": (quantile, [real, real], [NC, NC]),
     "wing": (wing, [real, real], [NC, NC]),
     "mmd": (mmd, [real, real], [NC, [(5, 4), (7, 5)]]),
+    "giou of checked boxes": (checked_boxes, [boxes, boxes], [[(6, 4), (9, 4)]] * 2),
+    "lovasz by index": (lovasz_by_index, [real, binary], [NC, NC]),
+    "weights by a mask that never holds": (without_infinite_weights, [unit, unit], [IMG, IMG]),
+    "an array of sizes": (slopes_by_sizes, [unit, unit], [IMG, IMG]),
+    "a mask that always holds": (range_of_everything, [real, real], [NC, NC]),
+    "a filter for each channel": (blurred_channels, [unit, unit], [IMG, IMG]),
+    "nearest exact": (lambda p, t: F.mse_loss(p, F.interpolate(t, scale_factor=2, mode="nearest-exact")), [unit, unit],
+                      [[(2, 3, 6, 8), (3, 3, 10, 4)], [(2, 3, 3, 4), (3, 3, 5, 2)]]),
     "giou": (giou, [boxes, boxes], [[(6, 4), (9, 4)]] * 2),
     "log cosh": (lambda p, t: torch.log(torch.cosh(p - t)).mean(), [real, real], [NC, NC]),
     "cosine": (lambda p, t: 1 - F.cosine_similarity(p, t, dim=-1).mean(), [real, real], [NC, NC]),

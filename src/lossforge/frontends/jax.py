@@ -27,6 +27,7 @@ class JaxFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
     name = "jax"
+    quick_calls = False
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function

@@ -32,6 +32,9 @@ Dim: TypeAlias = tuple[Axis, ...]
 Rule: TypeAlias = Callable[..., Any]
 
 LARGEST_TABLE = 4096
+"""Entries of a constant array in the graph."""
+LARGEST_READ = 2**16
+"""Of one that may leave nothing but its factors there, as kernels of convolutions do."""
 LARGEST_LISTED = 16
 
 
@@ -314,8 +317,8 @@ class Importer:
             return Tensor(ir.constant(item, kind), dims)
         if value.ndim == 1 and kind is Kind.INDEX and np.array_equal(value, np.arange(len(value))):
             return self.arange((len(value),) * self.count)
-        if value.size > LARGEST_TABLE:
-            raise Refused(f"a constant array of {value.size} entries; make it an argument of the loss")
+        if value.size > LARGEST_READ:
+            raise Refused(_too_large(value.size))
         name = self.number("table")
         order: list[Axis] = []
         dims_: list[tuple[Axis, ...]] = []
@@ -1027,9 +1030,11 @@ class Importer:
             if self.origin[_base(ordered)] != self.origin[_base(axis)]:
                 self._same(ordered, axis)
         elsewhere = {a for d in others.dims for a in d}
-        if index.node.op == "argsort" and index.node.attrs[0] == axis and axis not in elsewhere:
+        lead = others.dims[dim] if dim < others.rank else ()
+        blank = not lead or (lead[-1].startswith("#") and self.sizes_of(lead[-1]) == self.sizes_of(axis))
+        if index.node.op == "argsort" and index.node.attrs[0] == axis and axis not in elsewhere and blank:
             (source_node, order), dims = self.align(
-                [Tensor(others.node, (*others.dims[:dim], along, *others.dims[dim + 1 :])), index]
+                [Tensor(others.node, (*others.dims[:dim], lead[:-1] + along, *others.dims[dim + 1 :])), index]
             )
             if order.op == "argsort":  # entries in the order of a sort: a permutation, whose inverse is cheap
                 return Tensor(ir.take(source_node, order, order.attrs[0]), dims)
@@ -1410,6 +1415,8 @@ class Importer:
             m, atoms = over[0], [*atoms, *over[1]]
         held = ir.as_kind(m.node, Kind.BOOL)
         within = [a for a in atoms if a.startswith(_SELECTED)]
+        if held is ir.constant(True) and not within:  # everywhere
+            return Tensor(self._counted(m.dims[dim]), (tuple(atoms),))
         for outer in within:  # a selection from a selection: where both hold
             held = ir.elementwise("and", self._mask(outer), held)
         atoms = [b for a in atoms for b in self.held(a)]
@@ -1444,10 +1451,14 @@ class Importer:
             a.startswith(_SELECTED) for a in m.dims[dim]
         ):  # places among the selected, whose numbers depend on values
             return Tensor(ir.iota(name), ((name,),), places=places, within=m.dims[dim])
-        node = self.counter(places[0]) if places else ir.constant(0, Kind.INDEX)
-        for place in places[1:]:
-            node = ir.as_kind(node * self.size(place) + ir.as_kind(self.counter(place), Kind.FLOAT), Kind.INDEX)
-        return Tensor(node, ((name,),), places=places)
+        return Tensor(self._counted(places), ((name,),), places=places)
+
+    def _counted(self, axes: Sequence[Axis]) -> Node:
+        """The positions in a dimension that holds some axes."""
+        node = self.counter(axes[0]) if axes else ir.constant(0, Kind.INDEX)
+        for axis in axes[1:]:
+            node = ir.as_kind(node * self.size(axis) + ir.as_kind(self.counter(axis), Kind.FLOAT), Kind.INDEX)
+        return node
 
     def _one_each(self, held: Node, atoms: Sequence[Axis], numbers: Sequence[int], dim: int) -> Tensor | None:
         """The positions along one of two axes where a mask holds that does so once in each row, as on a diagonal."""
@@ -1522,6 +1533,9 @@ class Importer:
                 unknown = f"it is used in a way that is not known ({type(error).__name__}: {error})"
                 raise AdoptionError(_refusal(step, unknown)) from error
         result = self.tensor(self.recording.result)
+        for n in ir.topological([result.node]):
+            if n.op == "table" and (size := len(n.attrs[2])) > LARGEST_TABLE:
+                raise Refused(_too_large(size))
         if any(n.op == "iota" and _base(n.attrs[0]) in self.ranges for n in ir.topological([result.node])):
             raise Refused("a range whose end is not the size of an axis")
         if any(n.op == "iota" and n.attrs[0].startswith(_SELECTED) for n in ir.topological([result.node])):
@@ -1649,6 +1663,10 @@ def _called(node: Node, old: Axis, new: Axis) -> Node:
         (inner,) = node.args
         return inner if node.attrs[0] == new else ir.rename(inner, node.attrs[0], new)
     return ir.rename(node, old, new)
+
+
+def _too_large(size: int) -> str:
+    return f"a constant array of {size} entries; make it an argument of the loss"
 
 
 def _refusal(step: Step, reason: str) -> str:

@@ -130,6 +130,9 @@ def convolve(
     each = tuple(o // g for o, g in zip(imp.extents(w.dims[0]), parts, strict=True))
     # From here on the dimensions are batch, group, outputs and channels of each, space, and taps.
     t = _grouped_operand(imp, t, parts)
+    if w.dims[0] and w.dims[0][0].startswith("#") and imp.sizes_of(w.dims[0][0]) == parts:  # the same in each group
+        w = Tensor(w.node, (w.dims[0][1:], *w.dims[1:]))
+        parts = (1,) * imp.count
     kernels = _kernels(imp, w, parts, each, t.node.axes)
     for j in range(count):
         stencil = stencil_of(taps[j][0], stride[j], dilation[j], padding[j])
