@@ -600,12 +600,10 @@ class _Study:
                 except (AdoptionError, Different) as error:
                     problem = problem or error
                     self.table = AxisTable(dict(table.parents), set(table.units), {})
-        if self.front.quick_calls:
-            try:  # calls alone tell the sizes of most functions
-                return self._restricted(own, kept, problem, self._runs)
-            except (AdoptionError, Different):
-                pass
-        return self._restricted(own, kept, problem, self._reads)
+        try:  # calls alone, which are far quicker than recordings, tell the sizes of most functions
+            return self._restricted(own, kept, problem, self._runs)
+        except (AdoptionError, Different):
+            return self._restricted(own, kept, problem, self._reads)
 
     def _restricted(
         self,
@@ -731,12 +729,12 @@ class _Study:
         n = example[root]
         taken = {m for r, m in base.items() if r != root} | {n}
         wanted = [m for m in dict.fromkeys((7, 2 * n, 11, 3 * n, 5, 13, n + 2, 4 * n)) if m not in taken]
-        called_first = self.front.quick_calls and fits == self._reads
-        enough = 2 if called_first else 4
+        recorded = fits == self._reads
+        enough = 2 if recorded else 4  # recordings take their time
         found: list[int] = []
         failures = 0
         for m in wanted:
-            if called_first and not self._runs(base, {**base, root: m}):
+            if recorded and not self._runs(base, {**base, root: m}):
                 continue
             if fits(base, {**base, root: m}):
                 found.append(m)

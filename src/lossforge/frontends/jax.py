@@ -27,7 +27,6 @@ class JaxFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
     name = "jax"
-    quick_calls = False
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function

@@ -28,7 +28,6 @@ class NumPyFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
     name = "numpy"
-    quick_calls = True
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function

@@ -95,8 +95,6 @@ class FrontEnd(Protocol):
     """One library: how its functions are recorded, what its operations mean, and how they are run."""
 
     name: str
-    quick_calls: bool
-    """Whether a call takes less time than a recording; what is compiled first does not."""
     rules: Mapping[str, Any]
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:

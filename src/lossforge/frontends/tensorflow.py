@@ -20,7 +20,6 @@ class TensorFlowFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
     name = "tensorflow"
-    quick_calls = True
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function

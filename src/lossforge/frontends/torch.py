@@ -31,7 +31,6 @@ class TorchFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
     name = "torch"
-    quick_calls = True
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
