@@ -1030,11 +1030,11 @@ class Importer:
             if self.origin[_base(ordered)] != self.origin[_base(axis)]:
                 self._same(ordered, axis)
         elsewhere = {a for d in others.dims for a in d}
-        lead = others.dims[dim] if dim < others.rank else ()
-        blank = not lead or (lead[-1].startswith("#") and self.sizes_of(lead[-1]) == self.sizes_of(axis))
+        before = others.dims[dim] if dim < others.rank else ()
+        blank = not before or (before[-1].startswith("#") and self.sizes_of(before[-1]) == self.sizes_of(axis))
         if index.node.op == "argsort" and index.node.attrs[0] == axis and axis not in elsewhere and blank:
             (source_node, order), dims = self.align(
-                [Tensor(others.node, (*others.dims[:dim], lead[:-1] + along, *others.dims[dim + 1 :])), index]
+                [Tensor(others.node, (*others.dims[:dim], before[:-1] + along, *others.dims[dim + 1 :])), index]
             )
             if order.op == "argsort":  # entries in the order of a sort: a permutation, whose inverse is cheap
                 return Tensor(ir.take(source_node, order, order.attrs[0]), dims)
