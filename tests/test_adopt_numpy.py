@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import numpy as np
@@ -264,6 +265,106 @@ def test_the_gradient_written_beside_the_loss() -> None:
     y, x, w = real(rng, (8,)), real(rng, (8,)), unit(rng, (8,))
     loss = lf.adopt(custom_loss, y, x, w, gradient=custom_loss_gradient)
     agree("gradient", loss.grad(y, x, w), custom_loss_gradient(y, x, w))
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def nll(logits, y):
+    return -np.mean(np.log(softmax(logits)[np.arange(len(y)), y]))
+
+
+def nll_gradient(logits, y):
+    slope = softmax(logits)
+    slope[np.arange(len(y)), y] -= 1
+    return slope / len(y)
+
+
+def multiclass_svm_gradient(scores, y):
+    """As the notes of Stanford's CS231n write it."""
+    count = len(y)
+    margins = np.maximum(0, scores - scores[np.arange(count), y][:, None] + 1)
+    margins[np.arange(count), y] = 0
+    binary = np.zeros_like(margins)
+    binary[margins > 0] = 1
+    binary[np.arange(count), y] -= np.sum(binary, axis=1)
+    return binary / count
+
+
+def focal(z, y, gamma=2.0):
+    p = np.where(y == 1, special.expit(z), 1 - special.expit(z))
+    return -np.sum((1 - p) ** gamma * np.log(p))
+
+
+def focal_gradient(z, y, gamma=2.0):
+    p = special.expit(z)
+    one, zero = (1 - p) ** gamma * (gamma * p * np.log(p) + p - 1), p**gamma * (p - gamma * (1 - p) * np.log(1 - p))
+    return y * one + (1 - y) * zero
+
+
+def rosenbrock(x):
+    return np.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+
+def rosenbrock_gradient(x):
+    inner, before, after = x[1:-1], x[:-2], x[2:]
+    slope = np.zeros_like(x)
+    slope[1:-1] = 200 * (inner - before**2) - 400 * (after - inner**2) * inner - 2 * (1 - inner)
+    slope[0] = -400 * x[0] * (x[1] - x[0] ** 2) - 2 * (1 - x[0])
+    slope[-1] = 200 * (x[-1] - x[-2] ** 2)
+    return slope
+
+
+def weighted_mean(pred, true, w):
+    return np.sum(w * (pred - true) ** 2) / np.sum(w)
+
+
+def negative(gradient):
+    @functools.wraps(gradient)
+    def function(*args, **options):
+        return -gradient(*args, **options)
+
+    return function
+
+
+PAIRS = {
+    "softmax": (nll, nll_gradient, [real, classes(4)], [(8, 4), (8,)]),
+    "multiclass svm": (multiclass_svm, multiclass_svm_gradient, [real, classes(4)], [(8, 4), (8,)]),
+    "rosenbrock": (rosenbrock, rosenbrock_gradient, [real], [(8,)]),
+    "focal": (focal, focal_gradient, [real, binary], [(8,), (8,)]),
+    "one-hot": (
+        lambda z, t: -np.mean(np.sum(t * np.log(softmax(z)), axis=1)),
+        lambda z, t: (softmax(z) - t) / len(t),
+        [real, one_hot],
+        [(8, 4), (8, 4)],
+    ),
+    "weighted mean": (
+        weighted_mean,
+        lambda pred, true, w: 2 * w * (pred - true) / np.sum(w),
+        [real, real, positive],
+        [(8,), (8,), (8,)],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::lossforge.errors.DomainWarning")  # of labels: it is right where they are labels
+@pytest.mark.parametrize("name", PAIRS)
+def test_published_gradients(name: str) -> None:
+    fn, gradient, kinds, shapes = PAIRS[name]
+    arrays = drawn(name, kinds, shapes)
+    loss = lf.adopt(fn, *arrays, gradient=gradient)
+    agree("gradient", loss.grad(*arrays), gradient(*arrays))
+    with pytest.raises(lf.errors.GradientMismatchError, match="sign"):
+        lf.adopt(fn, *arrays, gradient=negative(gradient))
+
+
+def test_weights_are_no_distribution_where_the_examples_are_none() -> None:
+    rng = np.random.default_rng(7)
+    arrays = real(rng, (8,)), real(rng, (8,)), positive(rng, (8,))
+    with pytest.raises(lf.errors.GradientMismatchError):
+        lf.adopt(weighted_mean, *arrays, gradient=lambda pred, true, w: 2 * w * (pred - true))
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from lossforge.gradient import HandWritten, require_gradient, vjp
 from lossforge.interpreter import evaluate
 from lossforge.ir import Axis, Kind, Node, Port
 from lossforge.loss import PREDICTION_NAMES, Call, Loss
+from lossforge.points import STYLES, Style, distribution, one_hot
 from lossforge.stabilize import stabilize
 
 _DRAWS = ((7, 11, 5, 13, 17, 19, 23, 29), (11, 5, 13, 17, 19, 23, 29, 31))
@@ -362,6 +363,15 @@ class AdoptedLoss(Loss):
         other = self._variant(parameters)
         rest = {k: v for k, v in parameters.items() if other is self or k not in self.static}
         return super(AdoptedLoss, other).plan(reduction or other.reduction, **rest)
+
+    def _legal(self, wrt: str) -> Mapping[str, tuple[str, Style]]:
+        """What the examples show of the other arguments."""
+        found = {
+            port.name: sampler.legal(port.order)
+            for port, sampler in zip(self.definition().arguments, self._study.samplers, strict=True)
+            if port.name != wrt and port.node.kind is Kind.FLOAT
+        }
+        return {name: known for name, known in found.items() if known is not None}
 
     def _trace_by_hand(self, definition: Definition, wrt: str, function: Callable[..., Any]) -> HandWritten:
         """A gradient written for the same library, read as the loss was."""
@@ -1130,12 +1140,13 @@ class _Study:
             if read is None:
                 importer, result = other._import(overlay(pair, {}))
             else:
-                _importer, result = read.importer, read.result
+                importer, result = read.importer, read.result
         except Different as error:
             raise AdoptionError(
                 f"{self.name}: the gradient's steps depend on the sizes of its inputs ({error})"
             ) from None
         target = definition.port(wrt)
+        result = other._along(target, importer, result)
         axes = tuple(a for d in result.dims for a in d)
         node = ir.as_kind(result.node, Kind.FLOAT)
         if (
@@ -1147,6 +1158,18 @@ class _Study:
                 f"{self.name}: the gradient has the axes ({', '.join(axes)}), but {wrt!r} has ({', '.join(target.order)})"
             )
         return HandWritten(definition.value, target.node, stabilize(node)[0])
+
+    def _along(self, target: Port, importer: Importer, result: Tensor) -> Tensor:
+        """A gradient whose dimensions are those of its argument, also where an operation has made them anew."""
+        if len(result.dims) != len(target.order):
+            return result
+        for i, axis in enumerate(target.order):
+            dim = result.dims[i]
+            made = [importer.origin[a] for a in dim if a in importer.origin and a != axis]
+            if len(dim) == 1 and made and importer.sizes_of(dim[0]) == importer.sizes_of(axis):
+                self.table.parents[self.table.root(made[0])] = self.table.root(importer.origin[axis])
+                importer, result = self._import(importer.recording)
+        return result
 
 
 def _drawn(
@@ -1297,6 +1320,16 @@ class _Sampler:
         )
         self.norm = None
         self.one_hot = self.simplex is not None and set(np.unique(example)) <= {0.0, 1.0}
+
+    def legal(self, order: Sequence[Axis]) -> tuple[str, Style] | None:
+        """What the values have in common, in words and as a style, if they are of a special form."""
+        if self.simplex is not None:
+            at = len(order) + self.simplex
+            return f"sums to 1 along {order[at]!r}", one_hot(at + 1) if self.one_hot else distribution(at + 1)
+        for what, values in (("0 or 1", {0.0, 1.0}), ("1 or -1", {1.0, -1.0})):
+            if self.values is not None and {*self.values.tolist()} == values:
+                return f"is {what}", STYLES[what]
+        return None
 
     def example(self, shape: Sequence[int]) -> np.ndarray:
         """An array for recording, where values do not count."""

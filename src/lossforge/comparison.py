@@ -287,11 +287,11 @@ def _differ(by_hand: np.ndarray, derived: np.ndarray, typical: float) -> np.ndar
 
 
 def _work(nodes: Sequence[Node], lengths: Mapping[Axis, int]) -> int:
-    """The number of scalar operations that one sample takes."""
-    known = dict(lengths)
+    """The number of scalar operations that one sample takes, about: operations make axes as long as others."""
+    known, usual = dict(lengths), max(lengths.values(), default=1)
     result = 1
     for node in topological(nodes):
         if node.op == "rename":
             known[node.attrs[1]] = known[node.attrs[0]]
-        result += int(np.prod([known[a] for a in node.axes], dtype=int)) if node.args else 0
+        result += int(np.prod([known.get(a, usual) for a in node.axes], dtype=int)) if node.args else 0
     return result

@@ -104,6 +104,16 @@ def distribution(dimension: int) -> Style:
     return style
 
 
+def one_hot(dimension: int) -> Style:
+    """One 1 among 0s along a dimension of the array."""
+
+    def style(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        raw = rng.random(shape)
+        return np.asarray(raw == raw.max(axis=dimension, keepdims=True), dtype=float)
+
+    return style
+
+
 def _parameter(default: float) -> Style:
     """The default and other values of its sign; a fraction stays one."""
     if default == 0:

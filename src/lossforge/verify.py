@@ -85,17 +85,31 @@ class Verdict:
         )
 
 
-def verify_gradient(definition: Definition, hand: HandWritten, defaults: Mapping[str, Any]) -> None:
+def verify_gradient(
+    definition: Definition,
+    hand: HandWritten,
+    defaults: Mapping[str, Any],
+    legal: Mapping[str, tuple[str, Style]] | None = None,
+) -> None:
     """Refuse a gradient written by hand that is not the derivative of the sum of its loss.
 
     Warns (`StabilityWarning`) about one that is right but inaccurate in float64, and (`DomainWarning`)
     about one that holds for distributions only, as softmax − target does for cross-entropy.
 
+    Args:
+        definition: the traced loss.
+        hand: the gradient.
+        defaults: the parameters' defaults.
+        legal: what is known of some inputs, in words and as a style; None if nothing is known of any.
+
     Raises:
         GradientMismatchError: it is wrong; with the point, both values and their ratio.
         DefinitionError: no points of the loss's domain were found, so that nothing can be said.
     """
-    verdict = compare(definition, hand, defaults)
+    confined = None if legal is None else {name: style for name, (_, style) in legal.items()}
+    verdict = compare(definition, hand, defaults, only=confined)
+    if legal and verdict.agreed and not compare(definition, hand, defaults, only={}).agreed:
+        verdict = replace(verdict, condition=", ".join(f"{name!r} {what}" for name, (what, _) in legal.items()))
     if not verdict.agreed:
         raise GradientMismatchError(str(verdict))
     about = f"{verdict.loss}: the gradient written by hand with respect to {verdict.wrt!r} is right"
@@ -120,7 +134,7 @@ def compare(
         hand: the derivative of the sum of the loss with respect to one of its inputs.
         defaults: the parameters' defaults; values are drawn about them.
         seed: of the points.
-        only: styles that some inputs are confined to (see `points.STYLES`).
+        only: styles that some inputs are confined to (see `points.STYLES`); None if it is not known which.
 
     Raises:
         DefinitionError: no points of the loss's domain were found.
@@ -137,7 +151,7 @@ def compare(
         )
     if any(t.wrong.any() for t in trials):
         mistake, named = _mistake(case, trials, verdict)
-        return mistake if named or only else _excuse(definition, hand, case, known, seed, mistake)
+        return mistake if named or only is not None else _excuse(definition, hand, case, known, seed, mistake)
     for trial in trials:
         if (found := case.wrong_at_kink(trial, rng)) is not None:
             point, entry = case.point(trial.kinky, found.sample, found.entry)

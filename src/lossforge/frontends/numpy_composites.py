@@ -860,7 +860,8 @@ def replaced(x: Recorder, keys: tuple[Any, ...], value: Any) -> Any:
     if isinstance(value, Selection):
         refuse("entries are set to a selection by truth values; use np.where")
     if any(type(k) is Recorder or type(k) is np.ndarray for k in keys):
-        return np.where(_at_positions(x, keys), value if np.ndim(value) == 0 else np.asanyarray(value)[:, None], x)
+        spread = value if np.ndim(value) == 0 else np.expand_dims(value, 1 if is_counting(keys[0], x.shape[0]) else 0)
+        return np.where(_at_positions(x, keys), spread, x)
     if any(k is None for k in keys):
         refuse("a new axis in an assignment to entries")
     used = sum(1 for k in keys if k is not Ellipsis)
