@@ -24,6 +24,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from lossforge import ir
+from lossforge.contractions import factor_sums
 from lossforge.errors import UnsupportedError
 from lossforge.ir import REDUCTIONS, Axes, Axis, Node, Program, elementwise, reduction, transform
 from lossforge.simplify import erase_gradient_marks, simplify
@@ -108,8 +109,8 @@ def _is_boundary(node: Node, sweep: Sweep) -> bool:
 
 
 def _prepare(program: Program) -> tuple[Node, ...]:
-    """The outputs with marks erased, and log-sum-exps as reductions that a sweep can run."""
-    return tuple(decompose(simplify(erase_gradient_marks([o.node for o in program.outputs]))))
+    """The outputs with marks erased, log-sum-exps as reductions that a sweep can run, and matrix products apart."""
+    return tuple(factor_sums(decompose(simplify(erase_gradient_marks([o.node for o in program.outputs])))))
 
 
 def decompose(roots: Sequence[Node]) -> list[Node]:
@@ -144,6 +145,13 @@ def decompose(roots: Sequence[Node]) -> list[Node]:
         return ir.rebuild(node, args)
 
     return transform(roots, visit)
+
+
+def _base(operand: Node) -> Node:
+    """What a product reads as this operand, be it under other names of its axes."""
+    while operand.op == "rename":
+        operand = operand.args[0]
+    return operand
 
 
 def _contraction(node: Node, uses: dict[Node, int]) -> bool:
@@ -248,7 +256,7 @@ class _Scheduler:
             if n.op in REDUCTIONS | ir.INDEX_REDUCTIONS and not self._is_inner(n):
                 if n in self.contractions:
                     x, y = n.args[0].args
-                    for operand in (x, y):
+                    for operand in (_base(x), _base(y)):
                         if not self._is_view(operand):
                             produced.setdefault(available[operand], []).append(operand)
                             ready = max(ready, available[operand] + 1)
@@ -281,9 +289,7 @@ class _Scheduler:
         return Schedule(self.program, tuple(self.outputs), tuple(steps), self.inner)
 
     def _is_view(self, node: Node) -> bool:
-        """Whether a product finds the operand in memory, be it under other names of its axes."""
-        while node.op == "rename":
-            node = node.args[0]
+        """Whether a product finds the operand in memory."""
         if node in self.contractions or self._is_total(node):
             return True
         return node.op == "input"

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lossforge import ir
+from lossforge.contractions import factor_sums
 from lossforge.errors import UnsupportedError
 from lossforge.frontends.signature import python_name
 from lossforge.ir import Axis, Kind, Node, Port, Program
@@ -189,7 +190,7 @@ class _Emitter:
     def __init__(self, program: Program, backend: Backend, names: Mapping[Node, str]) -> None:
         self.backend = backend
         self.program = program
-        nodes = _with_softmax(erase_gradient_marks([*(o.node for o in program.outputs), *names]))
+        nodes = _with_softmax(factor_sums(erase_gradient_marks([*(o.node for o in program.outputs), *names])))
         self.outputs, kept = nodes[: len(program.outputs)], nodes[len(program.outputs) :]
         self.wanted = dict(zip(kept, names.values(), strict=True))
         self.nodes = ir.topological(self.outputs)

@@ -1,0 +1,107 @@
+"""Sums of products as matrix products: Σ x · y with all that belongs to one factor gathered in it.
+
+``Σ_k where(c_i, (x_ik / l_i) · y_jk, 0)`` is a product of the matrices ``where(c_i, x_ik / l_i, 0)`` and ``y_jk``. Derived
+gradients and simplified formulas seldom have that form; without it, a loss of all pairs of N rows would go through
+N · N · d entries in place of two matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+from lossforge import ir
+from lossforge.ir import Axes, Node, reduction, transform
+
+Sides: TypeAlias = tuple[Node | None, Node | None]
+"""What belongs to the first matrix and to the second; None for 1."""
+
+
+class _Inseparable(Exception):
+    """Internal: a factor spans both matrices."""
+
+
+def factor_sums(roots: Sequence[Node]) -> list[Node]:
+    """The graphs with every sum that can be a matrix product written as a sum over the product of two factors."""
+
+    def visit(node: Node, args: tuple[Node, ...]) -> Node:
+        made = ir.rebuild(node, args)
+        return (_factored(made) if made.op == "sum" else None) or made
+
+    return transform(roots, visit)
+
+
+def _factored(node: Node) -> Node | None:
+    """A sum as that of the product of two factors, each of which lacks axes of the other."""
+    summed = frozenset(node.attrs[0])
+    (x,) = node.args
+    sets = {n.axes for n in _leaves(x)}
+    largest = [s for s in sets if not any(s < other for other in sets)]
+    if len(largest) != 2 or not all(summed <= s for s in largest):
+        return None
+    first, second = sorted(largest, key=sorted)
+    try:
+        left, right = _split(x, first, second)
+    except _Inseparable:
+        return None
+    return None if left is None or right is None else reduction("sum", left * right, node.attrs[0])
+
+
+def _gate(node: Node) -> int:
+    """Which branch of a `where` is kept (1 or 2) if the other is 0; else 0."""
+    if node.op != "where":
+        return 0
+    zero = [n.op == "constant" and n.attrs[0] == 0.0 for n in node.args]
+    return 1 if zero[2] else 2 if zero[1] else 0
+
+
+def _leaves(node: Node) -> Iterator[Node]:
+    """The factors of a product, what they are divided by, and the conditions that it stands under."""
+    if node.op in ("mul", "div", "neg"):
+        for a in node.args:
+            yield from _leaves(a)
+    elif branch := _gate(node):
+        yield node.args[0]
+        yield from _leaves(node.args[branch])
+    else:
+        yield node
+
+
+def _split(node: Node, first: Axes, second: Axes) -> Sides:
+    """The two sides of a product. What has the axes of one side stays as it is."""
+    if node.axes <= first:
+        return node, None
+    if node.axes <= second:
+        return None, node
+    if node.op == "mul":
+        (left, right), (left_2, right_2) = (_split(a, first, second) for a in node.args)
+        return _times(left, left_2), _times(right, right_2)
+    if node.op == "neg":
+        left, right = _split(node.args[0], first, second)
+        return (None if left is None else -left), (-right if left is None and right is not None else right)
+    if node.op == "div":
+        divisor = node.args[1]
+        left, right = _split(node.args[0], first, second)
+        if divisor.axes <= first and left is not None:
+            return left / divisor, right
+        if divisor.axes <= second and right is not None:
+            return left, right / divisor
+    elif branch := _gate(node):
+        condition = node.args[0]
+        left, right = _split(node.args[branch], first, second)
+        if condition.axes <= first and left is not None:
+            return _under(condition, branch, left), right
+        if condition.axes <= second and right is not None:
+            return left, _under(condition, branch, right)
+    raise _Inseparable
+
+
+def _times(x: Node | None, y: Node | None) -> Node | None:
+    return y if x is None else x if y is None else x * y
+
+
+def _under(condition: Node, branch: int, x: Node) -> Node:
+    return ir.where(condition, x, 0.0) if branch == 1 else ir.where(condition, 0.0, x)
+
+
+__all__ = ["factor_sums"]
