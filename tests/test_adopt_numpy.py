@@ -388,6 +388,7 @@ def test_a_wrong_gradient_is_refused_with_the_reason(wrong, said) -> None:
         (guarded, r"test_adopt_numpy.py:\d+: a decision"),
         (lambda p: float(p.sum()), "Python number"),
         (lambda p: np.linalg.svd(p)[1].sum(), "svd"),
+        (lambda p: stats.pearsonr(p[0], p[1])[0], r"scipy\.stats\.pearsonr: an array is converted"),
         (lambda p: np.sum(np.sort(p[p > 0])), "truth values"),
         (lambda p: np.sum(p[p > 0]) / len(p[p > 0]), r"divide by np.sum\(mask\)"),
         (lambda p: np.mean(p * np.random.default_rng(0).random(p.shape)), "random numbers"),

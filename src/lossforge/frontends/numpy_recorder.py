@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import linecache
 import sys
 import threading
 import weakref
@@ -101,6 +102,18 @@ def line() -> str:
     while frame is not None and any(f"/{p}/" in frame.f_code.co_filename for p in ("lossforge", "numpy", "scipy")):
         frame = frame.f_back
     return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}" if frame else ""
+
+
+def _converter() -> str:
+    """The function of a library that the user's line calls, or the line itself."""
+    frame: Any = sys._getframe(2)
+    called = None
+    while frame is not None and any(f"/{p}/" in frame.f_code.co_filename for p in ("numpy", "scipy", "site-packages")):
+        frame, called = frame.f_back, frame
+    if called is not None:
+        home = [p for p in str(called.f_globals.get("__name__", "")).split(".") if not p.startswith("_")]
+        return ".".join([*home, called.f_code.co_name])
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() if frame is not None else ""
 
 
 def _ref(value: Any) -> Any:
@@ -301,7 +314,7 @@ class Recorder(NDArrayOperatorsMixin):
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         if self.constant:
             return self.array.astype(args[0]) if args and args[0] is not None else self.array.copy()
-        refuse("an array is converted by a function that cannot be recorded; work on it with NumPy's own")
+        refuse(f"{_converter()}: an array is converted by a function that cannot be recorded; work on it with NumPy's own")
 
     def _number(self, how: str, advice: str) -> Any:
         if self.constant:
