@@ -314,7 +314,9 @@ class Recorder(NDArrayOperatorsMixin):
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         if self.constant:
             return self.array.astype(args[0]) if args and args[0] is not None else self.array.copy()
-        refuse(f"{_converter()}: an array is converted by a function that cannot be recorded; work on it with NumPy's own")
+        refuse(
+            f"{_converter()}: an array is converted by a function that cannot be recorded; work on it with NumPy's own"
+        )
 
     def _number(self, how: str, advice: str) -> Any:
         if self.constant:
