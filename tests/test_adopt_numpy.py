@@ -449,3 +449,11 @@ def test_a_formula_that_cannot_be_run_is_not_adopted(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys.modules["lossforge.adopt"], "by_operations", fails)
     with pytest.raises(lf.errors.AdoptionError, match="IndexError: tuple index out of range.*not adopted"):
         lf.adopt(lambda pred, true: np.mean((pred - true) ** 2), np.zeros(5), np.ones(5))
+
+
+def test_a_lambda_is_exported_under_a_name() -> None:
+    rng = np.random.default_rng(8)
+    loss = lf.adopt(lambda pred, true: np.mean((pred - true) ** 2), real(rng, (8,)), real(rng, (8,)))
+    file: dict[str, object] = {"__name__": "exported"}
+    exec(loss.source("numpy"), file)
+    assert callable(file["loss_value_and_gradient"])

@@ -62,7 +62,8 @@ class File:
         self.scalars: tuple[Port, ...] = self.definition.parameters
         self.predictions: tuple[str, ...] = tuple(loss.predictions)
         self.backend: Backend = self.make_backend()
-        self.name = self._free_name(python_name(str(loss.name)))
+        name = str(loss.name)  # that of a lambda is no identifier
+        self.name = self._free_name(python_name(name) if name.isidentifier() else "loss")
         self.names = self._local_names()
 
     def make_backend(self) -> Backend:
