@@ -197,9 +197,14 @@ def evaluate(
         if node.op == "rename" and node.attrs[0] in lengths:
             lengths[node.attrs[1]] = lengths[node.attrs[0]]
     _derive_lengths(order, lengths)
+    last = {a: node for node in order for a in node.args}
+    wanted = {*outputs, *(port.node for port in values)}
     for node in order:
         if node not in known:
             known[node] = _step(node, [known[a] for a in node.args], number, place, lengths, len(axes))
+        for a in node.args:
+            if last[a] is node and a not in wanted:
+                known.pop(a, None)  # memory that the next step can have
     result = []
     for node in outputs:
         gone = tuple(i for i, a in enumerate(axes) if a not in node.axes)
