@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 import lossforge as lf
 
@@ -68,14 +69,22 @@ def agree(what: str, mine: Any, theirs: Any) -> None:
     assert gap <= TOLERANCE * np.max(np.abs(theirs), initial=1e-30), f"{what}: {mine}\nexpected {theirs}"
 
 
+def _as_arrays_of(library: str) -> Callable[[np.ndarray], Any]:
+    module = pytest.importorskip(library)
+    return {"torch": lambda a: module.from_numpy(np.array(a)), "tensorflow": lambda a: module.constant(a)}[library]
+
+
 def check(
     loss: lf.Loss,
     original: Callable[[Sequence[np.ndarray], int], tuple[np.ndarray, np.ndarray]],
     arrays: Sequence[np.ndarray],
+    also: str = "",
 ) -> None:
-    """The adopted loss on NumPy arrays against value and gradient of the original."""
+    """The adopted loss on NumPy arrays, and on those of another library, against value and gradient of the original."""
     at = loss.arguments.index(loss.predictions[0])
     value, gradient = original(arrays, at)
-    mine, slope = loss.value_and_grad(*arrays)
-    agree("value", mine, value)
-    agree("gradient", slope, gradient)
+    for library in ("NumPy", also) if also else ("NumPy",):
+        convert = _as_arrays_of(library) if library == also else np.asarray
+        mine, slope = loss.value_and_grad(*map(convert, arrays))
+        agree(f"value in {library}", mine, value)
+        agree(f"gradient in {library}", slope, gradient)

@@ -1,4 +1,4 @@
-"""Losses written for TensorFlow and Keras, adopted: against `tf.GradientTape`, at two shapes, answered by NumPy."""
+"""Losses written for TensorFlow and Keras, adopted: against `tf.GradientTape`, at two shapes, answered by NumPy and PyTorch."""
 
 from __future__ import annotations
 
@@ -198,6 +198,83 @@ CASES = {
 }
 
 
+def dice_of_class(true, pred):
+    return 1 - (2 * tf.reduce_sum(true * pred) + 1) / (tf.reduce_sum(true) + tf.reduce_sum(pred) + 1)
+
+
+def dice_by_class(y_true, y_pred):
+    total = 0
+    for c in range(y_pred.shape[-1]):
+        total += dice_of_class(y_true[..., c], y_pred[..., c])
+    return total / y_pred.shape[-1]
+
+
+def dice_without_background(y_true, y_pred):
+    return tf.reduce_mean(tf.stack([dice_of_class(y_true[..., c], y_pred[..., c]) for c in range(1, y_pred.shape[-1])]))
+
+
+def nested_loops(y_true, y_pred):
+    total = 0.0
+    for b in range(y_pred.shape[0]):
+        for c in range(y_pred.shape[1]):
+            total += tf.square(y_true[b, c] - y_pred[b, c]) * (c + 1)
+    return total
+
+
+@tf.function
+def loop_over_rows(y_true, y_pred):
+    total = 0.0
+    for i in tf.range(tf.shape(y_pred)[0]):
+        total += tf.reduce_mean(tf.square(y_true[i] - y_pred[i]))
+    return total / tf.cast(tf.shape(y_pred)[0], tf.float32)
+
+
+def nearest_other(y_pred):
+    def of_row(row):
+        apart = tf.reduce_sum(tf.square(row[None, :] - y_pred), -1)
+        return tf.reduce_min(tf.where(apart > 0, apart, 1e6))
+
+    return tf.reduce_mean(tf.map_fn(of_row, y_pred))
+
+
+LOOPS: dict[str, tuple[Any, list[Any], list[Any]]] = {
+    "map_fn": (
+        lambda y_true, y_pred: tf.reduce_mean(
+            tf.map_fn(lambda ab: tf.reduce_max(tf.abs(ab[0] - ab[1])), (y_true, y_pred), fn_output_signature=tf.float32)
+        ),
+        [real, real],
+        [NC, NC],
+    ),
+    "map_fn, against all rows": (nearest_other, [real], [NC]),
+    "map_fn, rows of several lengths": (
+        lambda mask, y_pred: tf.reduce_mean(
+            tf.map_fn(lambda ab: tf.reduce_mean(tf.boolean_mask(ab[1], ab[0])), (mask, y_pred), tf.float32)
+        ),
+        [lambda rng, shape: (rng.random(shape) < 0.5) | (np.arange(shape[1]) == 0), real],
+        [NC, NC],
+    ),
+    "loop over rows": (loop_over_rows, [real, real], [NC, NC]),
+    "keras.ops.fori_loop": (
+        lambda y_true, y_pred: keras.ops.fori_loop(
+            0, keras.ops.shape(y_pred)[0], lambda i, s: s + keras.ops.max(keras.ops.abs(y_true[i] - y_pred[i])), 0.0
+        ),
+        [real, real],
+        [NC, NC],
+    ),
+    "written out by class": (dice_by_class, [one_hot, simplex], [NHWC, NHWC]),
+    "written out without the first": (dice_without_background, [one_hot, simplex], [NHWC, NHWC]),
+    "written out, nested": (nested_loops, [real, real], [NC, NC]),
+    "written out, unstacked": (
+        lambda y_true, y_pred: sum(
+            tf.reduce_max(a - b) for a, b in zip(tf.unstack(y_true), tf.unstack(y_pred), strict=False)
+        ),
+        [real, real],
+        [NC, NC],
+    ),
+}
+CASES |= LOOPS
+
+
 @pytest.fixture(autouse=True)
 def _without_kernels() -> Iterator[None]:
     """Kernels are compared with these operations elsewhere; here they would be compiled for each loss."""
@@ -212,7 +289,7 @@ def test_published_loss(name: str) -> None:
     first, second = ([s[i] for s in shapes] for i in (0, 1))
     loss = lf.adopt(fn, *map(tf.constant, drawn(name, kinds, first)), wrt=-1)
     for where in (first, second):
-        check(loss, original(fn), drawn(name + " again", kinds, where))
+        check(loss, original(fn), drawn(name + " again", kinds, where), also="torch" if where is second else "")
 
 
 def test_delta_is_a_parameter() -> None:

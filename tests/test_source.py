@@ -406,6 +406,20 @@ def test_names_of_the_file_give_way_to_those_of_the_loss():
     np.testing.assert_allclose(gradient, y * np.exp(-x) / (1 + np.exp(-x)) ** 2)
 
 
+def test_an_adopted_loss_keeps_its_reduction_in_a_file():
+    x, y = np.linspace(-1, 1, 5, dtype=np.float32), np.linspace(1, 2, 5, dtype=np.float32)
+    entries = lf.adopt(lambda pred, true: (pred - true) ** 2, x, y)
+    np.testing.assert_allclose(load(entries.source("numpy"))["lambda_"](x, y), (x - y) ** 2, rtol=1e-6)
+
+
+def test_a_loss_with_the_name_of_a_class_is_a_function_and_a_module():
+    torch = pytest.importorskip("torch")
+    x, y = np.linspace(-1, 1, 5, dtype=np.float32), np.linspace(1, 2, 5, dtype=np.float32)
+    space = load(lf.adopt(lambda pred, true: ((pred - true) ** 2).mean(), x, y, name="Squared").source("torch"))
+    given = torch.from_numpy(x), torch.from_numpy(y)
+    torch.testing.assert_close(space["SquaredModule"]()(*given), space["Squared"](*given))
+
+
 def test_parameters_become_the_defaults():
     assert "def huber(pred, true, *, delta=0.25, reduction=" in huber.source("numpy", delta=0.25)
     assert "def info_nce(a, b, *, tau, reduction=" in info_nce.source("numpy")

@@ -29,8 +29,10 @@ from lossforge.adapters.base import _root
 from lossforge.adapters.numpy import by_operations
 from lossforge.compiler import Definition, Reduction
 from lossforge.errors import AdoptionError, BroadcastWarning, LossforgeError, NotDifferentiableError
+from lossforge.frontends.loops import LOOPS
 from lossforge.frontends.positional import AxisTable, Importer, Refused, Restart, Tensor
 from lossforge.frontends.recording import Different, FrontEnd, Recording, overlay
+from lossforge.frontends.rolling import rolled
 from lossforge.frontends.signature import Signature
 from lossforge.gradient import HandWritten, require_gradient, vjp
 from lossforge.interpreter import evaluate
@@ -44,6 +46,8 @@ _DRAWS = ((7, 11, 5, 13, 17, 19, 23, 29), (11, 5, 13, 17, 19, 23, 29, 31))
 axes is the same in both, or it would pass for a constant."""
 _LARGER = ((3, 5, 23, 29, 19, 31, 37, 41), (5, 7, 29, 37, 23, 41, 43, 47))
 """For losses that cut windows out of images."""
+_CHANNELS_LAST = ((3, 23, 29, 5, 19, 31, 37, 41), (5, 29, 37, 7, 23, 41, 43, 47))
+"""For such as have the channels behind space."""
 _LARGEST = ((23, 29, 19, 31, 37, 41, 43, 47), (29, 31, 23, 37, 41, 43, 47, 53))
 """For losses that cut windows out of their inputs."""
 _ATTEMPTS = 400
@@ -527,7 +531,7 @@ class _Study:
     def _import(self, recording: Recording) -> tuple[Importer, Tensor]:
         for _ in range(_ATTEMPTS):
             try:
-                importer = Importer(recording, self.names, self.kinds, self.front.rules, self.table)
+                importer = Importer(recording, self.names, self.kinds, {**self.front.rules, **LOOPS}, self.table)
                 return importer, importer.run()
             except Restart:
                 continue
@@ -590,25 +594,25 @@ class _Study:
         """
         problem: Exception | None = None
         kept = AxisTable(dict(self.table.parents), set(self.table.units), {})
-        tables = [kept]
-        for tied in (self._tied(own), self._level(own)):
-            if all(tied.parents != t.parents for t in tables):
-                tables.append(tied)
-        for table in tables:
-            self.table, problem = AxisTable(dict(table.parents), set(table.units), {}), None
+        tied, level = self._tied(own), self._level(own)
+        close = [kept, *([tied] if tied.parents != kept.parents else [])]
+        far = [level] if all(level.parents != t.parents for t in close) else []
+        draws = (_DRAWS, _LARGER, _CHANNELS_LAST, _LARGEST)
+        # Axes that are one for their size alone come last: in a square image they are so by chance.
+        for sizes, table in [*itertools.product(draws, close), *itertools.product(draws, far)]:
+            self.table = AxisTable(dict(table.parents), set(table.units), {})
             example = self._example(own)
             free = [r for r in example if r not in self.table.units]
             kept_sizes = {self.table.root(r): n for r, n in self.kept.items()}
             pinned = {**kept_sizes, **{r: example[r] for r in free if r in {self.table.root(f) for f in fixed}}}
-            stays = (kept_sizes, pinned) if pinned != kept_sizes else (kept_sizes,)
-            for draws, stay in itertools.product((_DRAWS, _LARGER, _LARGEST), stays):
-                sizes = [_drawn(free, example, d, stay) for d in draws]
-                if draws is _LARGEST and _entries(self._shapes(sizes[0])) > _LARGEST_RECORDED:
+            for stay in (kept_sizes, pinned) if pinned != kept_sizes else (kept_sizes,):
+                chosen = [_drawn(free, example, d, stay) for d in sizes]
+                if sizes is _LARGEST and _entries(self._shapes(chosen[0])) > _LARGEST_RECORDED:
                     continue
                 try:
-                    return self._holding(self._at(sizes), kept_sizes)
+                    return self._holding(self._at(chosen), kept_sizes)
                 except (AdoptionError, Different) as error:
-                    problem = problem or error
+                    problem = error if problem is None or (sizes is _DRAWS and stay is kept_sizes) else problem
                     self.table = AxisTable(dict(table.parents), set(table.units), {})
         try:  # calls alone, which are far quicker than recordings, tell the sizes of most functions
             return self._restricted(own, kept, problem, self._runs)
@@ -769,7 +773,7 @@ class _Study:
         """The import at two sets of sizes, with as many numbers as parameters as can be."""
         shapes = [self._shapes(s) for s in sizes]
         pair = [self._record(s) for s in shapes]
-        recording = overlay(pair, {})
+        recording = _overlaid(pair)
         importer, result = self._import(recording)
         further = self._shapes({r: n + sizes[1][r] if n != sizes[1][r] else n for r, n in sizes[0].items()})
         read = _Read(importer, result, (shapes[0], shapes[1]), further)
@@ -822,7 +826,7 @@ class _Study:
             recordings.append(self._record(shapes[1], **last))
             for m in names:
                 environment[m].append(last[m])
-            importer, result = self._import(overlay(recordings, {k: tuple(v) for k, v in environment.items()}))
+            importer, result = self._import(_overlaid(recordings, environment))
         except (AdoptionError, Different):
             self.table = table
             return None
@@ -1059,7 +1063,7 @@ class _Study:
         slopes = [pulled[ports[i].node] for i in wrt]
         try:
             mine = evaluate([node, *(g if g is not None else ir.constant(0.0) for g in slopes)], given)
-        except (LossforgeError, ValueError, IndexError) as error:
+        except (LossforgeError, ValueError, LookupError) as error:
             raise AdoptionError(
                 f"{self.name}: it was read for some sizes, but not for inputs of shapes {[a.shape for a in arrays]} ({error})"
             ) from error
@@ -1170,6 +1174,21 @@ class _Study:
                 self.table.parents[self.table.root(made[0])] = self.table.root(importer.origin[axis])
                 importer, result = self._import(importer.recording)
         return result
+
+
+def _overlaid(recordings: Sequence[Recording], environment: Mapping[str, Sequence[float]] | None = None) -> Recording:
+    """Recordings as one; with their loops rolled up, if they differ in the number of turns.
+
+    Raises:
+        Different: they do not hold the same operations in the same order.
+    """
+    try:
+        return overlay(recordings, environment or {})
+    except Different:
+        once = [rolled(r) for r in recordings]
+        if all(a is b for a, b in zip(once, recordings, strict=True)):
+            raise
+        return overlay(once, environment or {})
 
 
 def _drawn(

@@ -188,7 +188,7 @@ class JaxLoss:
         return f"<JAX function {self.loss.name}({', '.join(self.loss.arguments)}{bound})>"
 
 
-def jax_function(loss: Loss, *, reduction: Reduction = "mean", **parameters: Any) -> JaxLoss:
+def jax_function(loss: Loss, *, reduction: Reduction | None = None, **parameters: Any) -> JaxLoss:
     """`loss` as a function ``f(*arrays, weight=None, mask=None)`` with everything else bound.
 
     Args:
@@ -199,6 +199,7 @@ def jax_function(loss: Loss, *, reduction: Reduction = "mean", **parameters: Any
     Raises:
         ParameterError: an unknown parameter, one without a value, or an unknown reduction.
     """
+    reduction = loss.reduction if reduction is None else reduction
     if reduction not in REDUCTIONS:
         raise ParameterError(f'{loss.name}: reduction={reduction!r}; expected "mean", "sum" or "none"')
     return JaxLoss(loss, reduction, tuple(loss.parameter_values(parameters).items()))

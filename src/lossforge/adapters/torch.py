@@ -376,9 +376,10 @@ class LossModule(nn.Module):
     """
 
     def __init__(
-        self, loss: Loss, *, reduction: Reduction = "mean", learn: Sequence[str] = (), **parameters: Any
+        self, loss: Loss, *, reduction: Reduction | None = None, learn: Sequence[str] = (), **parameters: Any
     ) -> None:
         super().__init__()
+        reduction = loss.reduction if reduction is None else reduction
         if reduction not in REDUCTIONS:
             raise ParameterError(f'{loss.name}: reduction={reduction!r}; expected "mean", "sum" or "none"')
         values = loss.parameter_values(parameters)

@@ -709,6 +709,11 @@ class _Emitter:
         number = all(p[2] for p in parts)
         if node.op in _INFIX and node.op not in self.backend.calls:
             symbol, level = _INFIX[node.op]
+            if self.backend.name == "tensorflow" and not number:  # compares arrays of one dtype only
+                parts = [
+                    (self._operand(a), _ATOM, False) if p[2] and a.kind is Kind.INDEX and a.op != "constant" else p
+                    for a, p in zip(node.args, parts, strict=True)
+                ]
             left = self._paren(parts[0][0], parts[0][1], level + (node.op == "pow" or level == 5))
             right = self._paren(parts[1][0], parts[1][1], level + 1)
             return f"{left} {symbol} {right}", level, number

@@ -29,6 +29,7 @@ class Exportable(Protocol):
 
     defaults: dict[str, Any]
     predictions: tuple[str, ...]
+    reduction: Any
 
     def plan(self, reduction: Any = "mean", **parameters: Any) -> Any:
         """The plan for these parameters."""
@@ -100,8 +101,9 @@ class File:
 
     @property
     def class_name(self) -> str:
-        """The loss's name for a class."""
-        return "".join(part[:1].upper() + part[1:] for part in self.name.split("_"))
+        """The loss's name for a class, which is not that of the function."""
+        name = "".join(part[:1].upper() + part[1:] for part in self.name.split("_"))
+        return f"{name}Module" if name == self.name else name
 
     @property
     def reduction(self) -> str:
@@ -115,7 +117,7 @@ class File:
         for p in self.scalars:
             known = isinstance(values[p.name], int | float)
             texts.append(python_name(p.name) + (f"={values[p.name]!r}" if known else ""))
-        return ", ".join([*texts, f'{self.reduction}="mean"'])
+        return ", ".join([*texts, f'{self.reduction}="{self.loss.reduction}"'])
 
     def passed_on(self) -> str:
         """The options, in a call."""

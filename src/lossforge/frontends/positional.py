@@ -72,6 +72,20 @@ class Tensor:
         return len(self.dims)
 
 
+@dataclass
+class Skewed(Tensor):
+    """A square matrix on the way to all its entries but the diagonal, in dimensions that are not its own.
+
+    This is how they are often taken: ``x.flatten()[:-1].view(n - 1, n + 1)[:, 1:].flatten()``, which reads the matrix in
+    rows that are one entry longer, so that its diagonal is the first column. Nothing else can be done with it on the way.
+    """
+
+    square: Dim = ()
+    """The axes of the matrix, until its diagonal is cut off ..."""
+    flat: Tensor | None = None
+    """... and the entries beside it from there on."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """The entries of some axes where a mask holds; they lie in one dimension, whose axis is written with an at sign."""
@@ -392,10 +406,30 @@ class Importer:
         made = self.origin[_base(axis)].startswith(_DERIVED) and len(set(sizes)) == 1
         return ir.iota(axis, sizes[0] if made else None)
 
+    def turn(self, counts: Sequence[int]) -> Tensor:
+        """The number of a loop's turn: the position along an axis of turns, which lies in no dimension."""
+        counter = self.arange(counts)
+        if not counter.dims[0]:
+            return Tensor(counter.node, ())
+        (axis,) = counter.dims[0]
+        copy = f"{axis}~{self.number('turns')}"
+        self.sizes[copy], self.size_nodes[copy] = self.sizes_of(axis), self.size(axis)
+        self.origin[copy], self.copies[copy] = self.origin[_base(axis)], axis
+        return Tensor(relabel(counter.node, {axis: copy}), ())
+
+    def unturned(self, x: Tensor, copy: Axis) -> Tensor:
+        """`x` with an axis of turns as its first dimension."""
+        axis = self.copies[copy]
+        name = self._unused(axis, {a for d in x.dims for a in d} | x.node.axes)
+        node = _renamed(x.node, copy, name, {}) if name == axis else None
+        return Tensor(relabel(x.node, {copy: name}) if node is None else node, ((name,), *x.dims))
+
     # ------------------------------------------------------------------ elementwise
 
     def align(self, tensors: Sequence[Tensor]) -> tuple[list[Node], tuple[Dim, ...]]:
         """The nodes of some values with their axes lined up as broadcasting from the right does."""
+        if any(isinstance(t, Skewed) for t in tensors):
+            raise Refused("a matrix that was read in rows of another length; flatten it first")
         rank = max(t.rank for t in tensors)
         padded = [((),) * (rank - t.rank) + t.dims for t in tensors]
         padded, tensors = self._even(padded, tensors)
@@ -593,6 +627,8 @@ class Importer:
 
     def reshape(self, x: Any, shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """The same entries, row by row, in another shape (one for each recording)."""
+        if (skewed := self._skewed(self.tensor(x), shapes)) is not None:
+            return skewed
         if all(0 in shape for shape in shapes):
             return self.full(Tensor(ir.constant(0, self.tensor(x).node.kind), ()), shapes)
         t = self._rows(self.tensor(x), shapes)
@@ -722,6 +758,10 @@ class Importer:
     def reduce(self, op: str, x: Any, dims: Any = None, keepdims: bool = False) -> Tensor:
         """A reduction over dimensions."""
         t = self.tensor(x)
+        if isinstance(t, Skewed):
+            if t.flat is None or len(self.dims(t, dims)) < t.rank or keepdims:
+                raise Refused("a reduction of a matrix that was read in rows of another length")
+            t, dims = t.flat, None
         gone = self.dims(t, dims)
         if op in ("argmax", "argmin") and sum(len(t.dims[d]) for d in gone) > 1:
             if len(gone) > 1:
@@ -834,8 +874,10 @@ class Importer:
     # ------------------------------------------------------------------ moving entries
 
     def select(self, x: Any, dim: int, index: Any) -> Tensor:
-        """The entry at a constant position along a dimension, which disappears."""
+        """The entry at one position along a dimension, which disappears."""
         t = self.tensor(x)
+        if isinstance(index, Tensor):
+            return self.take(t, index, dim)
         if t.stacked is not None and t.stacked[0] == dim and isinstance(index, int) and abs(index) < len(t.stacked[1]):
             return self.squeeze(t.stacked[1][index], [dim])
         t = self._whole_axis(t, dim, [index + 1] * self.count if isinstance(index, int) and index >= 0 else ())
@@ -858,6 +900,8 @@ class Importer:
 
     def slice(self, x: Any, dim: int, start: Sequence[int], stop: Sequence[int], step: int = 1) -> Tensor:
         """Entries start … stop − 1 along a dimension; both are given for each recording."""
+        if (skewed := self._corner(x, dim, start, stop)) is not None and step == 1:
+            return skewed
         t = self._whole_axis(x, dim, stop)
         n = self.extents(t.dims[dim])
         lengths = [max(0, -(-(b - a) // step)) for a, b in zip(start, stop, strict=True)]
@@ -887,6 +931,51 @@ class Importer:
             tail = self.slide(self.along("flip", t, dim), dim, Stencil(start=trims[0], count=lengths[0]))
             return self.along("flip", tail, dim)
         raise Refused("a slice whose ends are not constant, or that leaves entries out")
+
+    def _corner(self, x: Any, dim: int, start: Sequence[int], stop: Sequence[int]) -> Skewed | None:
+        """A flattened square matrix without its last entry, or the next step of what is made of it."""
+        t = self.tensor(x)
+        n = self.extents(t.dims[dim])
+        whole = all(a == 0 and b == m for a, b, m in zip(start, stop, n, strict=True))
+        if isinstance(t, Skewed):
+            if whole:
+                return t
+            if t.rank == 2 and dim == 1 and set(start) == {1} and tuple(stop) == n and t.flat is None:
+                return self._beside(t)
+            raise Refused("entries of a matrix that was read in rows of another length")
+        axes = t.dims[dim]
+        if t.rank != 1 or len(axes) != 2 or whole or not set(axes) <= t.node.axes:
+            return None
+        ends = set(start) == {0} and all(b == m - 1 for b, m in zip(stop, n, strict=True))
+        if not ends or self.sizes_of(axes[0]) != self.sizes_of(axes[1]):
+            return None
+        return Skewed(t.node, ((self.ghost(stop),),), square=axes)
+
+    def _beside(self, t: Skewed) -> Skewed:
+        """All entries but the diagonal, n to each of n − 1 rows."""
+        row, column = t.square
+        square = Tensor(t.node, ((row,), (column,)))
+        apart = Tensor(ir.elementwise("ne", self.counter(row), self.counter(column)), square.dims)
+        counts = Varying([m * (m - 1) for m in self.sizes_of(row)])
+        flat = self.index(square, [(d, self.position(apart, square, 0, counts, d)) for d in (0, 1)])
+        return Skewed(flat.node, (t.dims[0], (self.ghost(self.sizes_of(row)),)), flat=flat)
+
+    def _skewed(self, t: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor | None:
+        """The matrix in longer rows; or what is beside its diagonal in a row, or in rows as before."""
+        if isinstance(t, Skewed):
+            if t.flat is not None and all(len(s) == 1 for s in shapes):
+                return t.flat
+            n = [math.isqrt(m + 1) for m in self.extents(t.dims[0])]
+            if t.rank == 1 and all(s == (m - 1, m + 1) for s, m in zip(shapes, n, strict=True)):
+                dims = (self.ghost([m - 1 for m in n]),), (self.ghost([m + 1 for m in n]),)
+                return Skewed(t.node, dims, square=t.square)
+            raise Refused("a matrix that was read in rows of another length")
+        if t.rank != 1 or len(t.dims[0]) != 1 or t.dims[0][0] not in self.selections:
+            return None
+        if len(self.selections[t.dims[0][0]].axes) != 2 or any(len(s) != 2 or s[1] != s[0] + 1 for s in shapes):
+            return None
+        rows, columns = (self.ghost(n) for n in zip(*shapes, strict=True))
+        return Skewed(t.node, ((rows,), (columns,)), flat=t)
 
     def slide(self, x: Any, dim: int, stencil: Stencil, tap: Axis | None = None) -> Tensor:
         """Windows along a dimension; if the stencil has several taps, `tap` or a new axis is a new last dimension."""
@@ -973,6 +1062,12 @@ class Importer:
     def take(self, x: Any, index: Any, dim: int) -> Tensor:
         """The dimension `dim` of `x` replaced by all dimensions of the index, as `np.take` does."""
         t, at = self.single(self.tensor(x), dim), self.tensor(index)
+        counted, first = _shifted(at.node)
+        if counted.op == "iota" and t.dims[dim]:
+            n, whole = self.sizes_of(counted.attrs[0]), self.extents(t.dims[dim])
+            if n != whole and first >= 0 and all(first + m <= k for m, k in zip(n, whole, strict=True)):
+                t = self.slice(t, dim, [first] * self.count, [first + m for m in n])
+                at = Tensor(counted, at.dims)
         full = ((),) * dim + at.dims + ((),) * (t.rank - dim - 1)
         return self.gather(self._widen(t, dim, at.rank), Tensor(at.node, full), dim)
 
@@ -1536,7 +1631,8 @@ class Importer:
         for n in ir.topological([result.node]):
             if n.op == "table" and (size := len(n.attrs[2])) > LARGEST_TABLE:
                 raise Refused(_too_large(size))
-        if any(n.op == "iota" and _base(n.attrs[0]) in self.ranges for n in ir.topological([result.node])):
+        counted = {n.attrs[0] for n in ir.topological([result.node]) if n.op == "iota"}
+        if any(_base(self.copies.get(a, a)) in self.ranges for a in counted):
             raise Refused("a range whose end is not the size of an axis")
         if any(n.op == "iota" and n.attrs[0].startswith(_SELECTED) for n in ir.topological([result.node])):
             raise Refused("positions in a selection by truth values, which depend on values")
@@ -1570,6 +1666,15 @@ def _counting(index: Node) -> Node:
         if position is index.args[1] and ignored.op == "constant" and ignored.attrs[0] < 0:
             return position
     return index
+
+
+def _shifted(index: Node) -> tuple[Node, int]:
+    """Positions from a constant on, as positions and the constant."""
+    inner = index.args[0] if index.op == "cast" else index
+    if inner.op == "add" and inner.args[1].op == "constant" and float(inner.args[1].attrs[0]).is_integer():
+        first = inner.args[0]
+        return first.args[0] if first.op == "cast" else first, int(inner.args[1].attrs[0])
+    return index, 0
 
 
 def _sorted_axis(index: Node) -> Axis | None:

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,6 +89,26 @@ def needed(recording: Recording) -> list[Step]:
             want(step.args)
             want(step.attrs)
     return steps[::-1]
+
+
+def compact(recording: Recording) -> Recording:
+    """The steps that are needed, with results numbered in their order: what was left out leaves no trace."""
+    numbers = {i: i for i in range(len(recording.inputs))}
+    steps = []
+
+    def renumbered(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return Ref(numbers[value.index])
+        if isinstance(value, list | tuple):
+            return type(value)(renumbered(v) for v in value)
+        return value
+
+    for step in needed(recording):
+        args, attrs = renumbered(step.args), {k: renumbered(v) for k, v in step.attrs.items()}
+        for k in step.outputs:
+            numbers[k] = len(numbers)
+        steps.append(replace(step, args=args, attrs=attrs, outputs=tuple(numbers[k] for k in step.outputs)))
+    return replace(recording, steps=tuple(steps), result=renumbered(recording.result))
 
 
 class FrontEnd(Protocol):
@@ -205,7 +225,11 @@ def _both_nan(a: Any, b: Any) -> bool:
 
 def rounded(value: float) -> float:
     """A number that a library keeps in float32, as it was written."""
-    return float(str(np.float32(value)))
+    number = float(str(np.float32(value)))
+    return number if abs(number) <= _LARGEST else math.copysign(_LARGEST, number) if math.isfinite(number) else number
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def as_written(array: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import keyword
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -173,6 +174,6 @@ def lay(
 
 
 def python_name(axis: Axis) -> str:
-    """An identifier for an axis, for use in source text."""
-    name = axis.removeprefix("*").replace("'", "_copy").replace("~", "_in_")
+    """An identifier for an axis or a loss, for use in source text; a lambda is "lambda_"."""
+    name = re.sub(r"\W", "", axis.replace("'", "_copy").replace("~", "_in_"))
     return name + "_" if keyword.iskeyword(name) else name

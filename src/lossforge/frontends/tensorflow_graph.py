@@ -21,7 +21,8 @@ from tensorflow.python.eager import context
 from tensorflow.python.eager.execute import quick_execute
 
 from lossforge.errors import AdoptionError
-from lossforge.frontends.recording import Recording, Ref, Step, as_written, rounded
+from lossforge.frontends.recording import Recording, Ref, Step, as_written, compact, rounded
+from lossforge.frontends.rolling import TOTALS
 
 _LONGEST_LOOP = 1000
 _PRIMES = [n for n in range(1009, 9973) if all(n % d for d in range(2, 100))]
@@ -39,6 +40,13 @@ _NUMBERS: Mapping[str, tuple[int, ...]] = {
 
 _ARRAYS_OF_SIZES = frozenset({"Range", "Fill", "LinSpace", "Tile", "BroadcastTo"})
 """Their results grow with the sizes of arrays, and are read as formulas where they meet values."""
+
+_PLAIN: Mapping[str, Any] = {
+    "AddV2": np.add, "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Less": np.less, "LessEqual": np.less_equal,
+    "Greater": np.greater, "GreaterEqual": np.greater_equal, "Equal": np.equal, "NotEqual": np.not_equal, "LogicalAnd": np.logical_and,
+    "LogicalOr": np.logical_or, "LogicalNot": np.logical_not, "Minimum": np.minimum, "Maximum": np.maximum, "Neg": np.negative,
+}  # fmt: skip
+"""Arithmetic of sizes, which NumPy does as TensorFlow does, without its overhead for each operation."""
 
 _BARRED: Mapping[str, str] = {
     **dict.fromkeys(
@@ -67,6 +75,18 @@ class _TensorList:
     """A list of tensors: how loops collect their results."""
 
     items: tuple[_Value | None, ...]
+    source: _Value | None = None
+    """The tensor whose entries along its first dimension they are."""
+    written: tuple[_Value, _Value] | None = None
+    """While one turn stands for all: the place that it writes to, and what."""
+
+
+class _Kept:
+    """A list of what the gradient of a loop needs, which the loss does not read."""
+
+
+class _Chained(Exception):
+    """Internal: the turns of a loop depend on each other."""
 
 
 class _Variable:
@@ -91,7 +111,7 @@ def read(concrete: Any, arrays: Sequence[np.ndarray]) -> Recording:
     given += [_captured(t, concrete.graph.variables) for t in concrete.captured_inputs]
     (result,) = reader.run(concrete.graph, given)
     outcome = reader.argument(result)
-    return Recording(tuple((tuple(a.shape),) for a in arrays), _needed(reader.steps, outcome), outcome)
+    return compact(Recording(tuple((tuple(a.shape),) for a in arrays), tuple(reader.steps), outcome))
 
 
 def _captured(tensor: Any, variables: Sequence[Any]) -> Any:
@@ -114,17 +134,6 @@ def _constant(array: Any) -> _Value:
     return _Value(array, None, tuple(array.shape))
 
 
-def _needed(steps: Sequence[Step], outcome: Any) -> tuple[Step, ...]:
-    """The steps that lead to the outcome."""
-    wanted = {outcome.index} if isinstance(outcome, Ref) else set()
-    kept = []
-    for step in reversed(steps):
-        if wanted & set(step.outputs):
-            kept.append(step)
-            wanted |= {a.index for a in step.args if isinstance(a, Ref)}
-    return tuple(reversed(kept))
-
-
 class _Reader:
     """Walks through graphs and collects steps."""
 
@@ -142,15 +151,16 @@ class _Reader:
     def run(self, graph: Any, inputs: Sequence[Any]) -> list[Any]:
         """The outputs of a graph for these inputs."""
         values: dict[str, Any] = {t.name: v for t, v in zip(graph.inputs, inputs, strict=True)}
+        done: set[str] = set()
         for op in graph.get_operations():
-            if op.type in _BARRED:
-                raise AdoptionError(_message(op, _BARRED[op.type]))
-            if op.type == "Placeholder" or not op.outputs:
-                continue
-            given = [values[t.name] for t in op.inputs]
-            results = self.operation(graph, op, given)
-            # A graph that was differentiated before has further outputs, for its gradient.
-            values.update({t.name: v for t, v in zip(op.outputs, results, strict=False)})
+            for made in _with_sources(op, done):
+                if made.type in _BARRED:
+                    raise AdoptionError(_message(made, _BARRED[made.type]))
+                if made.type == "Placeholder" or not made.outputs:
+                    continue
+                results = self.operation(graph, made, [values[t.name] for t in made.inputs])
+                # A graph that was differentiated before has further outputs, for its gradient.
+                values.update({t.name: v for t, v in zip(made.outputs, results, strict=False)})
         return [values[t.name] for t in graph.outputs]
 
     def operation(self, graph: Any, op: Any, given: Sequence[Any]) -> Sequence[Any]:
@@ -183,9 +193,9 @@ class _Reader:
             return [_constant(np.asarray(v.shape, op.outputs[0].dtype.as_numpy_dtype)) for v in given]
         if op.type == "Const":
             return [_constant(tf.make_ndarray(op.get_attr("value")))]
-        if op.type == "PlaceholderWithDefault" or not all(isinstance(v, _Value) for v in given):
-            if op.type in ("PlaceholderWithDefault", "Identity", "IdentityN"):
-                return given
+        if op.type in ("PlaceholderWithDefault", "Identity", "IdentityN"):
+            return given
+        if not all(isinstance(v, _Value) for v in given):
             raise AdoptionError(_message(op, "an operation on a list or a resource"))
         numbers = None
         plain = all(t.dtype not in (tf.variant, tf.resource) for t in op.outputs) and "Random" not in op.type
@@ -273,7 +283,13 @@ class _Reader:
         return merged
 
     def _loop(self, op: Any, condition: Any, body: Any, given: Sequence[Any]) -> list[Any]:
-        """The turns of a loop, one after the other."""
+        """The turns of a loop: all at once where none depends on another, else one after the other."""
+        before = len(self.steps), self.count, dict(self.counts)
+        try:
+            return self._turns(op, condition, body, given)
+        except (_Chained, AdoptionError):
+            del self.steps[before[0] :]
+            self.count, self.counts = before[1], before[2]
         values = list(given)
         for _ in range(_LONGEST_LOOP):
             (again,) = self.run(condition, values)
@@ -284,7 +300,94 @@ class _Reader:
             values = self.run(body, values)
         raise AdoptionError(_message(op, f"a loop of more than {_LONGEST_LOOP} turns; use operations on whole arrays"))
 
+    def _turns(self, op: Any, condition: Any, body: Any, given: Sequence[Any]) -> list[Any]:
+        """One turn for all of them.
+
+        Raises:
+            _Chained: a turn depends on the one before, other than by counting, by a total or by a list that it writes to.
+        """
+        counting = _counters(body, given)
+        total = self._count(condition, given, counting)
+        (turn,) = self.append(op, (), {"turns": total}, [()], ["int64"], name="loop.turn")
+        values, kinds = list(given), {}
+        for k, (t, value) in enumerate(zip(body.inputs, given, strict=True)):
+            if k in counting:
+                first, growth = int(value.number), counting[k]
+                attrs = {"first": first, "growth": growth}
+                counted = (first, growth) == (0, 1)
+                values[k] = (
+                    turn if counted else self.append(op, (turn.ref,), attrs, [()], ["int64"], name="loop.place")[0]
+                )
+            elif _origin(body.outputs[k]) is t:
+                continue
+            elif isinstance(value, _Kept):
+                kinds[k] = "kept"
+            elif isinstance(value, _TensorList):
+                kinds[k] = "list"
+                values[k] = _TensorList(value.items)
+            elif isinstance(value, _Value):
+                kinds[k] = "total"
+                values[k] = _Value(None, Ref(self.count), value.shape)
+                self.count += 1
+            else:
+                raise _Chained
+        at = len(self.steps)
+        results = self.run(body, values)
+        made = self.steps[at:]
+        for k, kind in kinds.items():
+            if kind == "list":
+                results[k] = self._written(op, results[k], total, turn)
+            elif kind == "total":
+                results[k] = self._total(op, made, given[k], values[k], results[k], turn)
+        return [
+            _constant(given[k].number + total * counting[k])
+            if k in counting
+            else results[k]
+            if k in kinds
+            else given[k]
+            for k in range(len(given))
+        ]
+
+    def _count(self, condition: Any, given: Sequence[Any], counting: Mapping[int, int]) -> int:
+        """How many turns a loop has that counts."""
+        for done in range(_LONGEST_LOOP if counting else 0):
+            values = [_constant(v.number + done * counting[k]) if k in counting else v for k, v in enumerate(given)]
+            (again,) = self.run(condition, values)
+            if again.number is None:
+                raise _Chained
+            if not again.number and done > 1:
+                return done
+            if not again.number:
+                break
+        raise _Chained
+
+    def _written(self, op: Any, result: Any, total: int, turn: _Value) -> _TensorList:
+        """The list that has been written to in every turn."""
+        if not isinstance(result, _TensorList) or result.written is None or len(result.items) != total:
+            raise _Chained
+        place, value = result.written
+        if place != turn or any(i is not None for i in result.items):
+            raise _Chained
+        shape = (total, *value.shape)
+        (whole,) = self.append(op, (self.argument(value), turn.ref), {"dim": 0}, [shape], [""], name="loop.gathered")
+        return _TensorList((None,) * total, whole)
+
+    def _total(self, op: Any, made: Sequence[Step], start: _Value, held: _Value, result: Any, turn: _Value) -> _Value:
+        """What has been added up in all turns."""
+        last = self.makers.get(result.ref.index) if isinstance(result, _Value) and result.ref is not None else None
+        users = [s for s in made for a in s.args if isinstance(a, Ref) and a == held.ref]
+        if last is None or users != [last] or last.op not in TOTALS or result.shape != start.shape:
+            raise _Chained
+        (each,) = [a for a in last.args if not isinstance(a, Ref) or a != held.ref]
+        if last in self.steps:
+            self.steps.remove(last)
+        attrs = {"op": TOTALS[last.op]}
+        args = (self.argument(start), each, turn.ref)
+        return self.append(op, args, attrs, [start.shape], list(last.dtypes), name="loop.total")[0]
+
     def _list(self, op: Any, given: Sequence[Any]) -> list[Any]:
+        if op.type in ("EmptyTensorList", "TensorListPushBack"):
+            return [_Kept()]
         first: Any = given[0]
         place = given[1].number if len(given) > 1 and isinstance(given[1], _Value) else None
         match op.type:
@@ -292,24 +395,28 @@ class _Reader:
                 if place is not None and place >= 0:
                     return [_TensorList((None,) * int(place))]
             case "TensorListFromTensor":
-                shape = first.shape[1:]
-                items = self.append(
-                    op, (self.argument(first),), {"axis": 0}, [shape] * first.shape[0],
-                    [op.inputs[0].dtype.name] * first.shape[0], name="Unpack",
-                )  # fmt: skip
-                return [_TensorList(tuple(items))]
+                return [_TensorList((None,) * first.shape[0], first)]
+            case "TensorListGetItem" if first.source is not None:
+                args = (self.argument(first.source), self.argument(given[1]))
+                dtype = op.outputs[0].dtype.name
+                return self.append(op, args, {"dim": 0}, [first.source.shape[1:]], [dtype], name="loop.entry")
             case "TensorListGetItem":
                 if place is not None and isinstance(item := first.items[int(place)], _Value):
                     return [item]
-            case "TensorListSetItem":
-                if place is not None:
-                    at = int(place)
-                    return [_TensorList((*first.items[:at], given[2], *first.items[at + 1 :]))]
+            case "TensorListSetItem" if first.source is None:
+                if place is None:
+                    return [_TensorList(first.items, None, (given[1], given[2]))]
+                at = int(place)
+                return [_TensorList((*first.items[:at], given[2], *first.items[at + 1 :]))]
             case "TensorListStack":
+                if first.source is not None:
+                    return [first.source]
                 if first.items and all(isinstance(i, _Value) for i in first.items):
                     shape = (len(first.items), *first.items[0].shape)
                     args = tuple(self.argument(i) for i in first.items)
                     return self.append(op, args, {"axis": 0}, [shape], [op.outputs[0].dtype.name], name="Pack")
+            case "TensorListElementShape" if first.source is not None:
+                return [_constant(np.array(first.source.shape[1:], op.outputs[0].dtype.as_numpy_dtype))]
             case "TensorListLength":
                 return [_constant(np.int32(len(first.items)))]
         raise AdoptionError(
@@ -335,8 +442,47 @@ def _graph_of(graph: Any, op: Any, name: str) -> Any:
     return found
 
 
+def _with_sources(op: Any, done: set[str]) -> list[Any]:
+    """An operation, after those that it takes its operands from: a loop that was differentiated takes later ones."""
+    if op.name in done:
+        return []
+    done.add(op.name)
+    return [*(o for t in op.inputs for o in _with_sources(t.op, done)), op]
+
+
+def _origin(tensor: Any) -> Any:
+    """The tensor that is handed on."""
+    while tensor.op.type == "Identity":
+        tensor = tensor.op.inputs[0]
+    return tensor
+
+
+def _counters(body: Any, given: Sequence[Any]) -> dict[int, int]:
+    """The variables of a loop to which each turn adds the same whole number, and that number."""
+    stays = {
+        t.name: value.number
+        for t, out, value in zip(body.inputs, body.outputs, given, strict=True)
+        if _origin(out) is t and isinstance(value, _Value)
+    }
+    found = {}
+    for k, (t, out, value) in enumerate(zip(body.inputs, body.outputs, given, strict=True)):
+        made = _origin(out).op
+        if made.type not in ("AddV2", "Add") or not isinstance(value, _Value) or value.number is None or value.shape:
+            continue
+        others = [x for x in map(_origin, made.inputs) if x is not t]
+        if not t.dtype.is_integer or len(others) != 1:
+            continue
+        (growth,) = others
+        known = tf.make_ndarray(growth.op.get_attr("value")) if growth.op.type == "Const" else stays.get(growth.name)
+        if known is not None:
+            found[k] = int(known)
+    return found
+
+
 def _run(op: Any, numbers: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The results for known operands."""
+    if op.type in _PLAIN:
+        return [np.asarray(_PLAIN[op.type](*numbers), op.outputs[0].dtype.as_numpy_dtype)]
     options: list[Any] = []
     for key in op.node_def.attr:
         if not key.startswith("_"):

@@ -159,12 +159,8 @@ def _one_hot(imp: Importer, step: Step, index: Any, depth: Any, on: Any, off: An
 
 def _strided_slice(imp: Importer, step: Step, x: Any, begin: Any, end: Any, strides: Any) -> Tensor:
     t = imp.tensor(x)
-    if any(isinstance(v, Tensor) for v in (begin, end, strides)):
-        raise Refused("a slice whose place depends on values; use tf.gather")
     masks = {k: step.attrs.get(f"{k}_mask") or 0 for k in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
-    firsts, lasts = (
-        [np.atleast_1d(v) for v in (e.values if isinstance(e, Varying) else (e,) * imp.count)] for e in (begin, end)
-    )
+    firsts, lasts = _places(imp, begin), _places(imp, end)
     steps = _axes(strides)
     d, count = 0, len(steps)
     for i in range(count):
@@ -176,11 +172,7 @@ def _strided_slice(imp: Importer, step: Step, x: Any, begin: Any, end: Any, stri
             t = imp.unsqueeze(t, d)
             d += 1
         elif masks["shrink_axis"] & bit:
-            n = imp.extents(t.dims[d])
-            values = [int(f[i]) for f in firsts]
-            if len(set(values)) > 1:
-                values = [v + m if v < 0 else v for v, m in zip(values, n, strict=True)]
-            t = imp.select(t, d, values[0] if len(set(values)) == 1 else Varying(values))
+            t = imp.select(t, d, _position(firsts[i], imp.extents(t.dims[d])))
         else:
             n = imp.extents(t.dims[d])
             if steps[i] < 0:
@@ -189,11 +181,36 @@ def _strided_slice(imp: Importer, step: Step, x: Any, begin: Any, end: Any, stri
                     d += 1
                     continue
                 raise Refused("a slice with a negative step")
-            first = [0 if masks["begin"] & bit else _end(int(f[i]), m) for f, m in zip(firsts, n, strict=True)]
-            last = [m if masks["end"] & bit else _end(int(e[i]), m) for e, m in zip(lasts, n, strict=True)]
-            t = imp.slice(t, d, first, last, steps[i])
+            start, stop = None if masks["begin"] & bit else firsts[i], None if masks["end"] & bit else lasts[i]
+            if isinstance(start, Tensor):  # one entry, as x[i : i + 1] has
+                if any(s[len(s) - t.rank + d] != 1 for s in step.shapes[0]):
+                    raise Refused("a slice whose place depends on values; use tf.gather")
+                t = imp.unsqueeze(imp.select(t, d, start), d)
+            elif isinstance(stop, Tensor):
+                raise Refused("a slice whose place depends on values; use tf.gather")
+            else:
+                first = [0] * imp.count if start is None else [_end(v, m) for v, m in zip(start, n, strict=True)]
+                last = list(n) if stop is None else [_end(v, m) for v, m in zip(stop, n, strict=True)]
+                t = imp.slice(t, d, first, last, steps[i])
             d += 1
     return t
+
+
+def _places(imp: Importer, value: Any) -> list[Any]:
+    """For each dimension that is cut, a number in each recording, or a position that is worked out."""
+    if isinstance(value, Tensor):
+        parts = coordinates(imp, Tensor(value.node, value.dims) if not isinstance(value, Stacked) else value)
+        return [(int(p.node.attrs[0]),) * imp.count if p.node.op == "constant" else p for p in parts]
+    rows = value.values if isinstance(value, Varying) else (value,) * imp.count
+    return [tuple(int(v) for v in column) for column in zip(*map(np.atleast_1d, rows), strict=True)]
+
+
+def _position(values: Any, n: Sequence[int]) -> Any:
+    if isinstance(values, Tensor):
+        return values
+    if len(set(values)) == 1:
+        return values[0]
+    return Varying([v + m if v < 0 else v for v, m in zip(values, n, strict=True)])
 
 
 def _slice(imp: Importer, step: Step, x: Any, begin: Any, size: Any) -> Tensor:

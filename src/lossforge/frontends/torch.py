@@ -635,6 +635,8 @@ def _slice(
     t = imp.tensor(x)
     d = imp.dim(t, dim)
     n = imp.extents(t.dims[d])
+    if isinstance(start, Tensor) and all(s[d] == 1 for s in step.shapes[0]):  # one entry for each turn of a loop
+        return imp.unsqueeze(imp.select(t, d, start), d)
     first, last = slice_ends(start, 0, n), slice_ends(stop, None, n)
     return imp.slice(t, d, first, last, imp.integer(stride))
 
