@@ -317,6 +317,11 @@ def decoupled(z, w):
     return (torch.logsumexp(negative, 1) - across[eye]).mean()
 
 
+def halves(x):
+    first, second = x.chunk(2)
+    return (first * second.sigmoid()).mean() + (x.view(-1, 2, x.shape[1])[:, 0] ** 2).sum() + F.glu(x, 0).mean()
+
+
 NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
 IMG, MAP = [(2, 3, 4, 5), (3, 2, 6, 4)], [(2, 4, 5), (3, 6, 4)]
 
@@ -463,6 +468,8 @@ CASES = {
     "berhu": (berhu, [real, real], [NC, NC]),
     "without gradient": (without_gradient, [real, real], [NC, NC]),
     "coral": (coral, [real, real], [NC, [(5, 4), (7, 5)]]),
+    "halves": (halves, [real], [[(6, 4), (10, 5)]]),
+    "gelu and hypot": (lambda p, t: torch.hypot(F.gelu(p), F.gelu(t, approximate="tanh")).mean(), [real, real], [NC, NC]),
     "contrastive pairs": (contrastive_pairs, [real, classes(3)], [NC, N]),
     "tuplet": (tuplet, [real, classes(3)], [NC, N]),
     "guarded precision": (average_precision, [real, classes(3)], [NC, N]),

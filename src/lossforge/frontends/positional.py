@@ -25,7 +25,7 @@ from lossforge import ir
 from lossforge.errors import AdoptionError, LossforgeError
 from lossforge.frontends.recording import Recording, Ref, Step, Varying, fit, needed
 from lossforge.interpreter import evaluate
-from lossforge.ir import Axis, Kind, Node, Port, Stencil
+from lossforge.ir import Axis, Coarse, Kind, Node, Port, Stencil
 from lossforge.primitives import is_elementwise
 
 Dim: TypeAlias = tuple[Axis, ...]
@@ -716,22 +716,56 @@ class Importer:
         root = self.origin[_base(axis)]
         pieces = []
         taken = {a for d in t.dims for a in d}
+        told: list[tuple[Axis, int | Coarse]] = []
         for place, sizes in (("outer", outer), ("inner", inner)):
+            length: int | Coarse | None = None
             same = self.axis_of(sizes) if len(set(sizes)) > 1 else None
-            if same is None:
-                if len(set(sizes)) > 1:
+            if same is None and len(set(sizes)) > 1:
+                part = self._part(sizes, taken)
+                if part is None:
                     return None
+                same, length = part
+            elif same is None:
                 same = self.derived(f"{root}_{place}{sizes[0]}", sizes, ir.constant(float(sizes[0])))
+                length = sizes[0]
             piece = self._unused(same, taken)
             taken.add(piece)
             pieces.append(piece)
-        constants = [(p, self.sizes[_base(p)][0]) for p in pieces if self.origin[_base(p)].startswith(_DERIVED)]
+            if length is not None:
+                told.append((piece, length))
         node = ir.split(t.node, axis, pieces)
-        for piece, count in constants:  # gives the piece its size
-            everywhere = ir.elementwise("ge", ir.iota(piece, count), ir.constant(0, Kind.INDEX))
+        for piece, length in told:  # gives the piece its size
+            everywhere = ir.elementwise("ge", ir.iota(piece, length), ir.constant(0, Kind.INDEX))
             node = ir.where(everywhere, node, ir.constant(0, node.kind))
         dims = tuple(tuple(b for a in d for b in (pieces if a == axis else (a,))) for d in t.dims)
         return Tensor(node, dims), (pieces[0], pieces[1])
+
+    def _part(self, sizes: Sequence[int], taken: Collection[Axis]) -> tuple[Axis, Coarse] | None:
+        """A new axis whose size is that of an argument's, a whole fraction of it, or one more or less."""
+        for axis, n in self.sizes.items():
+            if self.origin[axis].startswith((_DERIVED, _SELECTED)) or axis in self.copies or len(set(n)) == 1:
+                continue
+            for step, cut in ((1, 2), (1, 0), (2, 2), (3, 3), (4, 4)):
+                if all((m - cut) % step == 0 and (m - cut) // step + 1 == k for m, k in zip(n, sizes, strict=True)):
+                    size = self.size(axis) / float(step) if step > 1 else self.size(axis) + float(1 - cut)
+                    return self.made_of(axis, f"_part{step}_{cut}", sizes, size, taken), Coarse(axis, cut, step)
+        return None
+
+    def _share(self, t: Tensor, dim: int, start: Sequence[int], lengths: Sequence[int]) -> Tensor | None:
+        """One of a constant number of equal shares of a dimension: a half, a third."""
+        n = self.extents(t.dims[dim])
+        if len(set(lengths)) == 1 or any(k == 0 or m % k or a % k for k, m, a in zip(lengths, n, start, strict=True)):
+            return None
+        shares = {(m // k, a // k) for k, m, a in zip(lengths, n, start, strict=True)}
+        if len(shares) > 1:
+            return None
+        ((count, place),) = shares
+        found = self._split(t, t.dims[dim], [count] * self.count)
+        if found is None:
+            return None
+        pieces, (outer, inner) = found
+        apart = Tensor(pieces.node, (*t.dims[:dim], (outer,), (inner,), *t.dims[dim + 1 :]))
+        return self.select(apart, dim, place)
 
     def expand(self, x: Any, shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """`x` broadcast to a shape (one for each recording), from the right."""
@@ -925,6 +959,9 @@ class Importer:
         first, last = self.extent(start), self.extent(trims)
         if first is not None and last is not None:
             return self._window(t, dim, first, last, lengths)
+        share = self._share(t, dim, start, lengths)
+        if share is not None:
+            return share
         if len(set(start)) == 1 and len(set(lengths)) == 1:
             return self.slide(t, dim, Stencil(start=start[0], count=lengths[0]))
         if len(set(trims)) == 1 and len(set(lengths)) == 1:

@@ -754,6 +754,14 @@ def _huge(value: float) -> Rule:
     return lambda imp, step, x: imp.elementwise("eq", imp.elementwise("abs", x), value)
 
 
+def _gelu(imp: Importer, step: Step, x: Any) -> Tensor:
+    if step.attrs.get("approximate", "none") == "tanh":
+        return imp.map(
+            lambda x: x / 2.0 * (1.0 + ir.elementwise("tanh", math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))), x
+        )
+    return imp.map(lambda x: x / 2.0 * (1.0 + ir.elementwise("erf", x / math.sqrt(2))), x)
+
+
 def _towards_zero(x: Any) -> Any:
     return ir.elementwise("sign", x) * _floor(ir.elementwise("abs", x))
 
@@ -1020,7 +1028,7 @@ _REAL: Mapping[str, Rule] = {
         "amax": _reduce("max"), "amin": _reduce("min"), "prod": _reduce("prod"), "logsumexp": _reduce("logsumexp"),
         "sum": _reduce("sum"), "mean": _reduce("mean"), "any": _reduce("any"), "all": _reduce("all"),
         "max": _extreme("max"), "min": _extreme("min"), "argmax": _arg("argmax"), "argmin": _arg("argmin"),
-        "_unique2": _unique, "trunc": _formula(_towards_zero),
+        "hypot": _formula(lambda x, y: _sqrt(x * x + y * y)), "gelu": _gelu, "_unique2": _unique, "trunc": _formula(_towards_zero),
         "linalg_vector_norm": _norm, "_softmax": _softmax(False), "_log_softmax": _softmax(True),
         "view": _shape, "reshape": _shape, "_unsafe_view": _shape, "expand": _expand, "permute": lambda imp, step, x, d: imp.permute(x, d),
         "squeeze": _squeeze, "unsqueeze": _unsqueeze, "t": _transpose, "clone": _same, "alias": _same, "detach": _same,
@@ -1042,7 +1050,7 @@ _REAL: Mapping[str, Rule] = {
     "clamp_max.default": lambda imp, step, x, high: _clamp(imp, step, x, None, high),
     "sum.dim_IntList": _reduce("sum"), "mean.dim": _reduce("mean"), "any.dim": _reduce("any"), "all.dim": _reduce("all"),
     "any.dims": _reduce("any"), "all.dims": _reduce("all"), "prod.dim_int": _reduce("prod"),
-    "max.dim": _extreme("max"), "min.dim": _extreme("min"), "var.correction": _var, "var.dim": _var,
+    "max.dim": _extreme("max"), "min.dim": _extreme("min"), "var.correction": _var, "var.dim": _var, "prims.var.default": _var,
     "where.self": _where_scalars, "where.ScalarSelf": _where_scalars, "where.ScalarOther": _where_scalars, "where.Scalar": _where_scalars,
     "masked_fill.Scalar": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), _kind(step.dtypes[0])),
     "masked_fill.Tensor": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), _kind(step.dtypes[0])),
