@@ -409,7 +409,7 @@ def test_names_of_the_file_give_way_to_those_of_the_loss():
 def test_an_adopted_loss_keeps_its_reduction_in_a_file():
     x, y = np.linspace(-1, 1, 5, dtype=np.float32), np.linspace(1, 2, 5, dtype=np.float32)
     entries = lf.adopt(lambda pred, true: (pred - true) ** 2, x, y)
-    np.testing.assert_allclose(load(entries.source("numpy"))["lambda_"](x, y), (x - y) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(load(entries.source("numpy"))["loss"](x, y), (x - y) ** 2, rtol=1e-6)
 
 
 def test_a_loss_with_the_name_of_a_class_is_a_function_and_a_module():

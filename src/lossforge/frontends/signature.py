@@ -174,6 +174,6 @@ def lay(
 
 
 def python_name(axis: Axis) -> str:
-    """An identifier for an axis or a loss, for use in source text; a lambda is "lambda_"."""
+    """An identifier for an axis or a loss, for use in source text."""
     name = re.sub(r"\W", "", axis.replace("'", "_copy").replace("~", "_in_"))
     return name + "_" if keyword.iskeyword(name) else name
