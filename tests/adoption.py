@@ -70,8 +70,12 @@ def agree(what: str, mine: Any, theirs: Any) -> None:
 
 
 def _as_arrays_of(library: str) -> Callable[[np.ndarray], Any]:
-    module = pytest.importorskip(library)
-    return {"torch": lambda a: module.from_numpy(np.array(a)), "tensorflow": lambda a: module.constant(a)}[library]
+    module = pytest.importorskip({"jax": "jax.numpy"}.get(library, library))
+    makers = {
+        "torch": lambda a: module.from_numpy(np.array(a)), "tensorflow": lambda a: module.constant(a),
+        "jax": lambda a: module.asarray(a),
+    }  # fmt: skip
+    return makers[library]
 
 
 def check(

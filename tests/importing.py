@@ -27,7 +27,7 @@ def imported(
     names = [f"x{i}" for i in range(len(first))]
     recording = Recording(tuple(zip(first, second, strict=True)), (), Ref(0))
     for _ in range(20):
-        importer = Importer(recording, names, [Kind.FLOAT] * len(names), {}, table)
+        importer = Importer(recording, names, [Kind.FLOAT] * len(names), {}, table, {})
         try:
             return importer, build(importer, *(importer.tensor(Ref(i)) for i in range(len(names))))
         except Restart:

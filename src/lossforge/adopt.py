@@ -531,7 +531,9 @@ class _Study:
     def _import(self, recording: Recording) -> tuple[Importer, Tensor]:
         for _ in range(_ATTEMPTS):
             try:
-                importer = Importer(recording, self.names, self.kinds, {**self.front.rules, **LOOPS}, self.table)
+                rules = {**self.front.rules, **LOOPS}
+                examples = self._example([a.shape for a in self.arrays])
+                importer = Importer(recording, self.names, self.kinds, rules, self.table, examples)
                 return importer, importer.run()
             except Restart:
                 continue

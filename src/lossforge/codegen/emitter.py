@@ -53,6 +53,8 @@ class Backend:
     """Operations that are function calls: the template with the arguments as {0}, {1} …"""
     helpers: Mapping[str, str] = field(default_factory=dict)
     """Source text of functions that a template may use, by name."""
+    most_dimensions: int | None = None
+    """Of an array, as far as all operations take it."""
 
     def scalar(self, text: str, like: str) -> str:
         """A Python number as a scalar of the array `like`'s dtype."""
@@ -204,6 +206,11 @@ class _Emitter:
         self.axes = self._global_order()
         self.place = self._places()
         self.rank = max(self.place.values(), default=-1) + 1
+        limit = backend.most_dimensions
+        if limit is not None and self.rank > limit:
+            raise UnsupportedError(
+                f"this loss needs arrays of {self.rank} dimensions, of which {backend.name}'s operations take {limit} at most"
+            )
         self.flat = self._is_flat()
         self.uses = Counter(a for n in self.nodes for a in n.args)
         self.uses.update(self.outputs)

@@ -207,4 +207,4 @@ def tensorflow_backend() -> Backend:
         "strided": _STRIDED,
         "stretched": _STRETCHED,
     }
-    return _TensorFlow("tensorflow", ("import math", "", "import tensorflow as tf"), _CALLS, helpers)
+    return _TensorFlow("tensorflow", ("import math", "", "import tensorflow as tf"), _CALLS, helpers, most_dimensions=8)

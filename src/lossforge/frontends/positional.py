@@ -146,10 +146,13 @@ class Importer:
         kinds: Sequence[Kind],
         rules: Mapping[str, Rule],
         table: AxisTable,
+        examples: Mapping[Axis, int],
     ) -> None:
         self.recording = recording
         self.rules = rules
         self.table = table
+        self.examples = examples
+        """The sizes of axes in the user's own examples."""
         self.count = len(recording.inputs[0]) if recording.inputs else 1
         self.sizes: dict[Axis, tuple[int, ...]] = {}
         self.size_nodes: dict[Axis, Node] = {}
@@ -760,6 +763,8 @@ class Importer:
         if len(shares) > 1:
             return None
         ((count, place),) = shares
+        if self.examples.get(self.table.root(self.origin.get(t.dims[dim][0], ""))) == count:
+            return None  # of one entry each: these are columns that each mean something, as the corners of a box
         found = self._split(t, t.dims[dim], [count] * self.count)
         if found is None:
             return None

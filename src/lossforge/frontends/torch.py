@@ -8,13 +8,14 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossforge import ir
 from lossforge.errors import AdoptionError
@@ -112,12 +113,29 @@ class TorchFrontEnd:
         tensors = [torch.from_numpy(np.array(a)) for a in arrays]
         for i in wrt:
             tensors[i].requires_grad_(True)
-        with self._with(parameters) as options, warnings.catch_warnings():
+        exact = any(t.dtype == torch.float64 for t in tensors)
+        with self._with(parameters) as options, warnings.catch_warnings(), _exactly() if exact else nullcontext():
             warnings.simplefilter("ignore")
             value = _one(self.function(*tensors, **options))
             found = torch.autograd.grad(value.sum(), [tensors[i] for i in wrt], allow_unused=True)
         gradients = [torch.zeros_like(tensors[i]) if g is None else g for i, g in zip(wrt, found, strict=True)]
         return value.detach().numpy(), [g.detach().numpy() for g in gradients]
+
+
+class _Exactly(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Conversions to float32 keep the digits of float64: what float32 loses is not what another reading is told by."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and options.get("dtype") is torch.float32:
+            options = {**options, "dtype": torch.float64}
+        return func(*args, **options)
+
+
+def _exactly() -> Any:
+    return _Exactly()  # type: ignore[no-untyped-call]
 
 
 def front_end(function: Callable[..., Any]) -> TorchFrontEnd:
