@@ -231,6 +231,15 @@ def test_an_interrupt_waits_for_the_helpers() -> None:
         signal.signal(signal.SIGINT, before)
     assert finished.is_set()
 
+    together, first = threading.Barrier(2, timeout=PATIENCE), threading.local()
+
+    def meet(begin: int, end: int) -> None:  # two threads are at work again
+        if not hasattr(first, "done"):
+            first.done = True
+            together.wait()
+
+    run_chunks(meet, 1000, 10, cost=PARALLEL)
+
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, "2", True, None])
 def test_set_num_threads_refuses(n: object) -> None:

@@ -309,6 +309,7 @@ class AdoptedLoss(Loss):
         if gradient is not None:
             self._register(gradient, self.predictions[0])
         self._try(arrays)
+        study.answers.clear()  # compared: no need to keep them as long as the loss
 
     def _try(self, arrays: Sequence[np.ndarray]) -> None:
         """Run the formula as NumPy's operations once, as every other framework will run it.

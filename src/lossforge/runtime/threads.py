@@ -70,23 +70,29 @@ def run_chunks(task: Task, total: int, chunk: int, *, cost: int) -> None:
         return
     step = max(1, chunks // ((helpers + 1) * RANGES_PER_THREAD)) * chunk
     job = _Job(task, [(begin, min(begin + step, total)) for begin in range(0, total, step)])
-    if _thread.team is not None and _thread.team.size > 1:
-        _thread.team.run(partial(_help, job), helpers + 1)
-        _thread.in_task = False
-    else:
-        try:
-            _pool.submit(job, helpers)
-            _thread.in_task = True
-            job.work()
-        finally:
-            job.wait_for_helpers()
-            _thread.in_task = False
+    try:
+        if _thread.team is not None and _thread.team.size > 1:
+            _thread.team.run(partial(_help, job), helpers + 1)
+        else:
+            _share(job, helpers)
+    finally:
+        _thread.in_task = False  # also where a signal has interrupted the wait, or this thread would stay alone
     error, job.error = job.error, None
     if error is not None:
         try:
             raise error
         finally:
             del error  # its traceback refers to this frame, and would keep the task's arrays alive
+
+
+def _share(job: _Job, helpers: int) -> None:
+    """Work on a job with some of the pool's threads."""
+    try:
+        _pool.submit(job, helpers)
+        _thread.in_task = True
+        job.work()
+    finally:
+        job.wait_for_helpers()
 
 
 @contextmanager
