@@ -47,20 +47,12 @@ def _factored(node: Node) -> Node | None:
     return None if left is None or right is None else reduction("sum", left * right, node.attrs[0])
 
 
-def _gate(node: Node) -> int:
-    """Which branch of a `where` is kept (1 or 2) if the other is 0; else 0."""
-    if node.op != "where":
-        return 0
-    zero = [n.op == "constant" and n.attrs[0] == 0.0 for n in node.args]
-    return 1 if zero[2] else 2 if zero[1] else 0
-
-
 def _leaves(node: Node) -> Iterator[Node]:
     """The factors of a product, what they are divided by, and the conditions that it stands under."""
     if node.op in ("mul", "div", "neg"):
         for a in node.args:
             yield from _leaves(a)
-    elif branch := _gate(node):
+    elif branch := ir.kept_branch(node):
         yield node.args[0]
         yield from _leaves(node.args[branch])
     else:
@@ -86,22 +78,18 @@ def _split(node: Node, first: Axes, second: Axes) -> Sides:
             return left / divisor, right
         if divisor.axes <= second and right is not None:
             return left, right / divisor
-    elif branch := _gate(node):
+    elif branch := ir.kept_branch(node):
         condition = node.args[0]
         left, right = _split(node.args[branch], first, second)
         if condition.axes <= first and left is not None:
-            return _under(condition, branch, left), right
+            return ir.under(condition, branch, left), right
         if condition.axes <= second and right is not None:
-            return left, _under(condition, branch, right)
+            return left, ir.under(condition, branch, right)
     raise _Inseparable
 
 
 def _times(x: Node | None, y: Node | None) -> Node | None:
     return y if x is None else x if y is None else x * y
-
-
-def _under(condition: Node, branch: int, x: Node) -> Node:
-    return ir.where(condition, x, 0.0) if branch == 1 else ir.where(condition, 0.0, x)
 
 
 __all__ = ["factor_sums"]

@@ -33,6 +33,7 @@ from lossforge.ir import (
     flip,
     iota,
     join,
+    kept_branch,
     rebuild,
     reduction,
     rename,
@@ -41,6 +42,7 @@ from lossforge.ir import (
     take,
     topological,
     total,
+    under,
     where,
     window,
 )
@@ -114,15 +116,10 @@ def plus(x: Node | None, y: Node) -> Node:
     return _under(common, plus(rest_x, rest_y))
 
 
-def _gated(node: Node) -> int:
-    """Which branch of a `where` is not zero (1 or 2); 0 if both may be."""
-    return 1 if _is(node.args[2], 0.0) else 2 if _is(node.args[1], 0.0) else 0
-
-
 def _gates(node: Node) -> tuple[list[Gate], Node]:
     """The conditions that a value stands under, outermost first, and what stands under them."""
     found: list[Gate] = []
-    while node.op == "where" and (branch := _gated(node)):
+    while branch := kept_branch(node):
         found.append((node.args[0], branch))
         node = node.args[branch]
     return found, node
@@ -130,7 +127,7 @@ def _gates(node: Node) -> tuple[list[Gate], Node]:
 
 def _under(gates: Sequence[Gate], node: Node) -> Node:
     for condition, branch in reversed(gates):
-        node = where(condition, node, 0.0) if branch == 1 else where(condition, 0.0, node)
+        node = under(condition, branch, node)
     return node
 
 

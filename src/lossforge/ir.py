@@ -438,6 +438,19 @@ def topological(roots: Iterable[Node], stop: Callable[[Node], bool] = lambda nod
     return order
 
 
+def kept_branch(node: Node) -> int:
+    """Which branch of a `where` is kept (1 or 2), if the other is 0; 0 if both may count, or it is no `where`."""
+    if node.op != "where":
+        return 0
+    zero = [n.op == "constant" and n.attrs[0] == 0.0 for n in node.args]
+    return 1 if zero[2] else 2 if zero[1] else 0
+
+
+def under(condition: Node, branch: int, node: Node) -> Node:
+    """The node as that branch of a `where` whose other is 0."""
+    return where(condition, node, 0.0) if branch == 1 else where(condition, 0.0, node)
+
+
 def transform(roots: Sequence[Node], visit: Callable[[Node, tuple[Node, ...]], Node]) -> list[Node]:
     """Rebuild the graph bottom-up: `visit` gets each node with its new arguments and gives the new node."""
     new: dict[Node, Node] = {}

@@ -16,7 +16,7 @@ import hashlib
 import math
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossforge import ir, kernels
+from lossforge import kernels
 from lossforge.adapters import torch_kernels
 from lossforge.adapters.torch_programs import Value, evaluate, program_text
+from lossforge.binding import extents
 from lossforge.compiler import Plan
-from lossforge.frontends.signature import dimensions
 from lossforge.ir import Axis, Program
 from lossforge.runtime.switch import use_kernels
 
@@ -153,16 +153,10 @@ def _entry(key: str) -> _Entry:
         ) from None
 
 
-def _shapes(program: Program, arrays: Sequence[Value]) -> dict[Axis, Sequence[Any]]:
+def _shapes(program: Program, arrays: Sequence[Value]) -> Mapping[Axis, Sequence[Any]]:
     """The sizes of each axis: one, or those of the dimensions that a starred axis stands for."""
-    found: dict[Axis, Sequence[Any]] = {}
-    for port, array in zip(program.inputs, arrays, strict=True):
-        if isinstance(array, Tensor):
-            found |= {axis: array.shape[part] for axis, part in dimensions(port.order, array.dim()).items()}
-    for node in ir.topological([o.node for o in program.outputs]):
-        if node.op == "rename" and node.attrs[0] in found:
-            found[node.attrs[1]] = found[node.attrs[0]]
-    return found
+    tensors: list[Any] = [a if isinstance(a, Tensor) else None for a in arrays]
+    return extents(program, tensors)
 
 
 def _split(arrays: Sequence[Value]) -> tuple[list[Tensor], list[float]]:

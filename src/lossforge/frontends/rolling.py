@@ -227,7 +227,7 @@ class _Roll:
             return values[0]
         places = [self.written.get(v.index) for v in values]
         if (first := places[0]) is not None:  # what an earlier loop gave, turn by turn
-            if all(p is not None and (p[0], p[1], p[2]) == (first[0], k, first[2]) for k, p in enumerate(places)):
+            if _turn_by_turn(places, first):
                 return _Entry(self._gathered(first[0], first[2]), 0, self._shape(values[0]))
             raise _Unlike
         maker = self.makers.get(values[0].index)
@@ -319,7 +319,7 @@ class _Roll:
             of = [self.written.get(v.index) if isinstance(v, Ref) else None for v in given]
             first = of[0] if of else None
             if first is not None and first[0].turns == len(of) and first[2] not in first[0].partial:
-                if all(p is not None and (p[0], p[1], p[2]) == (first[0], k, first[2]) for k, p in enumerate(of)):
+                if _turn_by_turn(of, first):
                     args = (first[0].results[first[2]], first[0].turn)
                     if step.op == "AddN":
                         return replace(step, op="loop.total", args=(0.0, *args), attrs={"op": "sum"})
@@ -358,6 +358,12 @@ def _chain(key: _Key, body: Sequence[tuple[Step, Any]], leaves: Sequence[Sequenc
     if op is None or used:
         raise _Unlike
     return op, passed
+
+
+def _turn_by_turn(places: Sequence[tuple[_Loop, int, _Key] | None], first: tuple[_Loop, int, _Key]) -> bool:
+    """Whether these are one result of all turns of a loop, in their order."""
+    loop, _, key = first
+    return all(p == (loop, k, key) for k, p in enumerate(places))
 
 
 def _is_link(leaf: Any, key: _Key, at: _Key | None) -> bool:
