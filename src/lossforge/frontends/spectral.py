@@ -275,9 +275,9 @@ def real_inverse(imp: Importer, x: Any, dims: Sequence[int], counts: Sequence[in
     taken = {a for d in real.dims for a in d} | real.node.axes | imag.node.axes
     source = imp.sources.get(axis.rstrip("'"))
     if source and source[1] == "_frequency_half" and tuple(imp.sizes_of(source[0])) == tuple(counts):
-        new, length = imp._unused(source[0], taken), None
+        new, length = imp.unused(source[0], taken), None
     elif len(set(counts)) == 1:
-        new = imp._unused(imp.derived(f"time{counts[0]}", counts, ir.constant(float(counts[0]))), taken)
+        new = imp.unused(imp.derived(f"time{counts[0]}", counts, ir.constant(float(counts[0]))), taken)
         length = counts[0]
     else:
         raise Refused("an inverse Fourier transform to a size that is not that of the transformed array")

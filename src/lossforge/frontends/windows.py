@@ -216,7 +216,7 @@ def _table(imp: Importer, array: np.ndarray, first_tap: int, taken: Collection[s
             dims.append(())
             continue
         name = f"taps{n}" if dim >= first_tap else imp.number("kernel")
-        axis = imp._unused(imp.derived(name, (n,) * imp.count, ir.constant(float(n))), {*order, *taken})
+        axis = imp.unused(imp.derived(name, (n,) * imp.count, ir.constant(float(n))), {*order, *taken})
         imp.fixed[axis] = n
         order.append(axis)
         dims.append((axis,))
@@ -370,7 +370,7 @@ def enlarge(imp: Importer, x: Any, dim: int, factor: int, *, linear: bool = Fals
     """Each entry in place of `factor`: repeated, or by linear interpolation between centres, constant beyond the last."""
     t = imp.own_axis(x, dim)
     phase = imp.derived(f"phase{factor}", (factor,) * imp.count, ir.constant(float(factor)))
-    phase = imp._unused(phase, t.node.axes)
+    phase = imp.unused(phase, t.node.axes)
     if linear:
         places = (np.arange(factor) + 0.5) / factor + 0.5  # among entry i − 1, i and i + 1
         weights = np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(3)))

@@ -1,0 +1,56 @@
+"""Along a dimension: sorted, flipped, cumulated."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lossforge import ir
+from lossforge.frontends.positional.axis_table import unprimed
+from lossforge.frontends.positional.reductions import Reductions
+from lossforge.frontends.positional.values import Refused, Tensor
+from lossforge.ir import Kind
+
+
+class Orders(Reductions):
+    """Entries in the order of a dimension."""
+
+    def sort(self, x: Any, dim: int, descending: bool = False) -> tuple[Tensor, Tensor]:
+        """The entries along a dimension in order, and where they were."""
+        t = self.whole_axis(x, dim)
+        if not t.dims[dim] or t.dims[dim][0] not in t.node.axes:
+            raise Refused("a sort along a dimension without entries of its own")
+        (axis,) = t.dims[dim]
+        node = ir.as_kind(t.node, Kind.FLOAT)
+        order = ir.argsort(-node if descending else node, axis)
+        return Tensor(ir.take(t.node, order, axis), t.dims), Tensor(order, t.dims)
+
+    def along(self, op: str, x: Any, dim: int, *attrs: Any) -> Tensor:
+        """`flip` or `cumsum`."""
+        t = self.whole_axis(x, dim)
+        if not t.dims[dim]:
+            return t
+        (axis,) = t.dims[dim]
+        if axis not in t.node.axes:
+            if op == "flip":
+                return t
+            raise Refused("a cumulative sum of a constant")
+        if op == "cumsum":
+            return Tensor(ir.cumsum(t.node, axis, *attrs), t.dims)
+        return Tensor(ir.along(op, t.node, axis, *attrs), t.dims)
+
+    def scan(self, op: str, x: Any, dim: int, reverse: bool = False) -> Tensor:
+        """Along a dimension, the reduction `op` of each entry and those before it (behind it, if `reverse`)."""
+        if op == "sum":
+            return self.along("cumsum", x, dim, reverse)
+        t = self.single(self.tensor(x), dim)
+        if not t.dims[dim]:
+            return t
+        (axis,) = t.dims[dim]
+        if axis not in t.node.axes:
+            raise Refused("a cumulative reduction of a constant")
+        other = self.unused(unprimed(axis), {a for d in t.dims for a in d} | t.node.axes)
+        node = ir.as_kind(t.node, Kind.FLOAT)
+        taken = ir.elementwise("ge" if reverse else "le", self.counter(other), self.counter(axis))
+        neutral = {"prod": 1.0, "max": -math.inf, "min": math.inf, "logsumexp": -math.inf}[op]
+        return Tensor(ir.reduction(op, ir.where(taken, ir.rename(node, axis, other), neutral), (other,)), t.dims)

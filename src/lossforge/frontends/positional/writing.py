@@ -1,0 +1,131 @@
+"""Assignments to entries, as in ``x[i, j] = v``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lossforge import ir
+from lossforge.frontends.positional.axis_table import SELECTED, unprimed
+from lossforge.frontends.positional.concatenation import Concatenation
+from lossforge.frontends.positional.nodes import relabel
+from lossforge.frontends.positional.values import Dim, Refused, Tensor
+from lossforge.ir import Axis, Kind, Node
+
+
+class Writing(Concatenation):
+    """Values of which some entries are replaced."""
+
+    def overwrite(self, x: Tensor, dim: int, start: Sequence[int], stop: Sequence[int], value: Tensor) -> Tensor:
+        """`x` with entries start … stop − 1 along a dimension replaced."""
+        t = self.whole_axis(x, dim)
+        n = self.extents(t.dims[dim])
+        value = self.whole_axis(
+            self.expand(value, [self._shape(t, dim, stop, start, i) for i in range(self.count)]), dim
+        )
+        if tuple(start) == (0,) * self.count and tuple(stop) == tuple(n):
+            return value
+        if not t.dims[dim]:
+            raise Refused("writing into a dimension of size 1")
+        if t.dims[dim][0].startswith("#") or t.dims[dim][0] not in t.node.axes:
+            t = self.solid(t, dim)
+        (axis,) = t.dims[dim]
+        after = [m - b for m, b in zip(n, stop, strict=True)]
+        taken = {a for d in value.dims for a in d}
+        new = axis if axis not in taken else self.unused(axis, taken)
+        placed = self.placed(value, dim, new, [self.extent(start)], [self.extent(after)])
+        at = self.counter(new)
+        first, last = (ir.as_kind(self.symbol(v), Kind.INDEX) for v in (start, stop))
+        here = ir.elementwise("and", ir.elementwise("ge", at, first), ir.elementwise("lt", at, last))
+        inside = Tensor(here, tuple((new,) if i == dim else () for i in range(t.rank)))
+        return self.elementwise("where", inside, placed, t)
+
+    def _shape(self, t: Tensor, dim: int, stop: Sequence[int], start: Sequence[int], i: int) -> tuple[int, ...]:
+        return tuple(stop[i] - start[i] if d == dim else self.extents(e)[i] for d, e in enumerate(t.dims))
+
+    def write(self, x: Tensor, indices: Sequence[Tensor | None], value: Tensor, add: bool = False) -> Tensor:
+        """`x` with the entries at an index for each of its first dimensions replaced, or added to.
+
+        One of them must be the positions along its dimension, of all its entries or of those of a selection, so that no
+        entry is written twice: the others are then conditions on entries.
+        """
+        t, condition = x, None
+        moves: dict[Axis, Axis] = {}
+        given = [(d, i) for d, i in enumerate(indices) if i is not None]
+        if any(self.extents(dim) == (0,) * self.count for _, i in given for dim in i.dims):
+            return x
+        if len(given) > 1:
+            self.align([i for _, i in given])
+        rank = max(i.rank for _, i in given)
+        if [d for d, _ in given] != list(range(given[0][0], given[0][0] + len(given))) or rank != 1:
+            raise Refused("writing at an index of several dimensions")
+        first = given[0][0]
+        (written,) = next(i.dims for _, i in given if i.rank == 1)
+        if len(written) != 1 or any(i.rank and i.dims[0] != written for _, i in given):
+            raise Refused("writing at indices of several sizes")
+        rest: list[tuple[int, Tensor]] = []
+        for d, index in given:
+            places = index.places or ((index.node.attrs[0],) if index.node.op == "iota" and not moves else ())
+            atoms = t.dims[d]
+            if any(a.startswith("#") for a in atoms) or not set(atoms) <= t.node.axes:
+                t = self.solid(Tensor(t.node, t.dims), d) if atoms and all(a.startswith("#") for a in atoms) else t
+                atoms = t.dims[d]
+            if places and len(places) == len(atoms) and not set(places) & set(moves):
+                for a, b in zip(atoms, places, strict=True):
+                    if self.sizes_of(a) != self.sizes_of(b):
+                        raise Refused("writing at positions along a dimension of another size")
+                    if self.origin[unprimed(a)] != self.origin[unprimed(self.copies.get(b, b))]:
+                        self.same(a, self.copies.get(b, b))
+                moves.update(zip(places, atoms, strict=True))
+            else:
+                rest.append((d, index))
+        if not moves or not set(self.held(written[0])) <= set(moves):
+            if not value.node.axes and not add:
+                return self._written_alike(x, given, value)
+            raise Refused(
+                "writing at positions that are worked out, of which two may be the same; use torch.where or one_hot"
+            )
+        blank: list[Dim] = [()] * t.rank
+
+        def placed(node: Node, dims: Sequence[Dim]) -> Tensor:
+            """Something along the index, over the dimensions of `x`."""
+            found = relabel(node, moves)
+            return Tensor(found, tuple(dims))
+
+        along = list(blank)
+        for d, _ in given:
+            if set(t.dims[d]) & set(moves.values()):
+                along[d] = t.dims[d]
+        if written[0].startswith(SELECTED):
+            condition = placed(self.mask_of(written[0]), along)
+        for d, index in rest:
+            (axis,) = self.whole_axis(t, d).dims[d]
+            at = Tensor(self.counter(axis), tuple((axis,) if i == d else () for i in range(t.rank)))
+            hit = self.elementwise("eq", at, placed(index.node, along if index.rank else blank))
+            condition = hit if condition is None else self.elementwise("and", condition, hit)
+        behind = t.rank - first - len(given)
+        dims = list(blank)
+        lead = value.rank - behind
+        for i in range(max(lead, 0), value.rank):
+            dims[t.rank - value.rank + i] = value.dims[i]
+        if lead > 1:
+            raise Refused("writing an array of more dimensions than its index")
+        if lead == 1 and value.dims[0] and not value.dims[0][0].startswith("#"):
+            if value.dims[0] != written:
+                self.align([Tensor(value.node, (value.dims[0],)), Tensor(given[0][1].node, (written,))])
+            dims = [e if along[i] == () else along[i] for i, e in enumerate(dims)]
+        new = placed(value.node, dims)
+        if add:
+            new = self.elementwise("add", t, new)
+        return new if condition is None else self.elementwise("where", condition, new, t)
+
+    def _written_alike(self, x: Tensor, indices: Sequence[tuple[int, Tensor]], value: Tensor) -> Tensor:
+        """`x` with one number written at positions, of which several may be the same."""
+        hit: Tensor | None = None
+        for d, index in indices:
+            at = self.arange(self.extents(x.dims[d]))
+            along = Tensor(at.node, tuple(at.dims[0] if i == d else () for i in range(x.rank + 1)))
+            place = Tensor(index.node, (*((),) * x.rank, *(index.dims or ((),))))
+            same = self.elementwise("eq", along, place)
+            hit = same if hit is None else self.elementwise("and", hit, same)
+        assert hit is not None
+        return self.elementwise("where", self.reduce("any", hit, [x.rank]), Tensor(value.node, ()), x)
