@@ -446,7 +446,7 @@ def test_a_formula_that_cannot_be_run_is_not_adopted(monkeypatch: pytest.MonkeyP
     def fails(program: object, arrays: object) -> None:
         raise IndexError("tuple index out of range")
 
-    monkeypatch.setattr(sys.modules["lossforge.adopt"], "by_operations", fails)
+    monkeypatch.setattr(sys.modules["lossforge.adoption.adopted"], "by_operations", fails)
     with pytest.raises(lf.errors.AdoptionError, match="IndexError: tuple index out of range.*not adopted"):
         lf.adopt(lambda pred, true: np.mean((pred - true) ** 2), np.zeros(5), np.ones(5))
 

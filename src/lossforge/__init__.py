@@ -3,7 +3,7 @@
 import sys as _sys
 
 from lossforge import errors
-from lossforge.adopt import adopt
+from lossforge.adoption import adopt
 from lossforge.errors import LossforgeError
 from lossforge.frontends.language import (
     abs,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lossforge.adopt import adopt
+from lossforge.adoption import adopt
 from lossforge.errors import LossforgeError
 from lossforge.frontends.files import FileError, called, load_module
 from lossforge.frontends.inputs import drawn

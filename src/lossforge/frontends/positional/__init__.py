@@ -13,7 +13,7 @@ alignment, literals, elementwise, selections, shapes, reductions, orders, slices
 diagonals. Front ends call its methods from the rules of their library's operations.
 """
 
-from lossforge.frontends.positional.axis_table import AxisTable, Restart
+from lossforge.frontends.positional.axis_table import SELECTED, AxisTable, Restart
 from lossforge.frontends.positional.elementwise import rule_for
 from lossforge.frontends.positional.importer import Importer
 from lossforge.frontends.positional.literals import LARGEST_TABLE
@@ -21,6 +21,6 @@ from lossforge.frontends.positional.slices import slice_ends
 from lossforge.frontends.positional.values import Dim, Refused, Rule, Tensor, Unknown
 
 __all__ = [
-    "LARGEST_TABLE", "AxisTable", "Dim", "Importer", "Refused", "Restart", "Rule", "Tensor", "Unknown", "rule_for",
+    "LARGEST_TABLE", "SELECTED", "AxisTable", "Dim", "Importer", "Refused", "Restart", "Rule", "Tensor", "Unknown", "rule_for",
     "slice_ends",
 ]  # fmt: skip

@@ -31,6 +31,10 @@ class AxisTable:
     names: dict[Axis, Axis] = field(default_factory=dict)
     """Readable names."""
 
+    def unnamed(self) -> AxisTable:
+        """Another one that knows as much, but no names."""
+        return AxisTable(dict(self.parents), set(self.units))
+
     def root(self, axis: Axis) -> Axis:
         """The axis that `axis` was merged into."""
         while axis in self.parents:

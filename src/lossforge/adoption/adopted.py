@@ -1,0 +1,181 @@
+"""A loss that was written for another library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lossforge.adapters.numpy import by_operations
+from lossforge.adoption.agreement import OtherGradient
+from lossforge.adoption.arguments import arguments, as_array, predictions
+from lossforge.adoption.by_hand import by_hand
+from lossforge.adoption.library import front_end_of
+from lossforge.adoption.original import Original
+from lossforge.adoption.study import Study
+from lossforge.compiler import Definition, Reduction
+from lossforge.errors import AdoptionError
+from lossforge.frontends.recording import FrontEnd
+from lossforge.frontends.signature import Signature
+from lossforge.gradient import HandWritten
+from lossforge.ir import Kind
+from lossforge.loss import Call, Loss
+from lossforge.points import Style
+
+
+def adopt(
+    fn: Callable[..., Any],
+    *example_inputs: Any,
+    wrt: str | int | Sequence[str | int] | None = None,
+    layout: str | None = None,
+    gradient: Callable[..., Any] | None = None,
+    name: str | None = None,
+    **parameters: Any,
+) -> AdoptedLoss:
+    """A `Loss` of a function or module written for PyTorch, TensorFlow, Keras, JAX or NumPy.
+
+    Arguments keep their order. Numbers that a module keeps as attributes, and arguments with numeric defaults, become
+    parameters of the loss, by keyword. A loss that ends in a mean over everything can be called with ``weight=``,
+    ``mask=`` and ``reduction="none"``.
+
+    Args:
+        fn: the loss; a class with arguments is given as an instance.
+        example_inputs: one array for each array argument; they tell rank, dtype, and which values are legal
+            (probabilities, labels, signs …). Sizes are kept open.
+        wrt: the predictions, by name or position, if not recognised by name and not the first floating argument.
+        layout: names for the axes of the prediction, such as ``"batch class *space"``.
+        gradient: a gradient written by hand, taking the arguments of `fn`; it is verified as by `Loss.gradient`.
+        name: another name than the function's.
+        parameters: values for options of the function.
+
+    Raises:
+        AdoptionError: an operation cannot be imported, or the result would not agree with the original; with the
+            operation, the line of the source where it is known, and what to do.
+        GradientMismatchError: `gradient` is wrong.
+    """
+    front = front_end_of(fn, example_inputs)
+    arrays = [as_array(x) for x in example_inputs]
+    names, options, numbers = arguments(fn, front, len(arrays), parameters)
+    return AdoptedLoss(fn, front, arrays, names, numbers, options, wrt, layout, gradient, name)
+
+
+class AdoptedLoss(Loss):
+    """A loss that was written for another library; `original` is the function itself."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        front: FrontEnd,
+        arrays: Sequence[np.ndarray],
+        names: Sequence[str],
+        numbers: Mapping[str, float],
+        options: Mapping[str, Any],
+        wrt: Any,
+        layout: str | None,
+        gradient: Callable[..., Any] | None,
+        name: str | None,
+    ) -> None:
+        self._present(fn, name)
+        self.original = fn
+        self._recipe = (fn, front, arrays, names, numbers, options, wrt, layout, gradient, name)
+        self._variants: dict[Any, AdoptedLoss] = {}
+        self.arguments = tuple(names)
+        self.predictions = predictions(names, arrays, wrt)
+        original = Original(self.name, front, arrays, names, numbers, options, self.predictions)
+        try:
+            study = Study(original, layout)
+            definition, self.reduction = study.definition(whole=gradient is None)
+        except OtherGradient:  # the library's own gradient may not be the derivative
+            literal = getattr(front, "literal", None)
+            if not literal:
+                raise
+            front.rules = {**front.rules, **literal}
+            study = Study(original, layout)
+            definition, self.reduction = study.definition(whole=gradient is None)
+        self.static = {k: v for k, v in numbers.items() if k not in study.numbers}
+        """Numbers that shape the graph: with another value, the function is read again."""
+        self.defaults = {**study.numbers, **self.static}
+        self._definitions[()] = definition
+        self.signature = Signature(tuple(p.order for p in definition.arguments), definition.order)
+        self._front, self._study = front, study
+        self.library = front.name
+        """The library that the loss was written for."""
+        if gradient is not None:
+            self._register(gradient, self.predictions[0])
+        self._try(arrays)
+        study.original.forget()
+
+    def _try(self, arrays: Sequence[np.ndarray]) -> None:
+        """Run the formula as NumPy's operations once, as every other framework will run it.
+
+        Raises:
+            AdoptionError: it cannot be run.
+        """
+        plan = super().plan("sum" if self.reduction == "none" else self.reduction)
+        try:
+            by_operations(plan.value_and_gradient(self.predictions), [*arrays, *self._study.numbers.values()])
+        except Exception as error:
+            raise AdoptionError(
+                f"{self.name}: as read, it cannot be run by array operations ({type(error).__name__}: {error}); it is not "
+                f"adopted. Please report this loss"
+            ) from error
+
+    def definition(self, **options: Any) -> Definition:
+        """The imported definition."""
+        return self._definitions[()]
+
+    def _variant(self, values: Mapping[str, Any]) -> AdoptedLoss:
+        """The loss for other values of numbers that shape its graph."""
+        changed = {k: v for k, v in values.items() if k in self.static and v != self.static[k]}
+        if not changed:
+            return self
+        for key, value in changed.items():
+            if not isinstance(value, int | float):
+                raise AdoptionError(f"{self.name}: {key} shapes the graph of this loss; give a Python number")
+        chosen = tuple(sorted(changed.items()))
+        if chosen not in self._variants:
+            fn, front, arrays, names, numbers, options, wrt, layout, gradient, name = self._recipe
+            numbers = {**numbers, **changed}
+            self._variants[chosen] = AdoptedLoss(
+                fn, front, arrays, names, numbers, options, wrt, layout, gradient, name
+            )
+        return self._variants[chosen]
+
+    def bind(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        weight: Any = None,
+        mask: Any = None,
+        reduction: Reduction | None = None,
+    ) -> Call:
+        """See `Loss.bind`."""
+        other = self._variant(kwargs)
+        if other is not self:
+            rest = {k: v for k, v in kwargs.items() if k not in self.static}
+            return other.bind(args, rest, weight=weight, mask=mask, reduction=reduction)
+        return super().bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
+
+    def plan(self, reduction: Reduction | None = None, **parameters: Any) -> Any:
+        """See `Loss.plan`."""
+        other = self._variant(parameters)
+        rest = {k: v for k, v in parameters.items() if other is self or k not in self.static}
+        return super(AdoptedLoss, other).plan(reduction or other.reduction, **rest)
+
+    def _legal(self, wrt: str) -> Mapping[str, tuple[str, Style]]:
+        """What the examples show of the other arguments."""
+        found = {
+            port.name: sampler.legal(port.order)
+            for port, sampler in zip(self.definition().arguments, self._study.original.samplers, strict=True)
+            if port.name != wrt and port.node.kind is Kind.FLOAT
+        }
+        return {name: known for name, known in found.items() if known is not None}
+
+    def _trace_by_hand(self, definition: Definition, wrt: str, function: Callable[..., Any]) -> HandWritten:
+        """A gradient written for the same library, read as the loss was."""
+        return by_hand(self._study, definition, wrt, function)
+
+    def __reduce__(self) -> Any:
+        return AdoptedLoss, self._recipe

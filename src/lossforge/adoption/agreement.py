@@ -1,0 +1,233 @@
+"""Whether a graph agrees with the function that it was read from, in value and gradient, on drawn inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lossforge import ir
+from lossforge.adoption.original import Original
+from lossforge.adoption.reading import Read
+from lossforge.adoption.sampling import beside, entries, other_values
+from lossforge.errors import AdoptionError, LossforgeError
+from lossforge.gradient import vjp
+from lossforge.interpreter import evaluate
+from lossforge.ir import Axis, Kind, Node, Port
+
+_LARGEST_FURTHER = 2**16
+"""Entries of an array at sizes that nothing was recorded at ..."""
+_LARGEST_COMPARED = 2**17
+"""... and at the second of those that it was recorded at, where those of the examples can stand for them."""
+_TOLERANCE = 1e-4
+"""Of the largest entry, in float32, which some libraries compute in throughout."""
+_ROUNDING = 1e-3
+"""What may be the original's own rounding, if it agrees in float64 ..."""
+_EXACT = 1e-6
+"""... to this part of the largest entry."""
+
+
+class OtherGradient(AdoptionError):
+    """The value is that of the original, the gradient is not."""
+
+
+def verify(original: Original, read: Read, parameters: Mapping[str, float], node: Node, order: Sequence[Axis]) -> None:
+    """Value and gradient against the function itself, at two shapes and with other parameters.
+
+    Raises:
+        AdoptionError: they differ.
+    """
+    comparison = _Comparison.of(original, read.importer.ports, parameters, node, order)
+    rng = np.random.default_rng(20)
+    bounds = _bounds(comparison.ports, node)
+    constant = {a: n[0] for a, n in read.importer.sizes.items() if len(set(n)) == 1}
+
+    def drawn(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        of = zip(original.samplers, shapes, comparison.ports, strict=True)
+        sizes = constant | {
+            a: n for p, s in zip(comparison.ports, shapes, strict=True) for a, n in zip(p.order, s, strict=True)
+        }
+        free = [
+            s.draw(rng, shape, min([sizes[a] for a in bounds.get(p.name, ()) if a in sizes], default=None))
+            for s, shape, p in of
+        ]
+        repeated = original.repeated(shapes)
+        return free if original.takes(free) or not original.takes(repeated) else repeated
+
+    first, second = read.shapes
+    second = second if entries(second) <= _LARGEST_COMPARED else first
+    compared = comparison.holds(drawn(first), original.numbers)
+    if second is not first:
+        compared |= comparison.holds(drawn(second), original.numbers)
+    if entries(read.further) <= _LARGEST_FURTHER:
+        compared |= comparison.holds(drawn(read.further), original.numbers, beyond=True)
+    arrays = drawn(second)
+    for change in (lambda v: other_values(v)[2], lambda v: 2 * v) if parameters else ():
+        # The range of data, say, may be enlarged only.
+        numbers = {**original.numbers, **{n: change(v) for n, v in parameters.items()}}
+        if comparison.holds(arrays, numbers, beyond=True):
+            break
+    compared |= comparison.holds([np.array(a) for a in original.arrays], original.numbers)
+    if not compared:
+        raise AdoptionError(
+            f"{original.name}: the original gives no finite value on drawn inputs, so it cannot be compared; give examples "
+            f"of legal values (probabilities, labels …)"
+        )
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A graph beside the function that it was read from."""
+
+    original: Original
+    ports: tuple[Port, ...]
+    parameters: tuple[str, ...]
+    node: Node
+    order: tuple[Axis, ...]
+    slopes: tuple[Node, ...]
+    """The gradient of the node's sum with respect to each prediction."""
+
+    @classmethod
+    def of(
+        cls, original: Original, ports: Sequence[Port], parameters: Collection[str], node: Node, order: Sequence[Axis]
+    ) -> _Comparison:
+        """That of a node; its gradient is derived."""
+        wrt = [ports[original.names.index(p)].node for p in original.predictions]
+        slopes = vjp([(node, ir.constant(1.0))], wrt)
+        known = tuple(ir.constant(0.0) if s is None else s for s in slopes)
+        return cls(original, tuple(ports), tuple(parameters), node, tuple(order), known)
+
+    def holds(self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float], beyond: bool = False) -> bool:
+        """Whether they could be compared; `beyond` says that the original may not take these arrays or numbers at all.
+
+        Where the original's own float32 loses more digits than `_TOLERANCE` allows (long cumulative sums do), it is
+        compared in float64.
+
+        Raises:
+            AdoptionError: they differ.
+        """
+        try:
+            return self._within(_TOLERANCE, arrays, numbers, beyond=beyond)
+        except AdoptionError:
+            if not self._differs_by_rounding(arrays, numbers):
+                raise
+            return True
+
+    def _differs_by_rounding(self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]) -> bool:
+        wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
+        try:
+            self._within(_ROUNDING, arrays, numbers)
+            return self._within(_EXACT, wide, numbers)
+        except AdoptionError:
+            return False
+
+    def _within(
+        self,
+        tolerance: float,
+        arrays: Sequence[np.ndarray],
+        numbers: Mapping[str, float],
+        *,
+        beside_kinks: bool = False,
+        beyond: bool = False,
+    ) -> bool:
+        """Whether they could be compared.
+
+        Raises:
+            AdoptionError: they differ by more than a part of the largest entry.
+        """
+        original = self.original
+        try:
+            value, gradients = original.run(arrays, numbers)
+        except Exception as error:
+            if beyond:
+                return False
+            raise AdoptionError(f"{original.name}: {original.front.explain(error)}") from error
+        given = dict(zip(self.ports, arrays, strict=True)) | {
+            Port(ir.input_(n), ()): numbers[n] for n in self.parameters
+        }
+        try:
+            mine = evaluate([self.node, *self.slopes], given)
+        except (LossforgeError, ValueError, LookupError) as error:
+            raise AdoptionError(
+                f"{original.name}: it was read for some sizes, but not for inputs of shapes {[a.shape for a in arrays]} "
+                f"({error})"
+            ) from error
+        if not np.isfinite(value).any():
+            return False
+        self._agree("value", _ordered(mine[0], self.node.axes, self.order), np.asarray(value), arrays, tolerance)
+        wrt = [original.names.index(p) for p in original.predictions]
+        for i, slope, found, theirs in zip(wrt, self.slopes, mine[1:], gradients or (), strict=gradients is not None):
+            port = self.ports[i]
+            full = _spread(found, slope.axes, port.order, theirs.shape)
+            finite = np.isfinite(theirs)
+            what = f"gradient with respect to {port.name!r}"
+            try:
+                self._agree(what, np.where(finite, full, 0), np.where(finite, theirs, 0), arrays, tolerance)
+            except AdoptionError as error:
+                if beside_kinks:
+                    raise
+                # At a kink each side has its own subgradient; beside it there is but one.
+                moved = [beside(a, original.samplers[k]) if k in wrt else a for k, a in enumerate(arrays)]
+                try:
+                    self._within(tolerance, moved, numbers, beside_kinks=True)
+                except AdoptionError:
+                    raise OtherGradient(str(error)) from None
+        return True
+
+    def _agree(
+        self, what: str, mine: np.ndarray, theirs: np.ndarray, arrays: Sequence[np.ndarray], tolerance: float
+    ) -> None:
+        if mine.shape != theirs.shape:
+            raise AdoptionError(
+                f"{self.original.name}: the {what} has shape {theirs.shape}, as read {mine.shape}; it is not adopted"
+            )
+        finite = np.isfinite(theirs)
+        scale = max(float(np.max(np.abs(theirs[finite]), initial=0.0)), 1e-30)
+        gap = np.abs(mine[finite] - theirs[finite])
+        if not (gap <= tolerance * scale).all() or not np.isfinite(mine[finite]).all():
+            worst = int(np.argmax(np.where(np.isnan(gap), np.inf, gap))) if gap.size else 0
+            raise AdoptionError(
+                f"{self.original.name}: the {what} of the original is {theirs[finite][worst]:.6g}, as read {mine[finite][worst]:.6g}, "
+                f"for inputs of shapes {[a.shape for a in arrays]}; it is not adopted. Please report this loss"
+            )
+
+
+def _bounds(ports: Sequence[Port], node: Node) -> dict[str, set[Axis]]:
+    """The axes that each integer argument holds positions along."""
+    found: dict[str, set[Axis]] = {}
+    nodes = ir.topological([node])
+    copies = {n.attrs[1]: n.attrs[0] for n in nodes if n.op == "rename"}
+
+    def original(axis: Axis) -> Axis:
+        for _ in range(len(copies)):
+            if axis not in copies or any(axis in p.order for p in ports):
+                break
+            axis = copies[axis]
+        return axis
+
+    for n in nodes:
+        if n.op == "take" and n.args[1].op != "argsort":
+            axis, index = original(n.attrs[0]), n.args[1]
+        elif n.op == "eq" and any(a.op == "iota" for a in n.args):
+            position = next(a for a in n.args if a.op == "iota")
+            axis, index = original(position.attrs[0]), next((a for a in n.args if a is not position), n.args[1])
+        else:
+            continue
+        for leaf in ir.topological([index]):
+            if leaf.op == "input" and leaf.kind is not Kind.BOOL:
+                found.setdefault(str(leaf.attrs[0]), set()).add(axis)
+    return found
+
+
+def _ordered(array: np.ndarray, axes: frozenset[Axis], order: Sequence[Axis]) -> np.ndarray:
+    names = sorted(axes)
+    return array.transpose([names.index(a) for a in order]) if order else array
+
+
+def _spread(array: np.ndarray, axes: frozenset[Axis], order: Sequence[Axis], shape: Sequence[int]) -> np.ndarray:
+    names = sorted(axes)
+    kept = [a for a in order if a in axes]
+    moved = array.transpose([names.index(a) for a in kept])
+    full = [n if a in axes else 1 for a, n in zip(order, shape, strict=True)]
+    return np.broadcast_to(moved.reshape(full), shape)

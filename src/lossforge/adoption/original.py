@@ -1,0 +1,119 @@
+"""A function of another library as it was given: recorded, called, differentiated by its own library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lossforge.adoption.sampling import Sampler
+from lossforge.errors import AdoptionError, LossforgeError
+from lossforge.frontends.recording import FrontEnd, Recording
+from lossforge.ir import Kind
+
+
+class Original:
+    """A function with its arguments; it is asked for nothing twice, since a library's compiler may take seconds."""
+
+    def __init__(
+        self,
+        name: str,
+        front: FrontEnd,
+        arrays: Sequence[np.ndarray],
+        names: Sequence[str],
+        numbers: Mapping[str, float],
+        options: Mapping[str, Any],
+        predictions: Sequence[str],
+    ) -> None:
+        self.name, self.front, self.predictions = name, front, tuple(predictions)
+        self.arrays, self.names = list(arrays), list(names)
+        self.numbers, self.options = dict(numbers), dict(options)
+        """Numbers that may become parameters of the loss, and what stays as it is."""
+        kinds = {"f": Kind.FLOAT, "b": Kind.BOOL, "i": Kind.INDEX}
+        self.kinds = [kinds[a.dtype.kind] for a in arrays]
+        self.samplers = [Sampler(a) for a in arrays]
+        self._recordings: dict[Any, Recording | LossforgeError] = {}
+        self._answers: dict[Any, tuple[np.ndarray, list[np.ndarray] | None]] = {}
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Those of the examples."""
+        return [a.shape for a in self.arrays]
+
+    def record(self, shapes: Sequence[tuple[int, ...]], **changed: float) -> Recording:
+        """What the function does with arrays of these shapes, and other values of some numbers.
+
+        Raises:
+            LossforgeError: it cannot be recorded.
+        """
+        key = (tuple(shapes), tuple(sorted(changed.items())))
+        if key not in self._recordings:
+            arrays = [s.example(shape) for s, shape in zip(self.samplers, shapes, strict=True)]
+            try:
+                self._recordings[key] = self.front.record(arrays, {**self.options, **self.numbers, **changed})
+            except LossforgeError as error:
+                self._recordings[key] = error
+            except Exception as error:
+                refusal = AdoptionError(f"{self.name}: {self.front.explain(error)}")
+                refusal.__cause__ = error
+                self._recordings[key] = refusal
+        found = self._recordings[key]
+        if isinstance(found, LossforgeError):
+            raise found
+        return found
+
+    def run(
+        self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]
+    ) -> tuple[np.ndarray, list[np.ndarray] | None]:
+        """The function's own value, and its gradient with respect to each prediction (None: its library has none)."""
+        key = tuple((a.shape, a.dtype, a.tobytes()) for a in arrays), tuple(sorted(numbers.items()))
+        if key not in self._answers:
+            wrt = [self.names.index(p) for p in self.predictions]
+            self._answers[key] = self.front.run(arrays, {**self.options, **numbers}, wrt)
+        return self._answers[key]
+
+    def takes(self, arrays: Sequence[np.ndarray], shapes_only: bool = False) -> bool:
+        """Whether it can be called with these arrays; with arrays of these shapes, where that takes less time."""
+        call = getattr(self.front, "call", None) if shapes_only else None
+        try:
+            if call is not None:
+                call(arrays, {**self.options, **self.numbers})
+            else:
+                self.run(arrays, self.numbers)
+        except Exception:  # whatever a function does with what it is not made for
+            return False
+        return True
+
+    def takes_shapes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Whether it can be called with arrays of these shapes."""
+        rng = np.random.default_rng(0)
+        arrays = [s.draw(rng, shape, None) for s, shape in zip(self.samplers, shapes, strict=True)]
+        # Positions may lie beyond the end of an axis, where 0 never does.
+        first = [np.zeros_like(a) if a.dtype.kind == "i" else a for a in arrays]
+        return any(self.takes(given, shapes_only=True) for given in (arrays, first, self.repeated(shapes)))
+
+    def repeated(self, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """The examples, repeated or cut to other shapes."""
+        return [s.repeated(shape) for s, shape in zip(self.samplers, shapes, strict=True)]
+
+    def forget(self) -> None:
+        """Let go of what it gave: these are needed for the comparison, and no longer."""
+        self._answers.clear()
+
+    def gradient(self, front: FrontEnd) -> Original:
+        """A gradient that was written by hand: another function of some of the arguments.
+
+        Raises:
+            AdoptionError: it takes another argument.
+        """
+        accepted = list(front.signature().parameters)
+        if unknown := [a for a in accepted if a not in self.names and a not in self.numbers]:
+            raise AdoptionError(
+                f"{self.name}: the gradient asks for {unknown[0]!r}, which is neither an argument nor a parameter of "
+                f"the loss"
+            )
+        names = [a for a in accepted if a in self.names]
+        arrays = [self.arrays[self.names.index(a)] for a in names]
+        numbers = {k: v for k, v in self.numbers.items() if k in accepted}
+        return Original(f"{self.name}: the gradient", front, arrays, names, numbers, self.options, self.predictions)

@@ -1,0 +1,156 @@
+"""A function read at given sizes: recorded, laid over each other, imported as a graph over named axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lossforge import ir
+from lossforge.adoption.original import Original
+from lossforge.adoption.sampling import other_values
+from lossforge.errors import AdoptionError
+from lossforge.frontends.loops import LOOPS
+from lossforge.frontends.positional import AxisTable, Importer, Refused, Restart, Tensor
+from lossforge.frontends.recording import Different, Recording, overlay
+from lossforge.frontends.rolling import rolled
+from lossforge.ir import Axis
+
+_ATTEMPTS = 400
+
+
+@dataclass
+class Read:
+    """A successful import."""
+
+    importer: Importer
+    result: Tensor
+    shapes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]]
+    further: list[tuple[int, ...]]
+    """Shapes at which nothing was recorded."""
+
+
+class Reader:
+    """Reads a function, and keeps what it learns of its axes."""
+
+    def __init__(self, original: Original) -> None:
+        self.original = original
+        self.table = AxisTable()
+        self.numbers: dict[str, float] = {}
+        """Those that are parameters of the graph; the others shape it."""
+
+    def imported(self, recording: Recording) -> tuple[Importer, Tensor]:
+        """A recording as a graph.
+
+        Raises:
+            AdoptionError: a step cannot be imported.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                rules = {**self.original.front.rules, **LOOPS}
+                examples = self.example()
+                importer = Importer(recording, self.original.names, self.original.kinds, rules, self.table, examples)
+                return importer, importer.run()
+            except Restart:
+                continue
+            except Refused as reason:
+                raise AdoptionError(f"{self.original.name}: {reason}") from None
+            except AdoptionError as error:
+                raise AdoptionError(f"{self.original.name}: {error}") from None
+        raise AdoptionError(f"{self.original.name}: the axes of its arrays could not be told apart")
+
+    def roots(self) -> list[list[Axis]]:
+        """The axis in each dimension of each argument, as far as is known which are one."""
+        return [
+            [self.table.root(f"{name}_{d}") for d in range(a.ndim)]
+            for name, a in zip(self.original.names, self.original.arrays, strict=True)
+        ]
+
+    def shapes(self, sizes: Mapping[Axis, int]) -> list[tuple[int, ...]]:
+        """The shapes of all arguments where axes have these sizes."""
+        return [tuple(1 if r in self.table.units else sizes[r] for r in of) for of in self.roots()]
+
+    def example(self) -> dict[Axis, int]:
+        """The size of each axis in the examples."""
+        example: dict[Axis, int] = {}
+        for of, shape in zip(self.roots(), self.original.shapes, strict=True):
+            for root, n in zip(of, shape, strict=True):
+                example[root] = max(n, example.get(root, 1))
+        return example
+
+    def at(self, sizes: Sequence[Mapping[Axis, int]], only_sizes: bool = False) -> Read:
+        """The import at two sets of sizes, with as many numbers as parameters as can be."""
+        shapes = [self.shapes(s) for s in sizes]
+        pair = [self.original.record(s) for s in shapes]
+        recording = overlaid(pair)
+        importer, result = self.imported(recording)
+        further = self.shapes({r: n + sizes[1][r] if n != sizes[1][r] else n for r, n in sizes[0].items()})
+        read = Read(importer, result, (shapes[0], shapes[1]), further)
+        self.numbers = {}
+        if only_sizes:
+            return read
+        names = [n for n in self.original.numbers if self._keeps_steps(shapes[0], pair[0], n)]
+        together = self.with_numbers(shapes, pair, names, further) if names else read
+        if together is not None:
+            self.numbers = self._used(names, together)
+            return together
+        for name in names if len(names) > 1 else ():  # as many as can be
+            found = self.with_numbers(shapes, pair, [*self.numbers, name], further)
+            if found is not None and name in self._used([name], found):
+                self.numbers[name], read = self.original.numbers[name], found
+        return read
+
+    def _used(self, names: Sequence[str], read: Read) -> dict[str, float]:
+        """Those of some numbers that the result depends on."""
+        used = {n.attrs[0] for n in ir.topological([read.result.node]) if n.op == "input"}
+        return {n: self.original.numbers[n] for n in names if n in used}
+
+    def _keeps_steps(self, shapes: Sequence[tuple[int, ...]], recording: Recording, name: str) -> bool:
+        """Whether the steps are the same for other values of a number."""
+        try:
+            others = [self.original.record(shapes, **{name: v}) for v in other_values(self.original.numbers[name])[:2]]
+            overlay([recording, *others], {})
+        except (AdoptionError, Different):
+            return False
+        return True
+
+    def with_numbers(
+        self,
+        shapes: Sequence[Sequence[tuple[int, ...]]],
+        pair: Sequence[Recording],
+        names: Sequence[str],
+        further: list[tuple[int, ...]],
+    ) -> Read | None:
+        """The import with these numbers as parameters; None if they shape the graph."""
+        recordings = list(pair)
+        environment: dict[str, list[float]] = {n: [self.original.numbers[n]] * 2 for n in names}
+        table = AxisTable(dict(self.table.parents), set(self.table.units), dict(self.table.names))
+        try:
+            for n in names:
+                for value in other_values(self.original.numbers[n])[:2]:
+                    recordings.append(self.original.record(shapes[0], **{n: value}))
+                    for m in names:
+                        environment[m].append(value if m == n else self.original.numbers[m])
+            last = {n: other_values(self.original.numbers[n])[2] for n in names}
+            recordings.append(self.original.record(shapes[1], **last))
+            for m in names:
+                environment[m].append(last[m])
+            importer, result = self.imported(overlaid(recordings, environment))
+        except (AdoptionError, Different):
+            self.table = table
+            return None
+        return Read(importer, result, (list(shapes[0]), list(shapes[1])), further)
+
+
+def overlaid(recordings: Sequence[Recording], environment: Mapping[str, Sequence[float]] | None = None) -> Recording:
+    """Recordings as one; with their loops rolled up, if they differ in the number of turns.
+
+    Raises:
+        Different: they do not hold the same operations in the same order.
+    """
+    try:
+        return overlay(recordings, environment or {})
+    except Different:
+        once = [rolled(r) for r in recordings]
+        if all(a is b for a, b in zip(once, recordings, strict=True)):
+            raise
+        return overlay(once, environment or {})
