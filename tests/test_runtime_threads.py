@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from lossforge.errors import ParameterError
 from lossforge.runtime import threads
+from lossforge.runtime.cores import available_cores, cgroup_cores, keep_off, this_core
 from lossforge.runtime.threads import CROSSOVER, get_num_threads, run_chunks, set_num_threads
 
 PARALLEL = 100 * CROSSOVER  # a cost that is worth any number of threads
@@ -252,7 +253,7 @@ def test_set_num_threads_is_what_get_num_threads_says(monkeypatch: pytest.Monkey
     set_num_threads(3)
     assert get_num_threads() == 3
     monkeypatch.setattr(threads, "_limit", None)
-    assert get_num_threads() == threads.available_cores() >= 1
+    assert get_num_threads() == available_cores() >= 1
 
 
 @pytest.mark.parametrize(
@@ -276,11 +277,47 @@ def test_the_quota_of_a_container(tmp_path: Path, membership: str, files: dict[s
         (mount / name).parent.mkdir(parents=True, exist_ok=True)
         (mount / name).write_text(text)
     (tmp_path / "memberships").write_text(membership + "\n")
-    assert threads._cgroup_cores(tmp_path / "memberships", mount) == cores
+    assert cgroup_cores(tmp_path / "memberships", mount) == cores
 
 
 def test_no_control_groups(tmp_path: Path) -> None:
-    assert threads._cgroup_cores(tmp_path / "absent", tmp_path) == np.inf
+    assert cgroup_cores(tmp_path / "absent", tmp_path) == np.inf
+
+
+@pytest.mark.skipif(this_core() is None, reason="the system does not say which core a thread runs on")
+def test_the_pool_leaves_the_callers_core_to_the_caller() -> None:
+    cores = os.sched_getaffinity(0)
+    allowed: set[frozenset[int]] = set()
+    n = max(2, len(cores))
+    meeting = threading.Barrier(n)  # so that every thread takes part
+
+    def look(begin: int, end: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            allowed.add(frozenset(os.sched_getaffinity(0)))
+        meeting.wait(PATIENCE)
+
+    set_num_threads(n)
+    try:
+        for core in sorted(cores)[:2]:
+            os.sched_setaffinity(0, {core})  # go there ...
+            os.sched_setaffinity(0, cores)  # ... and stay, for an instant at least
+            run_chunks(look, 2 * n, 1, cost=PARALLEL)
+        assert os.sched_getaffinity(0) == cores
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert allowed
+    for found in allowed:
+        assert len(found) == max(1, len(cores) - 1)
+        assert found <= cores
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not place threads")
+def test_where_a_thread_runs_is_no_more_than_a_wish() -> None:
+    gone = threading.Thread(target=int)
+    gone.start()
+    gone.join()
+    assert gone.native_id is not None
+    keep_off(min(os.sched_getaffinity(0)), [gone.native_id])
 
 
 # A fork in this process would inherit pytest's threads, so these are programs of their own.

@@ -47,10 +47,15 @@ _CALLS = frozenset({
     "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "pow", "lgamma", "digamma",
     "atan2", "logaddexp", "polygamma", "xlogy",
 })  # fmt: skip
+_INSTRUCTIONS = {
+    "abs": "absolute", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "round": "rint", "minimum": "minimum", "maximum": "maximum",
+    "narrow": "narrow",
+}  # fmt: skip
+"""What is one instruction, by its name in `codegen.instructions`."""
 _RESERVED = frozenset({
-    "np", "math", "real", "load", "store", "select", "begin", "end", "chunk", "piece", "pieces", "first",
-    "task", "row", "lane", "lane_begin", "lane_end", "block", "length", "j", "k", "scratch", "tile", "kept", "abs", "min", "max",
-    "range", "sum", "maximum", "minimum", "narrow", "exp_nonpositive", *_CALLS,
+    "np", "real", "begin", "end", "chunk", "piece", "pieces", "first", "task", "row", "lane", "lane_begin", "lane_end",
+    "block", "length", "j", "k", "scratch", "tile", "kept", "range", "load", "store", "select",
+    "exp_nonpositive", *_INSTRUCTIONS.values(), *_CALLS,
 })  # fmt: skip
 _COSTLY = _CALLS | {"div", "sqrt"}
 """What is not computed again for each position of an axis that it does not depend on."""
@@ -162,7 +167,7 @@ class _KernelEmitter:
         self.blocked = self.lane_is_outer and bool(self.inner) and not layout.unrolled
         self.dtypes = dict(layout.dtypes)
         self.functions: dict[str, None] = {}
-        self.memory: dict[str, None] = {"load": None, "store": None}
+        self.instructions: dict[str, None] = {"load": None, "minimum": None, "store": None}
         self.taken: set[str] = set(_RESERVED)
         self.names: dict[Node, str] = {}
         self.sizes: dict[Axis, str] = {}
@@ -213,8 +218,8 @@ class _KernelEmitter:
             if used:
                 arguments.append(name)
                 signature.append(f"{self.real}[::1]")
-        head = ["import math", "", "import numpy as np", ""]
-        head.append(f"from lossforge.codegen.memory import {', '.join(sorted(self.memory))}")
+        head = ["import numpy as np", ""]
+        head.append(f"from lossforge.codegen.instructions import {', '.join(sorted(self.instructions))}")
         if self.functions:
             head.append(f"from lossforge.codegen.vector_math import {', '.join(sorted(self.functions))}")
         head += ["", f"real = np.{self.real}", "", ""]
@@ -292,7 +297,9 @@ class _KernelEmitter:
         for t in self.totals:
             if not t.per_task and not t.inner:
                 chunk.add(f"{self._sum64(t)} = {_IDENTITY[t.node.op]}")
-        self.task = task = chunk.open("for task in range(first, min(first + chunk, end)):", self._positions_of_rows())
+        self.task = task = chunk.open(
+            "for task in range(first, minimum(first + chunk, end)):", self._positions_of_rows()
+        )
         for t in self.totals:
             if t.per_task and not t.inner:
                 task.add(f"{self._sum64(t)} = {_IDENTITY[t.node.op]}")
@@ -337,9 +344,9 @@ class _KernelEmitter:
         count = math.prod(n for _, n in self.layout.unrolled)
         length = self.layout.lanes if self.blocked else BLOCK // count
         task.add("lane_begin = (task % pieces) * piece")
-        task.add(f"lane_end = min(lane_begin + piece, {self.sizes[self.lane]})")
+        task.add(f"lane_end = minimum(lane_begin + piece, {self.sizes[self.lane]})")
         block = task.open(f"for block in range(lane_begin, lane_end, {length}):")
-        block.add(f"length = min({length}, lane_end - block)")
+        block.add(f"length = minimum({length}, lane_end - block)")
         if self.blocked:
             self._blocks_of_lanes(block)
         else:
@@ -625,7 +632,9 @@ class _KernelEmitter:
         for name, op in sums:
             flush.add(f"{name} = real({_IDENTITY[op]})")
         index = f"i_{python_name(along)}"
-        body = flush.open(f"for {index} in range(block, min(block + {BLOCK}, {self.sizes[along]})):", {along: index})
+        body = flush.open(
+            f"for {index} in range(block, minimum(block + {BLOCK}, {self.sizes[along]})):", {along: index}
+        )
         return body, flush
 
     def _row_loop(self, task: Scope, results: Sequence[Node]) -> None:
@@ -695,7 +704,7 @@ class _KernelEmitter:
 
     def _to_memory(self, scope: Scope, argument: ArrayArgument, value: str) -> None:
         if argument.dtype in ("float16", "bfloat16"):
-            self.memory[f"to_{argument.dtype}"] = None
+            self.instructions[f"to_{argument.dtype}"] = None
             value = f"to_{argument.dtype}({value})"
         scope.add(f"store({argument.name}, {self._offset(scope, argument)}, {value})")
 
@@ -810,7 +819,7 @@ class _KernelEmitter:
         if node.kind is Kind.INDEX:
             return f"np.int64({text})" if argument.dtype != "int64" else text
         if argument.dtype in ("float16", "bfloat16"):
-            self.memory[f"from_{argument.dtype}"] = None
+            self.instructions[f"from_{argument.dtype}"] = None
             text = f"from_{argument.dtype}({text})"
             return text if self.real == "float32" else f"real({text})"
         return text if argument.dtype == self.real else f"real({text})"
@@ -834,7 +843,7 @@ class _KernelEmitter:
         inside = self._fresh("inside")
         size = self.sizes[axis]
         self._emit(scope, f"{inside} = ({name} >= 0) & ({name} < {size})")
-        self.memory["select"] = None
+        self.instructions["select"] = None
         safe = self._fresh("position")
         self._emit(scope, f"{safe} = select({inside}, {name}, np.int64(0))")
         value = self._value(scope.at({axis: safe}), x)
@@ -856,29 +865,21 @@ class _KernelEmitter:
             return f"{left} {symbol} {right}", level
         if op == "neg":
             return f"-{texts[0] if parts[0][1] >= 30 else f'({texts[0]})'}", 25
-        if op == "abs":
-            return f"abs({texts[0]})", _ATOM
-        if op == "sqrt":
-            return f"real(math.sqrt({texts[0]}))", _ATOM
-        if op in ("floor", "ceil", "round"):
-            return f"real(np.{'rint' if op == 'round' else op}({texts[0]}))", _ATOM
+        if op in _INSTRUCTIONS:
+            self.instructions[_INSTRUCTIONS[op]] = None
+            return f"{_INSTRUCTIONS[op]}({', '.join(texts)})", _ATOM
         if op == "cast":
             if node.args[0].kind is Kind.BOOL:
-                self.memory["select"] = None
+                self.instructions["select"] = None
                 return f"select({texts[0]}, real(1.0), real(0.0))", _ATOM
             return f"real({texts[0]})" if node.kind is Kind.FLOAT else f"np.int64({texts[0]})", _ATOM
         if op == "where":
-            self.memory["select"] = None
+            self.instructions["select"] = None
             return f"select({texts[0]}, {texts[1]}, {texts[2]})", _ATOM
-        if op in ("minimum", "maximum"):
-            self.memory[op] = None
-            return f"{op}({texts[0]}, {texts[1]})", _ATOM
         if op == "sign":
-            self.memory["select"] = None
+            self.instructions["select"] = None
             x = self._named(scope, node.args[0])
             return f"select({x} > 0, real(1.0), select({x} < 0, real(-1.0), {x}))", _ATOM
-        if op == "narrow":
-            return f"narrow({texts[0]})", _ATOM
         if op in _CALLS:
             name = "exp_nonpositive" if op == "exp" and nonpositive(node.args[0], self.layout.nonnegative) else op
             self.functions[name] = None
@@ -891,7 +892,6 @@ class _KernelEmitter:
         along = position.op == "iota" and position.attrs[0] == self.lane and self.layout.narrow
         if not along or index.kind is not Kind.INDEX or index.op == "constant" or self.lane in index.axes:
             return None
-        self.memory["narrow"] = None
         narrow = ir.intern("narrow", (index,), (), index.axes, Kind.INDEX)
         self.uses[narrow] = 2
         return f"np.int32({self._value(scope, position)})", self._value(scope, narrow)
@@ -911,7 +911,7 @@ class _KernelEmitter:
         if op in ("sum", "prod"):
             return f"{x} {'+' if op == 'sum' else '*'} {y}"
         function = {"max": "maximum", "min": "minimum"}[op]
-        self.memory[function] = None
+        self.instructions[function] = None
         return f"{function}({x}, {y})"
 
     def _combine(self, op: str, target: str, value: str) -> str:

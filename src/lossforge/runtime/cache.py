@@ -123,7 +123,7 @@ def _load_or_compile(source: str, entry: str, signature: tuple[str, ...], fastma
 
 
 def _encode(code: ObjectCode, key: str) -> bytes:
-    header = {"key": key, "name": code.name, "externals": code.externals, "size": len(code.image)}
+    header = {"key": key, "name": code.name, "size": len(code.image)}
     return json.dumps(header).encode() + b"\n" + code.image
 
 
@@ -132,7 +132,7 @@ def _decode(content: bytes, key: str) -> ObjectCode:
     header = json.loads(line)
     if header["key"] != key or header["size"] != len(image):
         raise ValueError("it holds another kernel")
-    return ObjectCode(header["name"], tuple(header["externals"]), image)
+    return ObjectCode(header["name"], image)
 
 
 def _delete_oldest(folder: Path) -> None:

@@ -25,10 +25,9 @@ _METH_FASTCALL = 0x0080
 
 @dataclass(frozen=True)
 class ObjectCode:
-    """A compiled kernel: its name, the symbols that it expects of the process, and the object file."""
+    """A compiled kernel: its name and the object file."""
 
     name: str
-    externals: tuple[str, ...]
     image: bytes
 
 
@@ -52,10 +51,10 @@ def link(code: ObjectCode) -> Callable[..., None]:
 
     The code stays mapped until the process ends: a thread may be inside it at any time.
     """
-    try:
-        tracker = _link(code.image, {})
-    except RuntimeError:
-        tracker = _link(code.image, _numba_helpers(code.externals))
+    import llvmlite.binding as llvm
+
+    builder = llvm.JITLibraryBuilder().add_object_img(code.image).add_current_process().export_symbol(ENTRY)
+    tracker = builder.link(_jit(), f"kernel{next(_library_numbers)}")
     address = tracker[ENTRY]
     tracker.detach()
     definition = _MethodDef(code.name.encode(), address, _METH_FASTCALL, None)
@@ -65,15 +64,6 @@ def link(code: ObjectCode) -> Callable[..., None]:
     make.argtypes = [ctypes.POINTER(_MethodDef), ctypes.py_object, ctypes.py_object]
     kernel: Callable[..., None] = make(ctypes.byref(definition), OBJECTS, None)
     return kernel
-
-
-def _link(image: bytes, symbols: dict[str, int]) -> llvm.ResourceTracker:
-    import llvmlite.binding as llvm
-
-    builder = llvm.JITLibraryBuilder().add_object_img(image).add_current_process().export_symbol(ENTRY)
-    for name, address in symbols.items():
-        builder.import_symbol(name, address)
-    return builder.link(_jit(), f"kernel{next(_library_numbers)}")
 
 
 def link_module(text: str, symbols: Sequence[str]) -> dict[str, int]:
@@ -87,16 +77,6 @@ def link_module(text: str, symbols: Sequence[str]) -> dict[str, int]:
     addresses = {name: tracker[name] for name in symbols}
     tracker.detach()
     return addresses
-
-
-def _numba_helpers(symbols: tuple[str, ...]) -> dict[str, int]:
-    """Addresses of helpers of Numba, such as its `frexp`. They are there once its target is set up."""
-    import llvmlite.binding as llvm
-    from numba.core.registry import cpu_target
-
-    cpu_target.target_context  # noqa: B018  (a property that registers the helpers)
-    addresses = {name: llvm.address_of_symbol(name) for name in symbols}
-    return {name: address for name, address in addresses.items() if address}
 
 
 @cache

@@ -19,12 +19,12 @@ import numpy as np
 from llvmlite import ir
 from numba.core import compiler, types
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.registry import cpu_target
 from numba.core.sigutils import normalize_signature
 from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import as_dtype
 
 from lossforge.runtime.link import ENTRY, OBJECTS, ObjectCode
+from lossforge.runtime.numba_target import KernelCompiler, kernel_target, within_target
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _DOUBLE = ir.DoubleType()
@@ -52,7 +52,7 @@ def compile_to_object_code(
     function = _load_source(source, entry, filename)
     arguments, _ = normalize_signature(f"void({', '.join(signature)})")
     flags = compiler.Flags()
-    cpu_target.options.parse_as_flags(
+    kernel_target.options.parse_as_flags(
         flags,
         {
             "nopython": True,
@@ -68,20 +68,17 @@ def compile_to_object_code(
     )
     flags.no_compile = True  # the entry is added to the module before it is optimised
     flags.noalias = True
-    with global_compiler_lock:
+    with global_compiler_lock, within_target():
         result = compiler.compile_extra(
-            cpu_target.typing_context, cpu_target.target_context, function, arguments, types.none, flags, {}
-        )
+            kernel_target.typing_context, kernel_target.target_context, function, arguments, types.none, flags, {},
+            pipeline_class=KernelCompiler,
+        )  # fmt: skip
         names = function.__code__.co_varnames[: len(arguments)]
         _EntryBuilder(result, entry, names, arguments).build()
         # Only the entry is called from outside: the kernel itself is inlined there or stays local.
         result.library.get_function(result.fndesc.llvm_func_name).linkage = "internal"
         result.library.finalize()
-        module = result.library._final_module
-        image = result.library.serialize_using_object_code()[2][0]
-    symbols = [*module.functions, *module.global_variables]
-    externals = [s.name for s in symbols if s.is_declaration and not s.name.startswith("llvm.")]
-    return ObjectCode(entry, tuple(externals), image)
+        return ObjectCode(entry, result.library.serialize_using_object_code()[2][0])
 
 
 def _load_source(source: str, entry: str, filename: str) -> Callable[..., None]:

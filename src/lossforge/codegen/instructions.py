@@ -1,4 +1,4 @@
-"""What kernels do to memory, as instructions: loads and stores in any float format, and a choice without a branch.
+"""What kernels do besides arithmetic, each as one instruction: loads, stores, choices, roundings, formats.
 
 Numba's own subscripts count negative positions from the end and its conditional expressions branch; both keep loops
 from being vectorised. Half-precision arrays come as their bits (uint16), since Numba has no arithmetic for them.
@@ -51,27 +51,59 @@ def select(typingctx: Any, condition: Any, x: Any, y: Any) -> Any:
     return x(types.boolean, x, x), codegen
 
 
-def _extreme(instruction: str, x: Any) -> Any:
-    """The signature and the code of a maximum or minimum; a NaN among the two is the answer."""
+def _instruction(name: str, x: Any, arity: int, *, flags: tuple[str, ...] = ()) -> Any:
+    """The signature and the code of one of LLVM's own functions of numbers of one type."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = args[0].type
-        function = builder.module.declare_intrinsic(instruction, [kind], ir.FunctionType(kind, [kind, kind]))
-        return builder.call(function, args, fastmath=("nsz",))
+        function = builder.module.declare_intrinsic(name, [kind], ir.FunctionType(kind, [kind] * arity))
+        return builder.call(function, args, fastmath=flags)
 
-    return x(x, x), codegen
+    return x(*[x] * arity), codegen
 
 
 @intrinsic
 def maximum(typingctx: Any, x: Any, y: Any) -> Any:
     """The larger of two numbers; NaN if one is."""
-    return _extreme("llvm.maximum", x)
+    return _instruction("llvm.maximum", x, 2, flags=("nsz",))
 
 
 @intrinsic
 def minimum(typingctx: Any, x: Any, y: Any) -> Any:
-    """The smaller of two numbers; NaN if one is."""
-    return _extreme("llvm.minimum", x)
+    """The smaller of two numbers, NaN if one is, or of two positions."""
+    if isinstance(x, types.Integer):
+        return _instruction("llvm.smin", x, 2)
+    return _instruction("llvm.minimum", x, 2, flags=("nsz",))
+
+
+@intrinsic
+def absolute(typingctx: Any, x: Any) -> Any:
+    """The absolute value."""
+    return _instruction("llvm.fabs", x, 1)
+
+
+@intrinsic
+def sqrt(typingctx: Any, x: Any) -> Any:
+    """The square root."""
+    return _instruction("llvm.sqrt", x, 1)
+
+
+@intrinsic
+def floor(typingctx: Any, x: Any) -> Any:
+    """The largest whole number that is not above."""
+    return _instruction("llvm.floor", x, 1)
+
+
+@intrinsic
+def ceil(typingctx: Any, x: Any) -> Any:
+    """The smallest whole number that is not below."""
+    return _instruction("llvm.ceil", x, 1)
+
+
+@intrinsic
+def rint(typingctx: Any, x: Any) -> Any:
+    """The nearest whole number, ties to even."""
+    return _instruction("llvm.rint", x, 1)
 
 
 @intrinsic
@@ -135,5 +167,6 @@ def to_float16(typingctx: Any, value: Any) -> Any:
 
 
 __all__ = [
-    "from_bfloat16", "from_float16", "load", "maximum", "minimum", "narrow", "select", "store", "to_bfloat16", "to_float16",
+    "absolute", "ceil", "floor", "from_bfloat16", "from_float16", "load", "maximum", "minimum", "narrow", "rint", "select",
+    "sqrt", "store", "to_bfloat16", "to_float16",
 ]  # fmt: skip
