@@ -437,6 +437,19 @@ def test_a_gradient_written_by_hand_is_in_the_file():
     assert "np.tanh" in weighted.source("numpy")
 
 
+def test_jax_transposes_no_infinite_factor():
+    """The transpose of where(c, t · r, 0) is where(c, ct, 0) · r, which is 0 · ∞ for a guarded r."""
+    jax = pytest.importorskip("jax")
+
+    @lf.loss
+    def rooted(pred, true):
+        return lf.where(pred > true, lf.sqrt(lf.maximum(pred - true, 0.0)), 0.0)
+
+    pred, true = np.array([1.0, 4.0, -1.0], np.float32), np.zeros(3, np.float32)
+    gradient = jax.grad(load(rooted.source("jax"))["rooted"])(pred, true, reduction="sum")
+    np.testing.assert_allclose(gradient, [0.5, 0.25, 0.0])
+
+
 def test_mistakes():
     with pytest.raises(FrameworkError, match="no framework 'theano'; files can be written for numpy, torch"):
         huber.source("theano")

@@ -7,6 +7,7 @@ backward pass: PyTorch's `autograd.Function` and a module, TensorFlow's `custom_
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lossforge.codegen.emitter import Backend
@@ -16,6 +17,8 @@ from lossforge.codegen.tensorflow import tensorflow_backend
 from lossforge.codegen.torch import torch_backend
 from lossforge.errors import FrameworkError
 from lossforge.frontends.signature import python_name
+from lossforge.ir import Port, Program
+from lossforge.transposition import transposable
 
 
 def standalone(loss: Exportable, framework: str = "numpy", **parameters: Any) -> str:
@@ -195,7 +198,7 @@ class _JAX(File):
         )
         comma = "," if len(self.inputs) == 1 else ""
         jvp = self._emitted(
-            self.plan.jvp(self.predictions),
+            self._transposable(self.plan.jvp(self.predictions)),
             f"{self.name}_jvp",
             f"The change of the loss of each entry with a change of {self._wrt()}.",
         )
@@ -209,6 +212,13 @@ def _({", ".join([*parameters, "primals", "tangents"])}):
 
 
 {jvp}"""
+
+    def _transposable(self, tangent: Program) -> Program:
+        """JAX gets reverse mode by transposing this program."""
+        moving = tangent.inputs[len(tangent.inputs) - len(self.predictions) :]
+        nodes = transposable([o.node for o in tangent.outputs], [p.node for p in moving])
+        outputs = tuple(Port(n, o.order) for n, o in zip(nodes, tangent.outputs, strict=True))
+        return replace(tangent, outputs=outputs)
 
 
 _FILES: Mapping[str, type[File]] = {"numpy": File, "torch": _Torch, "tensorflow": _TensorFlow, "jax": _JAX}
