@@ -28,6 +28,12 @@ class Read:
     further: list[tuple[int, ...]]
     """Shapes at which nothing was recorded."""
 
+    @property
+    def hollow(self) -> bool:
+        """Whether an array has no entries at a recorded size, as the windows of a signal have that is too short for any."""
+        steps = self.importer.recording.steps
+        return any(0 in shape for step in steps for made in step.shapes for shape in made)
+
 
 class Reader:
     """Reads a function, and keeps what it learns of its axes."""

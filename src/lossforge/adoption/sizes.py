@@ -46,6 +46,7 @@ class Sizes(Reader):
         `fixed` are axes that constant arrays seem to give their size.
         """
         problem: Exception | None = None
+        hollow: tuple[Read, AxisTable, dict[str, float]] | None = None
         kept = self.table.unnamed()
         tied, level = self._tied(), self._level()
         close = [kept, *([tied] if tied.parents != kept.parents else [])]
@@ -63,10 +64,16 @@ class Sizes(Reader):
                 if sizes is _LARGEST and entries(self.shapes(chosen[0])) > _LARGEST_RECORDED:
                     continue
                 try:
-                    return self._holding(self.at(chosen), kept_sizes)
+                    read = self._holding(self.at(chosen), kept_sizes)
+                    if not read.hollow:
+                        return read
+                    hollow = hollow or (read, self.table, self.numbers)
                 except (AdoptionError, Different) as error:
                     problem = error if problem is None or (sizes is DRAWS and stay is kept_sizes) else problem
-                    self.table = table.unnamed()
+                self.table = table.unnamed()
+        if hollow is not None:
+            read, self.table, self.numbers = hollow
+            return read
         try:  # calls alone, which are far quicker than recordings, tell the sizes of most functions
             return self._restricted(kept, problem, self.runs)
         except (AdoptionError, Different):
@@ -104,9 +111,9 @@ class Sizes(Reader):
         kept = self.table.unnamed()
         chosen: list[dict[Axis, int]] = [{}, {}]
         stuck = {r: example[r] for r in free if not options[r] and r not in self.table.units}
-        if len(stuck) > 1 and self._together(stuck, {r: example[r] for r in free}, kept, fits):
-            chosen = [{r: factor * n for r, n in stuck.items()} for factor in (2, 3)]
-            stuck = {}
+        if len(stuck) > 1:
+            chosen = self._together(stuck, {r: example[r] for r in free}, kept, fits)
+            stuck = {} if chosen[0] else stuck
         roots = self.roots()
         main = roots[self.original.names.index(self.original.predictions[0])]
         batches = {of[0] for of in roots if of} - {*main[1:]}
@@ -151,14 +158,24 @@ class Sizes(Reader):
         self.stuck = {**self.stuck, **stuck}
         return read
 
-    def _together(self, stuck: Mapping[Axis, int], base: Mapping[Axis, int], kept: AxisTable, fits: Fits) -> bool:
-        """Whether axes that have one size each can grow together, as halves and their whole do."""
-        for factor in (2, 3):
-            fit = fits(base, {**base, **{r: factor * n for r, n in stuck.items()}})
-            self.table = kept.unnamed()
-            if not fit:
-                return False
-        return True
+    def _together(
+        self, stuck: Mapping[Axis, int], base: Mapping[Axis, int], kept: AxisTable, fits: Fits
+    ) -> list[dict[Axis, int]]:
+        """Two sets of sizes to which axes that have one size each grow together; empty ones if they do not.
+
+        They do as halves and their whole, or as scores and labels with one more column, which holds weights.
+        """
+        for grown in (
+            [{r: factor * n for r, n in stuck.items()} for factor in (2, 3)],
+            [{r: n + more for r, n in stuck.items()} for more in (2, 5)],
+        ):
+            fit = True
+            for sizes in grown:
+                fit = fit and fits(base, {**base, **sizes})
+                self.table = kept.unnamed()
+            if fit:
+                return grown
+        return [{}, {}]
 
     def runs(self, base: Mapping[Axis, int], sizes: Mapping[Axis, int]) -> bool:
         """Whether the original can be called at these sizes."""

@@ -144,6 +144,8 @@ class _Reader:
         self.count = len(arrays)
         self.counts: dict[Any, int] = {}
         """How many entries each mask selects."""
+        self.selections: dict[int, list[dict[str, Any]]] = {}
+        """The attributes of the steps that select so many entries."""
         self.seed = zlib.crc32(repr([a.shape for a in arrays]).encode())
 
     # ------------------------------------------------------------------ graphs
@@ -201,6 +203,8 @@ class _Reader:
         plain = all(t.dtype not in (tf.variant, tf.resource) for t in op.outputs) and "Random" not in op.type
         if plain and all(v.number is not None for v in given) and not op.op_def.is_stateful:
             numbers = _run(op, [v.number for v in given])
+            if op.type == "Maximum" and not numbers[0].shape:
+                self._guard(*(v.number for v in given))
             if op.type not in _ARRAYS_OF_SIZES and all(v.ref is None for v in given):
                 return [_constant(n) for n in numbers]
         return self._step(op, given, numbers)
@@ -247,7 +251,16 @@ class _Reader:
         if key not in self.counts:
             self.counts[key] = _PRIMES[(self.seed + 101 * len(self.counts)) % len(_PRIMES)]
         count = self.counts[key]
-        return self.append(op, (self.argument(mask), count), {}, [(count, len(mask.shape))], ["int64"])
+        attrs: dict[str, Any] = {}
+        self.selections.setdefault(count, []).append(attrs)
+        return self.append(op, (self.argument(mask), count), attrs, [(count, len(mask.shape))], ["int64"])
+
+    def _guard(self, *numbers: Any) -> None:
+        """What max(1, the number of selected entries) says: an empty selection counts as one entry."""
+        low, high = sorted(map(float, numbers))
+        if low == 1:
+            for attrs in self.selections.get(int(high), ()):
+                attrs["guarded"] = True
 
     def _structure(self, value: Any) -> Any:
         """What a value is worked out from: equal for two masks that are computed alike."""

@@ -66,7 +66,8 @@ def _full(value: Any) -> Rule:
 
 def _where(imp: Importer, step: Step, mask: Any, count: Any) -> Tensor:
     """The positions where a mask holds, a column for each of its dimensions."""
-    parts = tuple(imp.position(mask, mask, 0, count, d) for d in range(imp.tensor(mask).rank))
+    guarded = "guarded" in step.attrs
+    parts = tuple(imp.position(mask, mask, 0, count, d, guarded) for d in range(imp.tensor(mask).rank))
     columns = imp.concat([imp.unsqueeze(p, 1) for p in parts], 1)
     return Stacked(columns.node, columns.dims, parts)
 
