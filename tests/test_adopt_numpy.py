@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -402,9 +404,9 @@ def test_refusals_name_the_operation(fn, said) -> None:
         lf.adopt(fn, np.random.default_rng(0).standard_normal((6, 4)))
 
 
+@dataclass(frozen=True)
 class Scaled:
-    def __init__(self, scale=1.0):
-        self.scale = scale
+    scale: float = 1.0
 
     def __call__(self, y_true, y_pred):
         return self.scale * np.mean((y_true - y_pred) ** 2)
@@ -429,7 +431,8 @@ def test_numbers_that_an_object_keeps_are_parameters() -> None:
     y, x = real(rng, (8,)), real(rng, (8,))
     loss = lf.adopt(Scaled(2.0), y, x)
     assert loss.predictions == ("y_pred",)
-    agree("value", loss(y, x), Scaled(2.0)(y, x))
+    for each in (loss, pickle.loads(pickle.dumps(loss))):
+        agree("value", each(y, x), Scaled(2.0)(y, x))
     agree("value with another scale", loss(y, x, scale=0.5), Scaled(0.5)(y, x))
 
 

@@ -11,12 +11,11 @@ from lossforge.adapters.numpy import by_operations
 from lossforge.adoption.agreement import OtherGradient
 from lossforge.adoption.arguments import arguments, as_array, predictions
 from lossforge.adoption.by_hand import by_hand
-from lossforge.adoption.library import front_end_of
+from lossforge.adoption.library import front_end, library_of
 from lossforge.adoption.original import Original
 from lossforge.adoption.study import Study
 from lossforge.compiler import Definition, Reduction
 from lossforge.errors import AdoptionError
-from lossforge.frontends.recording import FrontEnd
 from lossforge.frontends.signature import Signature
 from lossforge.gradient import HandWritten
 from lossforge.ir import Kind
@@ -54,10 +53,10 @@ def adopt(
             operation, the line of the source where it is known, and what to do.
         GradientMismatchError: `gradient` is wrong.
     """
-    front = front_end_of(fn, example_inputs)
+    library = library_of(fn, example_inputs)
     arrays = [as_array(x) for x in example_inputs]
-    names, options, numbers = arguments(fn, front, len(arrays), parameters)
-    return AdoptedLoss(fn, front, arrays, names, numbers, options, wrt, layout, gradient, name)
+    names, options, numbers = arguments(front_end(library, fn), len(arrays), parameters)
+    return AdoptedLoss(fn, library, arrays, names, numbers, options, wrt, layout, gradient, name)
 
 
 class AdoptedLoss(Loss):
@@ -66,7 +65,7 @@ class AdoptedLoss(Loss):
     def __init__(
         self,
         fn: Callable[..., Any],
-        front: FrontEnd,
+        library: str,
         arrays: Sequence[np.ndarray],
         names: Sequence[str],
         numbers: Mapping[str, float],
@@ -78,7 +77,10 @@ class AdoptedLoss(Loss):
     ) -> None:
         self._present(fn, name)
         self.original = fn
-        self._recipe = (fn, front, arrays, names, numbers, options, wrt, layout, gradient, name)
+        self.library = library
+        """The library that the loss was written for."""
+        front = front_end(library, fn)
+        self._recipe = (fn, library, arrays, names, numbers, options, wrt, layout, gradient, name)
         self._variants: dict[Any, AdoptedLoss] = {}
         self.arguments = tuple(names)
         self.predictions = predictions(names, arrays, wrt)
@@ -98,9 +100,7 @@ class AdoptedLoss(Loss):
         self.defaults = {**study.numbers, **self.static}
         self._definitions[()] = definition
         self.signature = Signature(tuple(p.order for p in definition.arguments), definition.order)
-        self._front, self._study = front, study
-        self.library = front.name
-        """The library that the loss was written for."""
+        self._study = study
         if gradient is not None:
             self._register(gradient, self.predictions[0])
         self._try(arrays)
@@ -135,11 +135,8 @@ class AdoptedLoss(Loss):
                 raise AdoptionError(f"{self.name}: {key} shapes the graph of this loss; give a Python number")
         chosen = tuple(sorted(changed.items()))
         if chosen not in self._variants:
-            fn, front, arrays, names, numbers, options, wrt, layout, gradient, name = self._recipe
-            numbers = {**numbers, **changed}
-            self._variants[chosen] = AdoptedLoss(
-                fn, front, arrays, names, numbers, options, wrt, layout, gradient, name
-            )
+            fn, library, arrays, names, numbers, *rest = self._recipe
+            self._variants[chosen] = AdoptedLoss(fn, library, arrays, names, {**numbers, **changed}, *rest)
         return self._variants[chosen]
 
     def bind(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lossforge.errors import AdoptionError
+from lossforge.frontends.recording import FrontEnd
 from lossforge.loss import PREDICTION_NAMES
 
 
@@ -30,7 +31,7 @@ def as_array(x: Any) -> np.ndarray:
 
 
 def arguments(
-    fn: Any, front: Any, count: int, given: Mapping[str, Any]
+    front: FrontEnd, count: int, given: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, Any], dict[str, float]]:
     """The names of the array arguments, fixed options, and numbers that may become parameters.
 

@@ -17,8 +17,14 @@ from lossforge.frontends.recording import FrontEnd
 from lossforge.loss import Loss
 
 
-def front_end_of(fn: Any, examples: Sequence[Any]) -> FrontEnd:
-    """The front end of the library that a function was written for.
+def front_end(library: str, fn: Any) -> FrontEnd:
+    """How functions of a library are recorded, for one of them."""
+    made: FrontEnd = importlib.import_module(f"lossforge.frontends.{library}").front_end(fn)
+    return made
+
+
+def library_of(fn: Any, examples: Sequence[Any]) -> str:
+    """The library that a function was written for.
 
     Raises:
         AdoptionError: it is not a function, or of no one library.
@@ -31,13 +37,6 @@ def front_end_of(fn: Any, examples: Sequence[Any]) -> FrontEnd:
         raise AdoptionError(f"{fn.__name__} is a class; give an instance, as in lf.adopt({fn.__name__}(), …)")
     if not examples:
         raise AdoptionError("lf.adopt needs one example array for each array argument, as in lf.adopt(fn, pred, true)")
-    library = _library(fn, examples)
-    module = importlib.import_module(f"lossforge.frontends.{library}")
-    made: FrontEnd = module.front_end(fn)
-    return made
-
-
-def _library(fn: Any, examples: Sequence[Any]) -> str:
     bases = [b.__module__.partition(".")[0] for b in type(fn).__mro__]
     if "torch" in bases:
         return "torch"

@@ -136,27 +136,31 @@ class FrontEnd(Protocol):
 
 
 def kept_numbers(thing: Any) -> dict[str, float]:
-    """Numbers that an object keeps as public attributes."""
-    found = {} if inspect.isroutine(thing) else getattr(thing, "__dict__", {})
+    """Numbers that an object keeps as public attributes, or passes on to its function."""
     return {
         k: v
-        for k, v in found.items()
+        for k, v in _store(thing).items()
         if not k.startswith("_") and isinstance(v, int | float) and not isinstance(v, bool)
     }
 
 
 @contextmanager
 def kept(thing: Any, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Those of `values` that an object keeps as attributes set there for a while; gives the rest."""
-    inside = {k: v for k, v in values.items() if k in kept_numbers(thing)}
-    before = {k: getattr(thing, k) for k in inside}
+    """Those of `values` that an object keeps are set there for a while, also if it is frozen; gives the rest."""
+    store = _store(thing)
+    before = {k: v for k, v in kept_numbers(thing).items() if k in values}
+    store.update({k: values[k] for k in before})
     try:
-        for k, v in inside.items():
-            setattr(thing, k, v)
-        yield {k: v for k, v in values.items() if k not in inside}
+        yield {k: v for k, v in values.items() if k not in before}
     finally:
-        for k, v in before.items():
-            setattr(thing, k, v)
+        store.update(before)
+
+
+def _store(thing: Any) -> dict[str, Any]:
+    if inspect.isroutine(thing):
+        return {}
+    found: dict[str, Any] = getattr(thing, "_fn_kwargs", None) or getattr(thing, "__dict__", {})  # the former in Keras
+    return found
 
 
 class Different(Exception):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from lossforge.frontends.recording import Recording
+from lossforge.frontends.recording import Recording, kept, kept_numbers
 from lossforge.frontends.tensorflow_graph import line_of, read
 from lossforge.frontends.tensorflow_rules import LITERAL, RULES
 
@@ -25,34 +24,14 @@ class TensorFlowFrontEnd:
         self.function = function
         self.rules = RULES
         self.literal = LITERAL
-        self.object = None if inspect.isroutine(function) else function
 
     def signature(self) -> inspect.Signature:
         """The names of the arguments."""
-        if self.object is not None and hasattr(self.object, "call"):
-            return inspect.signature(self.object.call)
-        return inspect.signature(self.function)
+        return inspect.signature(getattr(self.function, "call", self.function))
 
     def attributes(self) -> dict[str, float]:
         """Numbers that a Keras loss passes on to its function, or keeps."""
-        if self.object is None:
-            return {}
-        kept = dict(getattr(self.object, "_fn_kwargs", {}))
-        if not kept:
-            kept = {k: v for k, v in vars(self.object).items() if not k.startswith("_")}
-        return {k: v for k, v in kept.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-
-    @contextmanager
-    def _with(self, parameters: Mapping[str, Any]) -> Any:
-        """The loss's own numbers set, and the rest as keyword arguments."""
-        mine = {k: v for k, v in parameters.items() if k in self.attributes()}
-        store = getattr(self.object, "_fn_kwargs", None) or vars(self.object) if self.object is not None else {}
-        before = {k: store[k] for k in mine}
-        store.update(mine)
-        try:
-            yield {k: v for k, v in parameters.items() if k not in mine}
-        finally:
-            store.update(before)
+        return kept_numbers(self.function)
 
     def explain(self, error: Exception) -> str:
         """What an exception of the tracer means for the user."""
@@ -67,7 +46,7 @@ class TensorFlowFrontEnd:
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
         """The graph of the function, for these shapes."""
-        with self._with(parameters) as options:
+        with kept(self.function, parameters) as options:
             made = tf.function(lambda *a: self.function(*a, **options), autograph=False)
             concrete = made.get_concrete_function(*(tf.TensorSpec(a.shape, a.dtype) for a in arrays))
         return read(concrete, arrays)
@@ -78,7 +57,7 @@ class TensorFlowFrontEnd:
         """The value, and the gradient of its sum by a tape."""
         given = [tf.constant(a) for a in arrays]
         watched = [given[i] for i in wrt]
-        with self._with(parameters) as options, tf.GradientTape() as tape:
+        with kept(self.function, parameters) as options, tf.GradientTape() as tape:
             for w in watched:
                 tape.watch(w)
             value = self.function(*given, **options)

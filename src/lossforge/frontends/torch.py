@@ -21,7 +21,7 @@ from lossforge import ir
 from lossforge.errors import AdoptionError
 from lossforge.frontends import spectral, windows
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, Unknown, rule_for, slice_ends
-from lossforge.frontends.recording import Recording, Ref, Step, Varying, as_written
+from lossforge.frontends.recording import Recording, Ref, Step, Varying, as_written, kept, kept_numbers
 from lossforge.frontends.spectral import Complex
 from lossforge.frontends.torch_constants import Constants
 from lossforge.frontends.torch_tracing import Watch, recorded, selections
@@ -35,42 +35,25 @@ class TorchFrontEnd:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.module = function if isinstance(function, torch.nn.Module) else None
-        if self.module is not None and any(p.requires_grad for p in self.module.parameters()):
+        parameters = function.named_parameters() if isinstance(function, torch.nn.Module) else ()
+        if trained := next((name for name, p in parameters if p.requires_grad), None):
             raise AdoptionError(
-                f"{type(function).__name__} has trainable parameters ({next(iter(dict(self.module.named_parameters())))}); "
-                f"make them arguments of a function"
+                f"{type(function).__name__} has trainable parameters ({trained}); make them arguments of a function"
             )
         self.rules = RULES
 
     def signature(self) -> inspect.Signature:
         """The names of the arguments."""
-        return inspect.signature(self.module.forward if self.module is not None else self.function)
+        return inspect.signature(getattr(self.function, "forward", self.function))
 
     def attributes(self) -> dict[str, float]:
         """Numbers that a module keeps, which may be parameters of the loss."""
-        if self.module is None:
-            return {}
-        kept = {k: v for k, v in vars(self.module).items() if not k.startswith("_") and k != "training"}
-        return {k: v for k, v in kept.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-
-    @contextmanager
-    def _with(self, parameters: Mapping[str, Any]) -> Any:
-        """The module's own attributes set, and the rest as keyword arguments."""
-        inside = {k: v for k, v in parameters.items() if k in self.attributes()}
-        before = {k: getattr(self.module, k) for k in inside}
-        try:
-            for k, v in inside.items():
-                setattr(self.module, k, v)
-            yield {k: v for k, v in parameters.items() if k not in inside}
-        finally:
-            for k, v in before.items():
-                setattr(self.module, k, v)
+        return kept_numbers(self.function)
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
         """Call the function once under `make_fx`."""
         tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
-        with self._with(parameters) as options, warnings.catch_warnings():
+        with kept(self.function, parameters) as options, warnings.catch_warnings():
             warnings.simplefilter("ignore")
 
             def trace(watch: Watch) -> Recording:
@@ -114,7 +97,11 @@ class TorchFrontEnd:
         for i in wrt:
             tensors[i].requires_grad_(True)
         exact = any(t.dtype == torch.float64 for t in tensors)
-        with self._with(parameters) as options, warnings.catch_warnings(), _exactly() if exact else nullcontext():
+        with (
+            kept(self.function, parameters) as options,
+            warnings.catch_warnings(),
+            _exactly() if exact else nullcontext(),
+        ):
             warnings.simplefilter("ignore")
             value = _one(self.function(*tensors, **options))
             found = torch.autograd.grad(value.sum(), [tensors[i] for i in wrt], allow_unused=True)
