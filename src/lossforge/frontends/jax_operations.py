@@ -11,22 +11,15 @@ from lossforge.frontends import spectral, windows
 from lossforge.frontends.places import Stacked, coordinates, scattered
 from lossforge.frontends.positional import Dim, Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Step, Varying
+from lossforge.frontends.rules import arithmetic, cut, kind_of
 from lossforge.ir import Kind, Node
-
-
-def _kind(dtype: str) -> Kind:
-    return Kind.BOOL if dtype == "bool" else Kind.FLOAT if "float" in dtype else Kind.INDEX
-
-
-def _arithmetic(op: str) -> Rule:
-    return lambda imp, step, *args: imp.cast(imp.elementwise(op, *args), _kind(step.dtypes[0]))
 
 
 def _reduce(op: str) -> Rule:
     def rule(imp: Importer, step: Step, x: Any) -> Tensor:
         if not step.attrs["axes"]:
             return imp.tensor(x)
-        return imp.cast(imp.reduce(op, x, step.attrs["axes"]), _kind(step.dtypes[0]))
+        return imp.cast(imp.reduce(op, x, step.attrs["axes"]), kind_of(step.dtypes[0]))
 
     return rule
 
@@ -53,13 +46,12 @@ def _dot(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
 
 def _iota(imp: Importer, step: Step) -> Tensor:
     d = step.attrs["dimension"]
-    counter = imp.arange([s[d] for s in step.shapes[0]])
-    dims = tuple(counter.dims[0] if i == d else () for i in range(len(step.shapes[0][0])))
-    return imp.cast(imp.expand(Tensor(counter.node, dims), step.shapes[0]), _kind(step.dtypes[0]))
+    counter = imp.positions([s[d] for s in step.shapes[0]], d, len(step.shapes[0][0]))
+    return imp.cast(imp.expand(counter, step.shapes[0]), kind_of(step.dtypes[0]))
 
 
 def _select(imp: Importer, step: Step, which: Any, *cases: Any) -> Tensor:
-    kind = _kind(step.dtypes[0])
+    kind = kind_of(step.dtypes[0])
     if len(cases) == 2:
         return imp.cast(imp.elementwise("where", imp.cast(which, Kind.BOOL), cases[1], cases[0]), kind)
     result = imp.tensor(cases[-1])
@@ -254,8 +246,7 @@ def _put_each(
     for k, index in enumerate(at):
         if k == counting:
             continue
-        counter = imp.arange([s[indexed[k]] for s in step.shapes[0]])
-        position = Tensor(counter.node, tuple(counter.dims[0] if i == indexed[k] else () for i in range(x.rank)))
+        position = imp.positions([s[indexed[k]] for s in step.shapes[0]], indexed[k], x.rank)
         equal = imp.elementwise("eq", position, placed(index, ()))
         here = equal if here is None else imp.elementwise("and", here, equal)
     updates = placed(new, [i for i in range(x.rank) if i not in indexed and i not in homes.values()])
@@ -402,12 +393,7 @@ def _entry(imp: Importer, step: Step, x: Any) -> Tensor:
 
 
 def _split(imp: Importer, step: Step, x: Any) -> tuple[Tensor, ...]:
-    d, at, pieces = step.attrs["axis"], [0] * imp.count, []
-    for shapes in step.shapes:
-        ends = [a + s[d] for a, s in zip(at, shapes, strict=True)]
-        pieces.append(imp.slice(x, d, at, ends))
-        at = ends
-    return tuple(pieces)
+    return cut(imp, step, imp.tensor(x), step.attrs["axis"])
 
 
 def _unstack(imp: Importer, step: Step, x: Any) -> tuple[Tensor, ...]:
@@ -444,7 +430,7 @@ def _logical(op: str) -> Rule:
         if step.dtypes[0] != "bool" and not (truths and op != "not"):
             raise Refused("bits of integers")
         found = imp.elementwise(op, *(imp.cast(t, Kind.BOOL) for t in tensors))
-        return imp.cast(found, _kind(step.dtypes[0]))
+        return imp.cast(found, kind_of(step.dtypes[0]))
 
     return rule
 
@@ -471,7 +457,7 @@ def _same(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
 
 
 def _converted(imp: Importer, step: Step, x: Any) -> Any:
-    return spectral.complex_of(imp, x) if "complex" in step.dtypes[0] else imp.cast(x, _kind(step.dtypes[0]))
+    return spectral.complex_of(imp, x) if "complex" in step.dtypes[0] else imp.cast(x, kind_of(step.dtypes[0]))
 
 
 def _fourier(imp: Importer, step: Step, x: Any) -> Any:
@@ -523,9 +509,9 @@ _REAL: Mapping[str, Rule] = {
                      "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"), _RANDOM),
     **dict.fromkeys(("pure_callback", "io_callback", "debug_callback"), _EFFECT),
     **{k: rule_for(v) for k, v in _PLAIN.items()},
-    "add": _arithmetic("add"), "add_any": _arithmetic("add"), "sub": _arithmetic("sub"), "mul": _arithmetic("mul"),
-    "div": _arithmetic("div"), "max": _arithmetic("maximum"), "min": _arithmetic("minimum"), "abs": _arithmetic("abs"),
-    "pow": _arithmetic("pow"), "integer_pow": _power, "square": _formula(lambda x: x * x), "rem": _formula(_rem),
+    "add": arithmetic("add"), "add_any": arithmetic("add"), "sub": arithmetic("sub"), "mul": arithmetic("mul"),
+    "div": arithmetic("div"), "max": arithmetic("maximum"), "min": arithmetic("minimum"), "abs": arithmetic("abs"),
+    "pow": arithmetic("pow"), "integer_pow": _power, "square": _formula(lambda x: x * x), "rem": _formula(_rem),
     "exp2": _formula(lambda x: _f("exp", x * math.log(2))), "cbrt": _formula(lambda x: _f("sign", x) * _f("abs", x) ** (1 / 3)),
     "rsqrt": _formula(lambda x: 1.0 / _f("sqrt", x)), "is_finite": _formula(lambda x: _f("lt", _f("abs", x), float("inf"))),
     "polygamma": lambda imp, step, n, x: imp.elementwise("polygamma", n, x), "surrogate": _surrogate,

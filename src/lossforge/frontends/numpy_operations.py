@@ -8,15 +8,8 @@ from typing import Any
 from lossforge.frontends import spectral, windows
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for, slice_ends
 from lossforge.frontends.recording import Ref, Step, Varying
+from lossforge.frontends.rules import arithmetic, kind_of
 from lossforge.ir import Kind
-
-
-def _kind(dtype: str) -> Kind:
-    return Kind.BOOL if dtype == "bool" else Kind.FLOAT if "float" in dtype else Kind.INDEX
-
-
-def _arithmetic(op: str) -> Rule:
-    return lambda imp, step, *args: imp.cast(imp.elementwise(op, *args), _kind(step.dtypes[0]))
 
 
 def _logical(op: str) -> Rule:
@@ -47,7 +40,7 @@ def _reduce(op: str) -> Rule:
     def rule(imp: Importer, step: Step) -> Tensor:
         _unknown_options(step, "a axis keepdims dtype")
         result = imp.reduce(op, _given(imp, step, "a"), step.attrs.get("axis"), bool(step.attrs.get("keepdims", False)))
-        return imp.cast(result, _kind(step.dtypes[0]))
+        return imp.cast(result, kind_of(step.dtypes[0]))
 
     return rule
 
@@ -136,7 +129,7 @@ def _slice(imp: Importer, t: Tensor, d: int, key: tuple[Any, ...]) -> Tensor:
 
 
 def _where(imp: Importer, step: Step, c: Any, x: Any, y: Any) -> Tensor:
-    return imp.cast(imp.elementwise("where", imp.cast(c, Kind.BOOL), x, y), _kind(step.dtypes[0]))
+    return imp.cast(imp.elementwise("where", imp.cast(c, Kind.BOOL), x, y), kind_of(step.dtypes[0]))
 
 
 def _clip(imp: Importer, step: Step, *args: Any) -> Tensor:
@@ -149,12 +142,12 @@ def _clip(imp: Importer, step: Step, *args: Any) -> Tensor:
     if low is not None:
         t = imp.elementwise("maximum", t, low)
     t = t if high is None else imp.elementwise("minimum", t, high)
-    return imp.cast(t, _kind(step.dtypes[0]))
+    return imp.cast(t, kind_of(step.dtypes[0]))
 
 
 def _scan(imp: Importer, step: Step, x: Any) -> Tensor:
     t = imp.tensor(x)
-    return imp.cast(imp.scan(step.attrs["op"], t, imp.dim(t, step.attrs["axis"])), _kind(step.dtypes[0]))
+    return imp.cast(imp.scan(step.attrs["op"], t, imp.dim(t, step.attrs["axis"])), kind_of(step.dtypes[0]))
 
 
 def _flip(imp: Importer, step: Step) -> Tensor:
@@ -206,12 +199,12 @@ def _along_axis(imp: Importer, step: Step) -> Tensor:
 
 
 def _concatenate(imp: Importer, step: Step, *parts: Any) -> Tensor:
-    return imp.cast(imp.concat(list(parts), step.attrs["axis"]), _kind(step.dtypes[0]))
+    return imp.cast(imp.concat(list(parts), step.attrs["axis"]), kind_of(step.dtypes[0]))
 
 
 def _arange(imp: Importer, step: Step, start: Any, by: Any) -> Tensor:
     counter = imp.arange([s[0] for s in step.shapes[0]])
-    kind = _kind(step.dtypes[0])
+    kind = kind_of(step.dtypes[0])
     result = imp.cast(counter, kind)
     if by != 1:
         result = imp.elementwise("mul", result, by)
@@ -221,14 +214,14 @@ def _arange(imp: Importer, step: Step, start: Any, by: Any) -> Tensor:
 def _eye(imp: Importer, step: Step) -> Tensor:
     rows, columns = (imp.arange([s[d] for s in step.shapes[0]]) for d in (0, 1))
     same = imp.elementwise("eq", imp.unsqueeze(rows, 1), imp.unsqueeze(columns, 0))
-    return imp.cast(same, _kind(step.dtypes[0]))
+    return imp.cast(same, kind_of(step.dtypes[0]))
 
 
 def _one_hot(imp: Importer, step: Step, index: Any) -> Tensor:
     depth = step.attrs["depth"]
     counter = imp.arange(list(depth.values) if isinstance(depth, Varying) else [depth] * imp.count)
     t = imp.tensor(index)
-    return imp.cast(imp.elementwise("eq", counter, imp.unsqueeze(t, t.rank)), _kind(step.dtypes[0]))
+    return imp.cast(imp.elementwise("eq", counter, imp.unsqueeze(t, t.rank)), kind_of(step.dtypes[0]))
 
 
 def _correlation(imp: Importer, step: Step, x: Any, kernel: Any) -> Tensor:
@@ -276,7 +269,7 @@ def _fourier(imp: Importer, step: Step) -> Any:
 
 _REAL: Mapping[str, Rule] = {
     **{k: rule_for(v) for k, v in _PLAIN.items()},
-    **{k: _arithmetic(v) for k, v in {
+    **{k: arithmetic(v) for k, v in {
         "add": "add", "subtract": "sub", "multiply": "mul", "negative": "neg", "absolute": "abs", "fabs": "abs", "sign": "sign",
         "maximum": "maximum", "minimum": "minimum", "fmax": "maximum", "fmin": "minimum", "power": "pow",
         "float_power": "pow"}.items()},
@@ -285,9 +278,9 @@ _REAL: Mapping[str, Rule] = {
         "bitwise_xor": "ne", "invert": "not"}.items()},
     "square": _formula(lambda x: x * x), "reciprocal": _formula(lambda x: 1.0 / x),
     "positive": lambda imp, step, x: imp.tensor(x), "clip": _clip, "getitem": _getitem,
-    "astype": lambda imp, step, x: imp.cast(x, _kind(step.dtypes[0])), "constant": lambda imp, step, x: imp.tensor(x),
+    "astype": lambda imp, step, x: imp.cast(x, kind_of(step.dtypes[0])), "constant": lambda imp, step, x: imp.tensor(x),
     "arange": _arange, "eye": _eye, "one_hot": _one_hot, "full": lambda imp, step, x: imp.cast(
-        imp.full(x, step.shapes[0]), _kind(step.dtypes[0])),
+        imp.full(x, step.shapes[0]), kind_of(step.dtypes[0])),
     "logsumexp": _logsumexp, "scan": _scan, "where": _where, "concatenate": _concatenate,
     "correlation": _correlation,
     "einsum": lambda imp, step, spec, *operands: imp.einsum(spec, *operands),

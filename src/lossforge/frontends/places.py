@@ -31,8 +31,7 @@ def scattered(imp: Importer, places: Sequence[Tensor], updates: Tensor, shapes: 
     count = len(places)
     here: Tensor | None = None
     for k, place in enumerate(places):
-        counter = imp.arange(extents[k])
-        position = Tensor(counter.node, tuple(counter.dims[0] if i == k else () for i in range(count)))
+        position = imp.positions(extents[k], k, count)
         spread = Tensor(place.node, ((),) * (rank - place.rank) + place.dims + ((),) * count)
         equal = imp.elementwise("eq", spread, position)
         here = equal if here is None else imp.elementwise("and", here, equal)

@@ -14,19 +14,12 @@ from lossforge.frontends import spectral, windows
 from lossforge.frontends.places import Stacked, coordinates, scattered
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Step, Varying, rounded
+from lossforge.frontends.rules import arithmetic, cut, kind_of
 from lossforge.ir import Kind
 
 
-def _kind(dtype: str) -> Kind:
-    return Kind.BOOL if dtype == "bool" else Kind.FLOAT if "float" in dtype else Kind.INDEX
-
-
-def _arithmetic(op: str) -> Rule:
-    return lambda imp, step, *args: imp.cast(imp.elementwise(op, *args), _kind(step.dtypes[0]))
-
-
 def _formula(function: Callable[..., Any]) -> Rule:
-    return lambda imp, step, *args: imp.cast(imp.map(function, *args), _kind(step.dtypes[0]))
+    return lambda imp, step, *args: imp.cast(imp.map(function, *args), kind_of(step.dtypes[0]))
 
 
 def _f(op: str, *args: Any) -> Any:
@@ -43,7 +36,7 @@ def _reduce(op: str) -> Rule:
     def rule(imp: Importer, step: Step, x: Any, axes: Any) -> Tensor:
         if not len(_axes(axes)):
             return imp.tensor(x)
-        return imp.cast(imp.reduce(op, x, _axes(axes), bool(step.attrs.get("keep_dims"))), _kind(step.dtypes[0]))
+        return imp.cast(imp.reduce(op, x, _axes(axes), bool(step.attrs.get("keep_dims"))), kind_of(step.dtypes[0]))
 
     return rule
 
@@ -61,7 +54,7 @@ def _expand(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
 
 
 def _full(value: Any) -> Rule:
-    return lambda imp, step, *args: imp.full(imp.cast(value, _kind(step.dtypes[0])), step.shapes[0])
+    return lambda imp, step, *args: imp.full(imp.cast(value, kind_of(step.dtypes[0])), step.shapes[0])
 
 
 def _where(imp: Importer, step: Step, mask: Any, count: Any) -> Tensor:
@@ -132,7 +125,7 @@ def _gather_nd(imp: Importer, step: Step, x: Any, index: Any) -> Tensor:
 
 def _scatter_nd(imp: Importer, step: Step, index: Any, updates: Any, shape: Any) -> Tensor:
     found = scattered(imp, coordinates(imp, index), imp.tensor(updates), step.shapes[0])
-    return imp.cast(found, _kind(step.dtypes[0]))
+    return imp.cast(found, kind_of(step.dtypes[0]))
 
 
 def _scatter_update(imp: Importer, step: Step, x: Any, index: Any, updates: Any) -> Tensor:
@@ -140,12 +133,12 @@ def _scatter_update(imp: Importer, step: Step, x: Any, index: Any, updates: Any)
     written = scattered(imp, places, new, step.shapes[0])
     ones = Tensor(ir.constant(1.0), new.dims)
     touched = imp.elementwise("gt", scattered(imp, places, ones, step.shapes[0]), 0.0)
-    return imp.cast(imp.elementwise("where", touched, written, x), _kind(step.dtypes[0]))
+    return imp.cast(imp.elementwise("where", touched, written, x), kind_of(step.dtypes[0]))
 
 
 def _segment_sum(imp: Importer, step: Step, x: Any, segments: Any, count: Any) -> Tensor:
     found = scattered(imp, [imp.tensor(segments)], imp.tensor(x), step.shapes[0])
-    return imp.cast(found, _kind(step.dtypes[0]))
+    return imp.cast(found, kind_of(step.dtypes[0]))
 
 
 def _one_hot(imp: Importer, step: Step, index: Any, depth: Any, on: Any, off: Any) -> Tensor:
@@ -155,7 +148,7 @@ def _one_hot(imp: Importer, step: Step, index: Any, depth: Any, on: Any, off: An
     counter = imp.arange([s[d] for s in step.shapes[0]])
     position = Tensor(counter.node, ((),) * d + counter.dims + ((),) * (t.rank - d))
     chosen = imp.elementwise("eq", imp.unsqueeze(t, d), position)
-    return imp.cast(imp.elementwise("where", chosen, on, off), _kind(step.dtypes[0]))
+    return imp.cast(imp.elementwise("where", chosen, on, off), kind_of(step.dtypes[0]))
 
 
 def _strided_slice(imp: Importer, step: Step, x: Any, begin: Any, end: Any, strides: Any) -> Tensor:
@@ -255,12 +248,7 @@ def _unpack(imp: Importer, step: Step, x: Any) -> tuple[Tensor, ...]:
 
 def _split(imp: Importer, step: Step, axis: Any, x: Any) -> tuple[Tensor, ...]:
     t = imp.tensor(x)
-    d, at, pieces = imp.dim(t, _axes(axis)[0]), [0] * imp.count, []
-    for shapes in step.shapes:
-        ends = [a + s[d] for a, s in zip(at, shapes, strict=True)]
-        pieces.append(imp.slice(t, d, at, ends))
-        at = ends
-    return tuple(pieces)
+    return cut(imp, step, t, imp.dim(t, _axes(axis)[0]))
 
 
 def _top_k(imp: Importer, step: Step, x: Any, k: Any) -> tuple[Tensor, ...]:
@@ -270,33 +258,18 @@ def _top_k(imp: Importer, step: Step, x: Any, k: Any) -> tuple[Tensor, ...]:
     return tuple(imp.slice(v, t.rank - 1, [0] * imp.count, stop) for v in found)
 
 
-def _cumsum(imp: Importer, step: Step, x: Any, axis: Any) -> Tensor:
-    t = imp.tensor(x)
-    found = imp.along("cumsum", t, imp.dim(t, _axes(axis)[0]), bool(step.attrs.get("reverse")))
-    if step.attrs.get("exclusive"):
-        found = imp.elementwise("sub", found, t)
-    return imp.cast(found, _kind(step.dtypes[0]))
-
-
 def _positions(imp: Importer, t: Tensor, d: int) -> Tensor:
     """0, 1, 2 … along a dimension of `t`, and of its rank."""
-    counter = imp.arange(imp.extents(t.dims[d]))
-    return Tensor(counter.node, tuple(counter.dims[0] if i == d else () for i in range(t.rank)))
+    return imp.positions(imp.extents(t.dims[d]), d, t.rank)
 
 
-def _running(op: str, neutral: float) -> Rule:
-    """A reduction of all entries up to each one: over a copy of the dimension, masked."""
+def _scan(op: str) -> Rule:
+    """A reduction of all entries up to each one."""
 
     def rule(imp: Importer, step: Step, x: Any, axis: Any) -> Tensor:
         t = imp.tensor(x)
-        d = imp.dim(t, _axes(axis)[0])
-        t = imp.single(t, d)
-        copy = imp.unsqueeze(t, d)  # d: the entry, d + 1: those up to it
-        here, other = _positions(imp, imp.unsqueeze(t, d + 1), d), _positions(imp, copy, d + 1)
-        compare = {(False, False): "le", (False, True): "ge", (True, False): "lt", (True, True): "gt"}
-        chosen = compare[bool(step.attrs.get("exclusive")), bool(step.attrs.get("reverse"))]
-        masked = imp.elementwise("where", imp.elementwise(chosen, other, here), copy, neutral)
-        return imp.reduce(op, masked, [d + 1])
+        reverse, exclusive = (bool(step.attrs.get(k)) for k in ("reverse", "exclusive"))
+        return imp.cast(imp.scan(op, t, imp.dim(t, _axes(axis)[0]), reverse, exclusive), kind_of(step.dtypes[0]))
 
     return rule
 
@@ -307,7 +280,7 @@ def _band(imp: Importer, step: Step, x: Any, lower: Any, upper: Any) -> Tensor:
     for width, side in ((lower, below), (upper, imp.elementwise("neg", below))):
         if imp.integer(width) >= 0:
             t = imp.elementwise("where", imp.elementwise("le", side, imp.integer(width)), t, 0)
-    return imp.cast(t, _kind(step.dtypes[0]))
+    return imp.cast(t, kind_of(step.dtypes[0]))
 
 
 def _on_diagonal(imp: Importer, t: Tensor, inside: Any, outside: Any) -> Tensor:
@@ -326,7 +299,7 @@ def _diag(imp: Importer, step: Step, x: Any, k: Any = 0, *rest: Any) -> Tensor:
     t = imp.single(imp.tensor(x), imp.tensor(x).rank - 1)
     square = Tensor(t.node, (*t.dims, t.dims[-1]))
     found = _on_diagonal(imp, square, imp.unsqueeze(t, t.rank), 0)
-    return imp.cast(found, _kind(step.dtypes[0]))
+    return imp.cast(found, kind_of(step.dtypes[0]))
 
 
 def _set_diag(imp: Importer, step: Step, x: Any, diagonal: Any, k: Any = 0) -> Tensor:
@@ -334,7 +307,7 @@ def _set_diag(imp: Importer, step: Step, x: Any, diagonal: Any, k: Any = 0) -> T
     t, entries = imp.tensor(x), imp.tensor(diagonal)
     rows = imp.extents(entries.dims[-1]) == imp.extents(t.dims[-2])
     spread = imp.unsqueeze(entries, entries.rank if rows else entries.rank - 1)
-    return imp.cast(_on_diagonal(imp, t, spread, t), _kind(step.dtypes[0]))
+    return imp.cast(_on_diagonal(imp, t, spread, t), kind_of(step.dtypes[0]))
 
 
 def _diag_part(imp: Importer, step: Step, x: Any, k: Any = 0, *rest: Any) -> Tensor:
@@ -387,7 +360,7 @@ def _range(imp: Importer, step: Step, start: Any, limit: Any, delta: Any) -> Ten
         counter = imp.elementwise("mul", counter, delta)
     if not (isinstance(start, int | float) and start == 0):
         counter = imp.elementwise("add", counter, start)
-    return imp.cast(counter, _kind(step.dtypes[0]))
+    return imp.cast(counter, kind_of(step.dtypes[0]))
 
 
 def _linspace(imp: Importer, step: Step, start: Any, stop: Any, count: Any) -> Tensor:
@@ -403,7 +376,7 @@ def _select(imp: Importer, step: Step, condition: Any, x: Any, y: Any) -> Tensor
     chosen = imp.tensor(condition)
     if step.op == "Select" and chosen.rank == 1:  # the old operation chooses whole rows
         chosen = Tensor(chosen.node, chosen.dims + ((),) * (imp.tensor(x).rank - 1))
-    return imp.cast(imp.elementwise("where", chosen, x, y), _kind(step.dtypes[0]))
+    return imp.cast(imp.elementwise("where", chosen, x, y), kind_of(step.dtypes[0]))
 
 
 def _einsum(imp: Importer, step: Step, *operands: Any) -> Tensor:
@@ -690,7 +663,7 @@ _COMPLEX: Mapping[str, Rule] = {
     "Neg": lambda imp, step, x: spectral.negative(imp, x),
     "Square": lambda imp, step, x: spectral.multiply(imp, x, x),
     "Exp": lambda imp, step, x: spectral.exponential(imp, x),
-    "Cast": lambda imp, step, x: x if "complex" in step.dtypes[0] else imp.cast(x.real, _kind(step.dtypes[0])),
+    "Cast": lambda imp, step, x: x if "complex" in step.dtypes[0] else imp.cast(x.real, kind_of(step.dtypes[0])),
 }
 _LINEAR = frozenset({
     "Reshape", "Transpose", "ExpandDims", "Squeeze", "ConcatV2", "Pack", "Unpack", "Split", "SplitV", "StridedSlice", "Slice",
@@ -703,10 +676,10 @@ def _cast(imp: Importer, step: Step, x: Any) -> Any:
     if "complex" in step.dtypes[0]:
         return spectral.complex_of(imp, x)
     if isinstance(x, Stacked):  # the parts go with it
-        parts = tuple(imp.cast(p, _kind(step.dtypes[0])) for p in x.parts)
-        whole = imp.cast(x, _kind(step.dtypes[0]))
+        parts = tuple(imp.cast(p, kind_of(step.dtypes[0])) for p in x.parts)
+        whole = imp.cast(x, kind_of(step.dtypes[0]))
         return Stacked(whole.node, whole.dims, parts)
-    return imp.cast(x, _kind(step.dtypes[0]))
+    return imp.cast(x, kind_of(step.dtypes[0]))
 
 
 # ------------------------------------------------------------------------------------- the table
@@ -723,7 +696,7 @@ _PLAIN = {
 
 _REAL: Mapping[str, Rule] = {
     **{k: rule_for(v) for k, v in _PLAIN.items()},
-    **{k: _arithmetic(v) for k, v in {
+    **{k: arithmetic(v) for k, v in {
         "AddV2": "add", "Add": "add", "Sub": "sub", "Mul": "mul", "RealDiv": "div", "Maximum": "maximum", "Minimum": "minimum",
         "Neg": "neg", "Abs": "abs", "Sign": "sign", "Pow": "pow"}.items()}, "SelectV2": _select, "Select": _select,
     "Square": _formula(lambda x: x * x), "SquaredDifference": _formula(lambda x, y: (x - y) * (x - y)),
@@ -733,11 +706,11 @@ _REAL: Mapping[str, Rule] = {
     "Xlog1py": _formula(lambda x, y: ir.where(_f("eq", x, 0.0), 0.0, x * _f("log1p", y))),
     "IsNan": _isnan, "IsFinite": _isfinite, "IsInf": _isinf, "Less": _less, "Bitcast": _bitcast, "BitwiseAnd": _bitwise("and"), "BitwiseOr": _bitwise("or"),
     "FloorMod": _formula(_remainder("floor")), "Mod": _formula(_remainder("zero")), "TruncateMod": _formula(_remainder("zero")),
-    "FloorDiv": _formula(lambda x, y: _f("floor", x / y)), "Div": _arithmetic("div"),
+    "FloorDiv": _formula(lambda x, y: _f("floor", x / y)), "Div": arithmetic("div"),
     "Elu": _formula(lambda x: ir.where(_f("gt", x, 0.0), x, _f("expm1", _f("minimum", x, 0.0)))), "Selu": _formula(_selu),
     "Relu6": _formula(lambda x: _f("minimum", _f("maximum", x, 0.0), 6.0)), "LeakyRelu": _leaky,
     "Softsign": _formula(lambda x: x / (1.0 + _f("abs", x))), "Polygamma": rule_for("polygamma"),
-    "EuclideanNorm": _euclidean, "L2Loss": _l2_loss, "Cross": _cross, "BiasAdd": _arithmetic("add"),
+    "EuclideanNorm": _euclidean, "L2Loss": _l2_loss, "Cross": _cross, "BiasAdd": arithmetic("add"),
     "AddN": lambda imp, step, *xs: _sum(imp, xs),
     "Sum": _reduce("sum"), "Mean": _reduce("mean"), "Max": _reduce("max"), "Min": _reduce("min"), "Prod": _reduce("prod"),
     "Any": _reduce("any"), "All": _reduce("all"), "ArgMax": _arg("argmax"), "ArgMin": _arg("argmin"),
@@ -747,8 +720,8 @@ _REAL: Mapping[str, Rule] = {
     "SparseSoftmaxCrossEntropyWithLogits": _sparse_cross_entropy,
     "Cast": _cast,
     "GatherV2": _gather, "OneHot": _one_hot, "StridedSlice": _strided_slice, "ConcatV2": _concat, "Pack": _pack, "Unpack": _unpack,
-    "Split": _split, "SplitV": lambda imp, step, x, sizes, axis: _split(imp, step, axis, x), "TopKV2": _top_k, "Cumsum": _cumsum,
-    "Cumprod": _running("prod", 1.0), "CumulativeLogsumexp": _running("logsumexp", float("-inf")), "MatrixBandPart": _band,
+    "Split": _split, "SplitV": lambda imp, step, x, sizes, axis: _split(imp, step, axis, x), "TopKV2": _top_k, "Cumsum": _scan("sum"),
+    "Cumprod": _scan("prod"), "CumulativeLogsumexp": _scan("logsumexp"), "MatrixBandPart": _band,
     "MatrixDiagV3": _diag, "MatrixSetDiagV3": _set_diag, "MatrixDiagPartV3": _diag_part, "Pad": _pad("constant"), "PadV2": _pad("constant"),
     "MirrorPad": _pad("reflect"), "ReverseV2": _reverse, "Tile": _tile, "Roll": _roll, "LinSpace": _linspace, "GatherNd": _gather_nd,
     "ScatterNd": _scatter_nd, "TensorScatterUpdate": _scatter_update, "UnsortedSegmentSum": _segment_sum, "Fill": lambda imp, step, dims, v: imp.full(v, step.shapes[0]),

@@ -22,6 +22,7 @@ from lossforge.errors import AdoptionError
 from lossforge.frontends import spectral, windows
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, Unknown, rule_for, slice_ends
 from lossforge.frontends.recording import Recording, Ref, Step, Varying, as_written, kept, kept_numbers
+from lossforge.frontends.rules import arithmetic, cut, kind_of
 from lossforge.frontends.spectral import Complex
 from lossforge.frontends.torch_constants import Constants
 from lossforge.frontends.torch_tracing import Watch, recorded, selections
@@ -267,35 +268,18 @@ def _where(trace: str) -> str:
 
 # ------------------------------------------------------------------------------------- what the operations mean
 
-_FLOATS = ("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64")
-
-
-def _kind(dtype: str) -> Kind:
-    if "complex" in dtype:
-        raise Refused("complex numbers in this operation; use it on the real and imaginary parts")
-    return Kind.FLOAT if dtype in _FLOATS else Kind.BOOL if dtype == "torch.bool" else Kind.INDEX
-
 
 def _cast(imp: Importer, step: Step, x: Any, *rest: Any) -> Any:
     if "complex" in step.dtypes[0]:
         return spectral.complex_of(imp, x)
-    return imp.cast(x, _kind(step.dtypes[0]))
+    return imp.cast(x, kind_of(step.dtypes[0]))
 
 
 def _scaled(op: str) -> Rule:
     def rule(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
         alpha = step.attrs.get("alpha", 1)
         result = imp.elementwise(op, x, y if alpha == 1 else imp.elementwise("mul", y, alpha))
-        return imp.cast(result, _kind(step.dtypes[0]))
-
-    return rule
-
-
-def _arithmetic(op: str) -> Rule:
-    """Arithmetic on integers gives integers."""
-
-    def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
-        return imp.cast(imp.elementwise(op, *args), _kind(step.dtypes[0]))
+        return imp.cast(result, kind_of(step.dtypes[0]))
 
     return rule
 
@@ -306,7 +290,7 @@ def _formula(function: Callable[..., Any]) -> Rule:
 
 def _reduce(op: str) -> Rule:
     def rule(imp: Importer, step: Step, x: Any, dims: Any = None, keepdim: bool = False) -> Tensor:
-        return imp.cast(imp.reduce(op, x, dims, keepdim), _kind(step.dtypes[0]))
+        return imp.cast(imp.reduce(op, x, dims, keepdim), kind_of(step.dtypes[0]))
 
     return rule
 
@@ -318,13 +302,13 @@ def _div(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
         result = imp.elementwise("floor", result)
     elif mode is not None:
         raise Refused(f"rounding_mode={mode!r}")
-    return imp.cast(result, _kind(step.dtypes[0]))
+    return imp.cast(result, kind_of(step.dtypes[0]))
 
 
 def _logical(op: str) -> Rule:
     def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
         flags = [_flag(imp.tensor(a)) if step.op.startswith("bitwise") else imp.tensor(a) for a in args]
-        return imp.cast(imp.elementwise(op, *flags), _kind(step.dtypes[0]))
+        return imp.cast(imp.elementwise(op, *flags), kind_of(step.dtypes[0]))
 
     return rule
 
@@ -350,7 +334,7 @@ def _clamp(imp: Importer, step: Step, x: Any, low: Any = None, high: Any = None)
         result = imp.elementwise("where", imp.elementwise("lt", result, low), low, result)
     if high is not None:
         result = imp.elementwise("where", imp.elementwise("gt", result, high), high, result)
-    return imp.cast(result, _kind(step.dtypes[0]))
+    return imp.cast(result, kind_of(step.dtypes[0]))
 
 
 def _relu(imp: Importer, step: Step, x: Any) -> Tensor:
@@ -359,7 +343,7 @@ def _relu(imp: Importer, step: Step, x: Any) -> Tensor:
 
 def _extreme(op: str) -> Rule:
     def rule(imp: Importer, step: Step, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        values = imp.cast(imp.reduce(op, x, dim, keepdim), _kind(step.dtypes[0]))
+        values = imp.cast(imp.reduce(op, x, dim, keepdim), kind_of(step.dtypes[0]))
         if len(step.outputs) == 1:
             return values
         try:
@@ -452,7 +436,7 @@ def _full(imp: Importer, step: Step, *args: Any) -> Tensor:
     }
     base = step.op.split(".")[0]
     value = values[base] if base in values else args[-1]
-    return imp.full(imp.cast(value, _kind(step.dtypes[0])), step.shapes[0])
+    return imp.full(imp.cast(value, kind_of(step.dtypes[0])), step.shapes[0])
 
 
 def _arange(imp: Importer, step: Step, *args: Any) -> Tensor:
@@ -462,7 +446,7 @@ def _arange(imp: Importer, step: Step, *args: Any) -> Tensor:
         count = imp.elementwise("mul", count, stride)
     if start != 0:
         count = imp.elementwise("add", count, start)
-    return imp.cast(count, _kind(step.dtypes[0]))
+    return imp.cast(count, kind_of(step.dtypes[0]))
 
 
 def _gather(imp: Importer, step: Step, x: Any, dim: Any, index: Any, **_: Any) -> Tensor:
@@ -507,15 +491,14 @@ def _scatter(imp: Importer, step: Step, x: Any, dim: Any, index: Any, value: Any
     kept = v if v.rank == 0 or several else Tensor(v.node, tuple(() if i == d else e for i, e in enumerate(v.dims)))
     if several:
         kept = Tensor(v.node, ())
-    return imp.cast(imp.elementwise("where", chosen, kept, t), _kind(step.dtypes[0]))
+    return imp.cast(imp.elementwise("where", chosen, kept, t), kind_of(step.dtypes[0]))
 
 
 def _hits(imp: Importer, t: Tensor, d: int, index: Tensor) -> tuple[Tensor, Tensor]:
     """Where an index points to, over the dimensions of `t` and, at the end, that of the index; and the index so."""
     if any(i != d and imp.extents(index.dims[i]) != imp.extents(t.dims[i]) for i in range(t.rank)):
         raise Refused("an index that is shorter than its operand")
-    counter = imp.arange(imp.extents(t.dims[d]))
-    position = Tensor(counter.node, tuple(counter.dims[0] if i == d else () for i in range(t.rank + 1)))
+    position = imp.positions(imp.extents(t.dims[d]), d, t.rank + 1)
     at = Tensor(index.node, (*(() if i == d else e for i, e in enumerate(index.dims)), index.dims[d]))
     return imp.elementwise("eq", position, at), at
 
@@ -528,7 +511,7 @@ def _scatter_add(imp: Importer, step: Step, x: Any, dim: Any, index: Any, source
     chosen, _ = _hits(imp, t, d, at)
     moved = Tensor(v.node, (*(() if i == d else e for i, e in enumerate(v.dims)), v.dims[d]))
     total = imp.reduce("sum", imp.elementwise("where", chosen, moved, 0.0), [t.rank])
-    return imp.cast(imp.elementwise("add", t, total), _kind(step.dtypes[0]))
+    return imp.cast(imp.elementwise("add", t, total), kind_of(step.dtypes[0]))
 
 
 def _index_add(imp: Importer, step: Step, x: Any, dim: Any, index: Any, source: Any) -> Tensor:
@@ -558,7 +541,7 @@ def _slice_scatter(
     first, last = slice_ends(start, 0, n), slice_ends(stop, None, n)
     if imp.integer(stride) != 1:
         raise Refused("writing every n-th entry")
-    return imp.cast(imp.overwrite(t, d, first, last, v), _kind(step.dtypes[0]))
+    return imp.cast(imp.overwrite(t, d, first, last, v), kind_of(step.dtypes[0]))
 
 
 def _select_scatter(imp: Importer, step: Step, x: Any, source: Any, dim: Any, index: Any) -> Tensor:
@@ -567,7 +550,7 @@ def _select_scatter(imp: Importer, step: Step, x: Any, source: Any, dim: Any, in
     n = imp.extents(t.dims[d])
     given = index.values if isinstance(index, Varying) else (index,) * len(n)
     at = [i + m if i < 0 else i for i, m in zip(given, n, strict=True)]
-    return imp.cast(imp.overwrite(t, d, at, [i + 1 for i in at], imp.unsqueeze(v, d)), _kind(step.dtypes[0]))
+    return imp.cast(imp.overwrite(t, d, at, [i + 1 for i in at], imp.unsqueeze(v, d)), kind_of(step.dtypes[0]))
 
 
 def _diagonal_scatter(
@@ -580,31 +563,17 @@ def _diagonal_scatter(
     dims = list(v.dims[:-1])
     for d in sorted((i, j)):
         dims.insert(d, v.dims[-1] if d == i else ())
-    row, column = (
-        imp.permute(
-            Tensor((c := imp.arange(imp.extents(t.dims[d]))).node, (c.dims[0], *((),) * (t.rank - 1))),
-            [(k if k > d else k + 1) if k != d else 0 for k in range(t.rank)],
-        )
-        for d in (i, j)
-    )
+    row, column = (imp.positions(imp.extents(t.dims[d]), d, t.rank) for d in (i, j))
     result = imp.elementwise("where", imp.elementwise("eq", row, column), Tensor(v.node, tuple(dims)), t)
-    return imp.cast(result, _kind(step.dtypes[0]))
+    return imp.cast(result, kind_of(step.dtypes[0]))
 
 
-def _scan(op: str, empty: float) -> Rule:
+def _scan(op: str) -> Rule:
     """A reduction of all entries up to each one."""
 
     def rule(imp: Importer, step: Step, x: Any, dim: Any, **_: Any) -> Any:
         t = imp.tensor(x)
-        if not t.rank:
-            return t
-        d = imp.dim(t, dim)
-        n = imp.extents(t.dims[d])
-        here, there = imp.arange(n), imp.arange(n)
-        last = Tensor(here.node, tuple(here.dims[0] if i == d else () for i in range(t.rank + 1)))
-        before = imp.elementwise("le", Tensor(there.node, there.dims), last)
-        moved = imp.permute(imp.unsqueeze(t, t.rank), [t.rank if i == d else i for i in range(t.rank)] + [d])
-        value = imp.reduce(op, imp.elementwise("where", before, moved, empty), [t.rank])
+        value = imp.scan(op, t, imp.dim(t, dim)) if t.rank else t
         return (value, None) if len(step.outputs) > 1 else value
 
     return rule
@@ -628,8 +597,7 @@ def _median(imp: Importer, step: Step, x: Any, dim: Any = None, keepdim: bool = 
         d = imp.dim(t, dim)
     values, order = imp.sort(t, d)
     half = imp.map(lambda n: _floor((n - 1.0) / 2.0), Tensor(imp.length(values.dims[d]), ()))
-    at = imp.arange(imp.extents(values.dims[d]))
-    here = imp.elementwise("eq", Tensor(at.node, (*at.dims, *((),) * (t.rank - d - 1))), half)
+    here = imp.elementwise("eq", imp.positions(imp.extents(values.dims[d]), d, t.rank), half)
     first, second = (imp.reduce("sum", imp.elementwise("where", here, y, 0.0), [d], keepdim) for y in (values, order))
     return (first, imp.cast(second, Kind.INDEX)) if len(step.outputs) > 1 else first
 
@@ -648,14 +616,7 @@ def _slice(
 
 def _split(imp: Importer, step: Step, x: Any, size: Any, dim: Any = 0) -> tuple[Tensor, ...]:
     t = imp.tensor(x)
-    d = imp.dim(t, dim)
-    at = [0] * imp.count
-    pieces = []
-    for shapes in step.shapes:
-        ends = [a + s[d] for a, s in zip(at, shapes, strict=True)]
-        pieces.append(imp.slice(t, d, at, ends))
-        at = ends
-    return tuple(pieces)
+    return cut(imp, step, t, imp.dim(t, dim))
 
 
 def _unbind(imp: Importer, step: Step, x: Any, dim: Any = 0) -> tuple[Tensor, ...]:
@@ -729,8 +690,7 @@ def _diagonal(imp: Importer, step: Step, x: Any, offset: Any = 0, a: Any = 0, b:
         t = imp.slice(t, j, right, [p + q for p, q in zip(right, length, strict=True)])
     elif imp.extents(t.dims[i]) != imp.extents(t.dims[j]):
         raise Refused("a diagonal of a matrix that is not square")
-    rows = imp.arange(imp.extents(t.dims[i]))
-    index = Tensor(rows.node, tuple(rows.dims[0] if k == i else () for k in range(t.rank - 1)))
+    index = imp.positions(imp.extents(t.dims[i]), i, t.rank - 1)
     t = imp.single(t, j)
     others = Tensor(t.node, (*t.dims[:j], *t.dims[j + 1 :]))
     picked = imp.gather((others, t.dims[j]), index, i)
@@ -752,7 +712,7 @@ def _unique(imp: Importer, step: Step, x: Any, *rest: Any) -> tuple[Any, ...]:
 
 
 def _pow(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
-    return imp.cast(imp.elementwise("pow", x, y), _kind(step.dtypes[0]))
+    return imp.cast(imp.elementwise("pow", x, y), kind_of(step.dtypes[0]))
 
 
 def _huge(value: float) -> Rule:
@@ -780,7 +740,7 @@ def _leaky(imp: Importer, step: Step, x: Any, slope: Any = 0.01) -> Tensor:
 
 
 def _where_scalars(imp: Importer, step: Step, condition: Any, x: Any, y: Any) -> Tensor:
-    return imp.cast(imp.elementwise("where", condition, x, y), _kind(step.dtypes[0]))
+    return imp.cast(imp.elementwise("where", condition, x, y), kind_of(step.dtypes[0]))
 
 
 def _cdist(imp: Importer, step: Step, x: Any, y: Any, p: Any = 2.0, *rest: Any) -> Tensor:
@@ -973,7 +933,7 @@ _COMPLEX: Mapping[str, Rule] = {
     "angle": lambda imp, step, x: spectral.phase(imp, x),
     "exp": lambda imp, step, x: spectral.exponential(imp, x),
     "_to_copy": lambda imp, step, x, *rest: (
-        x if "complex" in step.dtypes[0] else imp.cast(x.real, _kind(step.dtypes[0]))
+        x if "complex" in step.dtypes[0] else imp.cast(x.real, kind_of(step.dtypes[0]))
     ),
 }
 _EACH_PART = frozenset({
@@ -1021,11 +981,11 @@ _REAL: Mapping[str, Rule] = {
     **{f"{k}.{form}": _logical(v) for k, v in {
         "logical_and": "and", "logical_or": "or", "logical_not": "not", "logical_xor": "ne", "bitwise_and": "and",
         "bitwise_or": "or", "bitwise_not": "not", "bitwise_xor": "ne"}.items() for form in ("default", "Tensor", "Scalar")},
-    **{f"{k}.{form}": v for k, v in {"add": _scaled("add"), "sub": _scaled("sub"), "mul": _arithmetic("mul"), "div": _div}.items()
+    **{f"{k}.{form}": v for k, v in {"add": _scaled("add"), "sub": _scaled("sub"), "mul": arithmetic("mul"), "div": _div}.items()
        for form in ("Tensor", "Scalar", "Tensor_mode", "Scalar_mode")},
     **{f"pow.{form}": _pow for form in ("Tensor_Tensor", "Tensor_Scalar", "Scalar")},
     **{f"{op}.default": rule for op, rule in {  # type: ignore[misc]
-        "maximum": _arithmetic("maximum"), "minimum": _arithmetic("minimum"), "relu": _relu, "leaky_relu": _leaky,
+        "maximum": arithmetic("maximum"), "minimum": arithmetic("minimum"), "relu": _relu, "leaky_relu": _leaky,
         "reciprocal": _formula(lambda x: 1.0 / x), "rsqrt": _formula(lambda x: 1.0 / _sqrt(x)),
         "square": _formula(lambda x: x * x), "clamp": _clamp, "sgn": rule_for("sign"),
         "isnan": _isnan, "isinf": _huge(float("inf")), "softplus": _softplus, "log_sigmoid_forward": _log_sigmoid,
@@ -1047,7 +1007,7 @@ _REAL: Mapping[str, Rule] = {
     "clamp_min.Tensor": _clamp, "clamp_max.Tensor": lambda imp, step, x, high: _clamp(imp, step, x, None, high),
     "clamp_min_.Tensor": _clamp, "clamp_min_.default": _clamp, "empty_permuted.default": _full, "empty.memory_format": _full,
     "empty_like.default": _full,
-    "copy.default": lambda imp, step, x, source: imp.expand(imp.cast(source, _kind(step.dtypes[0])), step.shapes[0]),
+    "copy.default": lambda imp, step, x, source: imp.expand(imp.cast(source, kind_of(step.dtypes[0])), step.shapes[0]),
     "detach.default": rule_for("stop_gradient"), "stop_gradient.default": rule_for("stop_gradient"),
     "position.default": lambda imp, step, *args: imp.position(*args, guarded="guarded" in step.attrs),
     "squeeze.dim": _squeeze, "squeeze.dims": _squeeze, "transpose.int": _transpose, "transpose.default": _transpose, "arange.start_step": _arange,
@@ -1057,13 +1017,13 @@ _REAL: Mapping[str, Rule] = {
     "any.dims": _reduce("any"), "all.dims": _reduce("all"), "prod.dim_int": _reduce("prod"),
     "max.dim": _extreme("max"), "min.dim": _extreme("min"), "var.correction": _var, "var.dim": _var, "prims.var.default": _var,
     "where.self": _where_scalars, "where.ScalarSelf": _where_scalars, "where.ScalarOther": _where_scalars, "where.Scalar": _where_scalars,
-    "masked_fill.Scalar": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), _kind(step.dtypes[0])),
-    "masked_fill.Tensor": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), _kind(step.dtypes[0])),
+    "masked_fill.Scalar": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), kind_of(step.dtypes[0])),
+    "masked_fill.Tensor": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), kind_of(step.dtypes[0])),
     "index.Tensor": _index, "index_put.default": _index_put, "repeat.default": _repeat,
     "slice_scatter.default": _slice_scatter, "select_scatter.default": _select_scatter,
     "diagonal_scatter.default": _diagonal_scatter, "log2.default": _formula(lambda x: _log(x) / math.log(2)),
     "log10.default": _formula(lambda x: _log(x) / math.log(10)), "logcumsumexp.default": _logcumsumexp,
-    "cumprod.default": _scan("prod", 1.0), "cummax.default": _scan("max", -math.inf), "cummin.default": _scan("min", math.inf), "scatter_add.default": _scatter_add, "index_add.default": _index_add,
+    "cumprod.default": _scan("prod"), "cummax.default": _scan("max"), "cummin.default": _scan("min"), "scatter_add.default": _scatter_add, "index_add.default": _index_add,
     "median.default": _median, "median.dim": _median,
     "index_select.default": lambda imp, step, x, d, i: imp.take(x, i, imp.dim(imp.tensor(x), d)),
     "scatter.value": _scatter, "scatter.src": _scatter, "select.int": lambda imp, step, x, d, i: imp.select(x, imp.dim(imp.tensor(x), d), i),

@@ -102,8 +102,7 @@ class Literals(Alignment):
             found = self.arange([s[0] for s in shapes])
             return Tensor(ir.as_kind(found.node, kind), found.dims)
         if all(a.ndim == 2 and np.array_equal(a, np.eye(*a.shape)) for a in arrays):
-            row, column = (self.arange([s[d] for s in shapes]) for d in (0, 1))
-            nodes, dims = self.align([Tensor(row.node, (*row.dims, ())), Tensor(column.node, ((), *column.dims))])
+            nodes, dims = self.align([self.positions([s[d] for s in shapes], d, 2) for d in (0, 1)])
             return Tensor(ir.as_kind(ir.elementwise("eq", *nodes), kind), dims)
         longer = [d for d, n in enumerate(shapes[0]) if n != 1]
         if len(set(shapes)) == 1 and len(longer) == 1 and arrays[0].size <= LARGEST_LISTED:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from lossforge import ir
 from lossforge.frontends.positional.values import Refused
-from lossforge.ir import Axis, Node
+from lossforge.ir import Axis, Kind, Node
 from lossforge.primitives import is_elementwise
 
 
@@ -105,3 +105,9 @@ def sorted_axis(index: Node) -> Axis | None:
     if index.op == "argsort":
         return str(index.attrs[0])
     return str(index.attrs[0][0]) if index.op in ir.INDEX_REDUCTIONS else None
+
+
+def spread(node: Node, position: Node) -> Node:
+    """`node` along one more axis, whose positions are given: the same at each of them."""
+    everywhere = ir.elementwise("ge", position, ir.constant(0, Kind.INDEX))
+    return ir.where(everywhere, node, ir.constant(0, node.kind))

@@ -30,27 +30,25 @@ class Orders(Reductions):
         t = self.whole_axis(x, dim)
         if not t.dims[dim]:
             return t
-        (axis,) = t.dims[dim]
-        if axis not in t.node.axes:
-            if op == "flip":
-                return t
-            raise Refused("a cumulative sum of a constant")
-        if op == "cumsum":
-            return Tensor(ir.cumsum(t.node, axis, *attrs), t.dims)
-        return Tensor(ir.along(op, t.node, axis, *attrs), t.dims)
-
-    def scan(self, op: str, x: Any, dim: int, reverse: bool = False) -> Tensor:
-        """Along a dimension, the reduction `op` of each entry and those before it (behind it, if `reverse`)."""
-        if op == "sum":
-            return self.along("cumsum", x, dim, reverse)
-        t = self.single(self.tensor(x), dim)
-        if not t.dims[dim]:
+        if op == "flip" and t.dims[dim][0] not in t.node.axes:
             return t
+        t = self.own_axis(t, dim)
         (axis,) = t.dims[dim]
-        if axis not in t.node.axes:
-            raise Refused("a cumulative reduction of a constant")
+        return Tensor(ir.cumsum(t.node, axis, *attrs) if op == "cumsum" else ir.along(op, t.node, axis, *attrs), t.dims)
+
+    def scan(self, op: str, x: Any, dim: int, reverse: bool = False, exclusive: bool = False) -> Tensor:
+        """Along a dimension, the reduction `op` of each entry and those before it (behind it, if `reverse`).
+
+        The entry itself is left out if `exclusive`.
+        """
+        if op == "sum":
+            total = self.along("cumsum", x, dim, reverse)
+            return self.elementwise("sub", total, x) if exclusive else total
+        t = self.own_axis(self.whole_axis(x, dim), dim)
+        (axis,) = t.dims[dim]
         other = self.unused(unprimed(axis), {a for d in t.dims for a in d} | t.node.axes)
         node = ir.as_kind(t.node, Kind.FLOAT)
-        taken = ir.elementwise("ge" if reverse else "le", self.counter(other), self.counter(axis))
+        relation = ("g" if reverse else "l") + ("t" if exclusive else "e")
+        taken = ir.elementwise(relation, self.counter(other), self.counter(axis))
         neutral = {"prod": 1.0, "max": -math.inf, "min": math.inf, "logsumexp": -math.inf}[op]
         return Tensor(ir.reduction(op, ir.where(taken, ir.rename(node, axis, other), neutral), (other,)), t.dims)

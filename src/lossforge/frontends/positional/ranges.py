@@ -33,6 +33,11 @@ class Ranges(Axes):
                 self.ranges.add(axis)
         return Tensor(ir.iota(axis, length), ((axis,),))
 
+    def positions(self, sizes: Sequence[int], dim: int, rank: int) -> Tensor:
+        """0, 1, 2 … n − 1 along one of several dimensions."""
+        counter = self.arange(sizes)
+        return Tensor(counter.node, tuple(counter.dims[0] if d == dim else () for d in range(rank)))
+
     def counter(self, axis: Axis) -> Node:
         """The positions along an axis, which tell its size if nothing else does."""
         sizes = self.sizes_of(axis)

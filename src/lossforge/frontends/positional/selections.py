@@ -14,7 +14,7 @@ import numpy as np
 from lossforge import ir
 from lossforge.frontends.positional.axis_table import SELECTED, unprimed
 from lossforge.frontends.positional.elementwise import Elementwise
-from lossforge.frontends.positional.nodes import relabel
+from lossforge.frontends.positional.nodes import relabel, spread
 from lossforge.frontends.positional.values import Dim, Refused, Selection, Tensor
 from lossforge.frontends.recording import Varying
 from lossforge.interpreter import evaluate
@@ -155,3 +155,21 @@ class Selections(Elementwise):
                 "or its like"
             )
         return t
+
+    def own_axis(self, x: Any, dim: int) -> Tensor:
+        """`x` with one axis of its own along a dimension, also where it is constant along it."""
+        t = self.single(self.tensor(x), dim)
+        if t.dims[dim] and t.dims[dim][0] in t.node.axes:
+            return t
+        sizes = self.extents(t.dims[dim])
+        if t.dims[dim] and not t.dims[dim][0].startswith("#"):
+            position = self.counter(t.dims[dim][0])
+        elif len(set(sizes)) == 1:
+            name = self.derived(self.number("repeated"), sizes, ir.constant(float(sizes[0])))
+            position = ir.iota(name, sizes[0])
+        else:
+            position = self.arange(sizes).node
+        axis = position.attrs[0]
+        if axis in t.node.axes:
+            raise Refused("a value that is repeated along an axis which it has already")
+        return Tensor(spread(t.node, position), (*t.dims[:dim], (axis,), *t.dims[dim + 1 :]))

@@ -136,26 +136,6 @@ class Slices(Orders):
         stem = f"_by{stencil.step}_{'less' if stencil.cut >= 0 else 'more'}{abs(stencil.cut)}"
         return self.made_of(axis, stem, counts, ir.elementwise("floor", many) + 1.0, taken)
 
-    def own_axis(self, x: Any, dim: int) -> Tensor:
-        """`x` with one axis of its own along a dimension, also where it is constant along it."""
-        t = self.single(self.tensor(x), dim)
-        if t.dims[dim] and t.dims[dim][0] in t.node.axes:
-            return t
-        sizes = self.extents(t.dims[dim])
-        if t.dims[dim] and not t.dims[dim][0].startswith("#"):
-            position = self.counter(t.dims[dim][0])
-        elif len(set(sizes)) == 1:
-            name = self.derived(self.number("repeated"), sizes, ir.constant(float(sizes[0])))
-            position = ir.iota(name, sizes[0])
-        else:
-            position = self.arange(sizes).node
-        axis = position.attrs[0]
-        if axis in t.node.axes:
-            raise Refused("a value that is repeated along an axis which it has already")
-        everywhere = ir.elementwise("ge", position, ir.constant(0, Kind.INDEX))
-        node = ir.where(everywhere, t.node, ir.constant(0, t.node.kind))
-        return Tensor(node, (*t.dims[:dim], (axis,), *t.dims[dim + 1 :]))
-
     def roll(self, x: Any, dim: int, shift: Any) -> Tensor:
         """Entries moved along a dimension; what falls off comes in at the other end."""
         t = self.whole_axis(x, dim)

@@ -122,8 +122,7 @@ class Writing(Concatenation):
         """`x` with one number written at positions, of which several may be the same."""
         hit: Tensor | None = None
         for d, index in indices:
-            at = self.arange(self.extents(x.dims[d]))
-            along = Tensor(at.node, tuple(at.dims[0] if i == d else () for i in range(x.rank + 1)))
+            along = self.positions(self.extents(x.dims[d]), d, x.rank + 1)
             place = Tensor(index.node, (*((),) * x.rank, *(index.dims or ((),))))
             same = self.elementwise("eq", along, place)
             hit = same if hit is None else self.elementwise("and", hit, same)
