@@ -175,6 +175,17 @@ CASES = {
     "loop and branch by autograph": (tf.function(rounds), [real, real], [NC, NC]),
     "blurred": (blurred, [real, real], [IMAGES, IMAGES]),
     "spectral": (spectral, [real, real], [NC, NC]),
+    "scans": (
+        lambda y, p: (
+            tf.reduce_sum(y * tf.math.cumprod(1 - p, axis=1, exclusive=True))
+            + tf.reduce_sum(
+                tf.math.cumulative_logsumexp(p, axis=1, reverse=True)
+                * tf.cumsum(tf.ones_like(p), axis=1, exclusive=True)
+            )
+        ),
+        [unit, unit],
+        [NC, NC],
+    ),
     "segments": (segments, [int32_classes(3), real], [N, NC]),
     "halves": (halves, [real, real], [[(6, 2), (9, 3)], [(6, 4), (9, 6)]]),
     "weights of a variable": (weighted_by_class, [int32_classes(4), real], [N, [(6, 4), (9, 4)]]),

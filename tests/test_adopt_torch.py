@@ -498,6 +498,8 @@ CASES = {
     "decoupled": (decoupled, [real, real], [NC, NC]),
     "class sums": (class_sums, [real, classes(4)], [NC, N]),
     "median": (lambda p, t: (p - t).abs().median(), [real, real], [N, N]),
+    "scans": (lambda p, t: ((p.cummax(1).values - t.cummin(1).values) * torch.ones_like(p).cumsum(1)
+                            * torch.sigmoid(p).cumprod(1)).mean(), [real, real], [NC, NC]),
     "generalised dice": (
         lambda p, t: 1 - 2 * ((p * t).sum((0, 2, 3)) / t.sum((0, 2, 3)).clamp(min=1e-6) ** 2).sum()
         / ((p + t).sum((0, 2, 3)) / t.sum((0, 2, 3)).clamp(min=1e-6) ** 2).sum(), [unit, unit], [IMG, IMG]),

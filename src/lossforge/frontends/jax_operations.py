@@ -79,7 +79,7 @@ def _gather(imp: Importer, step: Step, x: Any, indices: Any) -> Tensor:
     numbers, sizes = step.attrs["dimension_numbers"], step.attrs["slice_sizes"]
     indexed = [imp.integer(d) for d in numbers["start_index_map"]]
     if any(imp.extents(t.dims[d])[0] != 1 and (isinstance(sizes[d], Varying) or sizes[d] != 1) for d in indexed):
-        raise Refused("an index that takes more than one entry")
+        raise Refused("an index that takes more than one entry; use slices at constant places, or jnp.take")
     at = [_in_range(i) for i in coordinates(imp, indices)]
     batch, places = numbers["operand_batching_dims"], numbers["start_indices_batching_dims"]
     collapsed = numbers["collapsed_slice_dims"]
@@ -134,7 +134,7 @@ def _numbers(imp: Importer, t: Tensor) -> list[int] | None:
 def _starts(imp: Importer, indices: Sequence[Tensor]) -> list[list[int]]:
     found = [_numbers(imp, _in_range(i)) for i in indices]
     if any(f is None for f in found):
-        raise Refused("entries at a place that is worked out from values")
+        raise Refused("entries at a place that is worked out from values; use jnp.where with a mask of positions")
     return [f for f in found if f is not None]
 
 
@@ -290,7 +290,7 @@ def _sort(imp: Importer, step: Step, *operands: Any) -> Any:
         :1
     ]  # what is the same everywhere decides nothing
     if len(varied) > 1:
-        raise Refused("a sort by several keys")
+        raise Refused("a sort by several keys; sort by one, and take the others along with jnp.take_along_axis")
     values, order = imp.sort(varied[0], d)
     found = []
     for other in operands:
@@ -341,19 +341,19 @@ def _stacked(imp: Importer, step: Step, *parts: Any) -> Tensor:
 def _pad(imp: Importer, step: Step, x: Any, value: Any) -> Tensor:
     widths = [tuple(imp.integer(n) for n in w) for w in step.attrs["padding_config"]]
     if any(inner for *_, inner in widths):
-        raise Refused("padding between entries")
+        raise Refused("padding between entries; use jnp.stack with zeros, and reshape")
     number = imp.tensor(value).node
     if number.op == "cast":
         (number,) = number.args
     if number.op != "constant":
-        raise Refused("padding with a value that is not a constant")
+        raise Refused("padding with a value that is not a constant; use jnp.concatenate")
     return windows.pad(imp, x, [(w[0], w[1]) for w in widths], "constant", float(number.attrs[0]))
 
 
 def _convolution(imp: Importer, step: Step, x: Any, kernel: Any) -> Tensor:
     numbers = step.attrs["dimension_numbers"]
     if any(n != 1 for n in step.attrs["lhs_dilation"]) or step.attrs["batch_group_count"] != 1:
-        raise Refused("a transposed convolution")
+        raise Refused("a transposed convolution; repeat or fill entries, and convolve")
     result = windows.convolve(
         imp,
         imp.permute(x, numbers["lhs_spec"]),
@@ -371,7 +371,7 @@ def _window(op: str) -> Rule:
     def rule(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
         given = step.attrs
         if any(n != 1 for n in given["base_dilation"]):
-            raise Refused("windows over entries that are spread out")
+            raise Refused("windows over entries that are spread out; fill in zeros before")
         size, stride, pads = given["window_dimensions"], given["window_strides"], given["padding"]
         spread = given["window_dilation"]
         if op == "max":
@@ -428,7 +428,7 @@ def _logical(op: str) -> Rule:
         tensors = [imp.tensor(a) for a in args]
         truths = all(t.node.kind is Kind.BOOL or _is_truth(t.node) for t in tensors)
         if step.dtypes[0] != "bool" and not (truths and op != "not"):
-            raise Refused("bits of integers")
+            raise Refused("bits of integers; use arithmetic, or comparisons")
         found = imp.elementwise(op, *(imp.cast(t, Kind.BOOL) for t in tensors))
         return imp.cast(found, kind_of(step.dtypes[0]))
 

@@ -15,7 +15,7 @@ from lossforge.ir import Kind
 def _logical(op: str) -> Rule:
     def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
         if step.dtypes[0] != "bool":
-            raise Refused("bits of integers")
+            raise Refused("bits of integers; use arithmetic, or comparisons")
         return imp.elementwise(op, *(imp.cast(a, Kind.BOOL) for a in args))
 
     return rule
@@ -33,7 +33,7 @@ def _given(imp: Importer, step: Step, name: str, default: Any = None) -> Any:
 def _unknown_options(step: Step, known: str) -> None:
     for name, value in step.attrs.items():
         if name not in known.split() and value is not None:
-            raise Refused(f"the option {name!r}")
+            raise Refused(f"the option {name!r}; leave it out, and write what it does with further operations")
 
 
 def _reduce(op: str) -> Rule:
@@ -124,7 +124,7 @@ def _slice(imp: Importer, t: Tensor, d: int, key: tuple[Any, ...]) -> Tensor:
     if by == -1 and start is None and stop is None:
         return imp.along("flip", t, d)
     if by < 0:
-        raise Refused("a slice with a negative step and ends")
+        raise Refused("a slice with a negative step and ends; use np.flip, then a slice")
     return imp.slice(t, d, slice_ends(start, 0, n), slice_ends(stop, None, n), by)
 
 
@@ -178,7 +178,7 @@ def _take(imp: Importer, step: Step) -> Tensor:
     axis = step.attrs.get("axis")
     if axis is None:
         if t.rank > 1:
-            raise Refused("np.take without an axis of an array of several dimensions")
+            raise Refused("np.take without an axis of an array of several dimensions; give axis=")
         axis = 0
     index = _given(imp, step, "indices")
     if isinstance(index, int | Varying) and not _is_array(index):
@@ -192,7 +192,7 @@ def _along_axis(imp: Importer, step: Step) -> Tensor:
     t, at = imp.tensor(_given(imp, step, "arr")), imp.tensor(_given(imp, step, "indices"))
     axis = step.attrs.get("axis", -1)
     if axis is None:
-        raise Refused("np.take_along_axis without an axis")
+        raise Refused("np.take_along_axis without an axis; give axis=")
     d = imp.dim(t, axis)
     t = imp.single(t, d)
     return imp.gather((Tensor(t.node, (*t.dims[:d], (), *t.dims[d + 1 :])), t.dims[d]), at, d)

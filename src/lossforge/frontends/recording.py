@@ -282,7 +282,10 @@ def fit(
         rest = [v / s if s else math.nan for v, s in zip(exact, scale, strict=True)]
         for node, _ in _of_sizes(rest, sizes):
             return factor * node
-    raise AdoptionError(f"the number {exact[0]:g} depends on {_names(by_size, moved)} in a way that was not recognised")
+    raise AdoptionError(
+        f"the number {exact[0]:g} depends on {_names(by_size, moved)} in a way that was not recognised; compute it with the "
+        f"library's own operations, or make it an argument"
+    )
 
 
 def _names(by_size: bool, moved: Sequence[str]) -> str:
@@ -378,7 +381,9 @@ def _of_parameter(
     at = [i for i in (only if only is not None else range(len(values)))]
     distinct = sorted({given[i] for i in at})
     if len(distinct) < 3:
-        raise AdoptionError(f"the values of {name} are too few to tell what a number has to do with it")
+        raise AdoptionError(
+            f"the values of {name} are too few to tell what a number has to do with it; give {name} another value"
+        )
     for form, build in _FORMS:
         try:
             inner = [form(p) for p in given]
@@ -393,7 +398,10 @@ def _of_parameter(
             node = build(ir.input_(name))
             node = node if a == 1 else a * node
             return node + b if b else node
-    raise AdoptionError(f"a number depends on {name} in a way that was not recognised")
+    raise AdoptionError(
+        f"a number depends on {name} in a way that was not recognised; compute it with the library's own operations, or make it "
+        f"an argument"
+    )
 
 
 def _number(node: Node, name: str, value: float) -> float:

@@ -280,7 +280,9 @@ def real_inverse(imp: Importer, x: Any, dims: Sequence[int], counts: Sequence[in
         new = imp.unused(imp.derived(f"time{counts[0]}", counts, ir.constant(float(counts[0]))), taken)
         length = counts[0]
     else:
-        raise Refused("an inverse Fourier transform to a size that is not that of the transformed array")
+        raise Refused(
+            "an inverse Fourier transform to a size that is not that of the transformed array; give it the same size"
+        )
     size = imp.size(new)
     frequency = ir.as_kind(ir.iota(axis), Kind.FLOAT)
     twice = ir.elementwise("and", ir.elementwise("gt", frequency, 0.0), ir.elementwise("lt", frequency * 2.0, size))

@@ -198,7 +198,7 @@ class _Reader:
         if op.type in ("PlaceholderWithDefault", "Identity", "IdentityN"):
             return given
         if not all(isinstance(v, _Value) for v in given):
-            raise AdoptionError(_message(op, "an operation on a list or a resource"))
+            raise AdoptionError(_message(op, "an operation on a list or a resource; use tf.stack and tensors"))
         numbers = None
         plain = all(t.dtype not in (tf.variant, tf.resource) for t in op.outputs) and "Random" not in op.type
         if plain and all(v.number is not None for v in given) and not op.op_def.is_stateful:
@@ -284,7 +284,9 @@ class _Reader:
         merged: list[Any] = []
         for t, options in zip(op.outputs, zip(*results, strict=False), strict=False):
             if any(not isinstance(v, _Value) or v.shape != options[0].shape for v in options):
-                raise AdoptionError(_message(op, "branches that depend on values and give results of different shapes"))
+                raise AdoptionError(
+                    _message(op, "branches that depend on values and give results of different shapes; use tf.where")
+                )
             found = options[-1]
             for k in range(last - 1, -1, -1):
                 args: list[Any] = [self.argument(which), self.argument(found), self.argument(options[k])]
@@ -307,7 +309,9 @@ class _Reader:
         for _ in range(_LONGEST_LOOP):
             (again,) = self.run(condition, values)
             if again.number is None:
-                raise AdoptionError(_message(op, "a loop whose number of turns depends on values"))
+                raise AdoptionError(
+                    _message(op, "a loop whose number of turns depends on values; use a mask and a constant number")
+                )
             if not again.number:
                 return values
             values = self.run(body, values)

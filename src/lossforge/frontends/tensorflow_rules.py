@@ -28,7 +28,7 @@ def _f(op: str, *args: Any) -> Any:
 
 def _axes(value: Any) -> list[int]:
     if isinstance(value, Tensor | Varying):
-        raise Refused("axes that depend on sizes")
+        raise Refused("axes that depend on sizes or values; give them as numbers")
     return [int(v) for v in np.atleast_1d(value)]
 
 
@@ -174,7 +174,7 @@ def _strided_slice(imp: Importer, step: Step, x: Any, begin: Any, end: Any, stri
                     t = imp.along("flip", t, d)
                     d += 1
                     continue
-                raise Refused("a slice with a negative step")
+                raise Refused("a slice with a negative step and ends; use tf.reverse, then a slice")
             start, stop = None if masks["begin"] & bit else firsts[i], None if masks["end"] & bit else lasts[i]
             if isinstance(start, Tensor):  # one entry, as x[i : i + 1] has
                 if any(s[len(s) - t.rank + d] != 1 for s in step.shapes[0]):
@@ -291,7 +291,7 @@ def _on_diagonal(imp: Importer, t: Tensor, inside: Any, outside: Any) -> Tensor:
 
 def _main_diagonal(k: Any) -> None:
     if np.any(np.atleast_1d(k) != 0):
-        raise Refused("a diagonal beside the main one")
+        raise Refused("a diagonal beside the main one; cut the matrix with slices before")
 
 
 def _diag(imp: Importer, step: Step, x: Any, k: Any = 0, *rest: Any) -> Tensor:
@@ -314,7 +314,7 @@ def _diag_part(imp: Importer, step: Step, x: Any, k: Any = 0, *rest: Any) -> Ten
     _main_diagonal(k)
     t = imp.tensor(x)
     if imp.extents(t.dims[-2]) != imp.extents(t.dims[-1]):
-        raise Refused("the diagonal of a matrix that is not square")
+        raise Refused("the diagonal of a matrix that is not square; cut it to a square before")
     t = imp.single(t, t.rank - 1)
     others = Tensor(t.node, t.dims[:-1])
     return imp.gather((others, t.dims[-1]), _positions(imp, others, others.rank - 1), t.rank - 1)
@@ -323,7 +323,7 @@ def _diag_part(imp: Importer, step: Step, x: Any, k: Any = 0, *rest: Any) -> Ten
 def _pad(mode: str) -> Rule:
     def rule(imp: Importer, step: Step, x: Any, paddings: Any, value: Any = 0) -> Tensor:
         if isinstance(paddings, Tensor | Varying) or isinstance(value, Tensor | Varying):
-            raise Refused("a padding that depends on sizes or values")
+            raise Refused("a padding that depends on sizes or values; use tf.concat with tf.zeros")
         chosen = {"REFLECT": "reflect", "SYMMETRIC": "symmetric"}.get(str(step.attrs.get("mode")), mode)
         return windows.pad(imp, x, [(int(a), int(b)) for a, b in np.asarray(paddings)], chosen, float(value))
 
@@ -432,7 +432,7 @@ class Bits:
 def _bitcast(imp: Importer, step: Step, x: Any) -> Bits:
     t = imp.tensor(x)
     if t.node.kind is not Kind.FLOAT or "int" not in step.dtypes[0] or step.dtypes[0].startswith("u"):
-        raise Refused("a reinterpretation of bits")
+        raise Refused("a reinterpretation of bits; use arithmetic")
     return Bits(t)
 
 
@@ -443,7 +443,7 @@ def _bitwise(op: str) -> Rule:
         if isinstance(x, Bits) and op == "and" and y == -(2**31):
             return x
         if step.dtypes[0] != "bool":
-            raise Refused("an operation on bits")
+            raise Refused("an operation on bits; use arithmetic, or comparisons")
         return imp.elementwise(op, x, y)
 
     return rule
@@ -549,7 +549,7 @@ def _convolution(depthwise: bool) -> Rule:
             groups = Varying(imp.extents(t.dims[1]))
             w = Tensor(w.node, (w.dims[1] + w.dims[0], (), *w.dims[2:]))
         elif imp.extents(w.dims[1]) != imp.extents(t.dims[1]):
-            raise Refused("a convolution in groups")
+            raise Refused("a convolution in groups; split the channels, or use tf.nn.depthwise_conv2d")
         padding = _borders(imp, step, t, taps, strides, spread)
         found = windows.convolve(imp, t, w, stride=strides, padding=padding, dilation=spread, groups=groups)
         return imp.permute(found, _as_before(order))
@@ -597,7 +597,7 @@ def _resize(linear: bool) -> Rule:
             if factor == 1:
                 continue
             if step.attrs.get("align_corners") or (linear and not centred):
-                raise Refused("resizing without half_pixel_centers")
+                raise Refused("resizing without half_pixel_centers; use tf.image.resize")
             if max(up) > 1:
                 t = windows.enlarge(imp, t, d, int(factor), linear=linear)
             elif linear or not centred:
@@ -616,7 +616,7 @@ def _to_length(imp: Importer, x: Any, dims: Sequence[int], lengths: Any) -> spec
     """Cut, or filled up with zeros, to the lengths that are transformed."""
     value = spectral.complex_of(imp, x)
     if isinstance(lengths, Tensor):
-        raise Refused("a length that depends on values")
+        raise Refused("a length that depends on values; give it as a number, or by sizes")
     wanted = [np.atleast_1d(v) for v in (lengths.values if isinstance(lengths, Varying) else (lengths,) * imp.count)]
     for k, d in enumerate(dims):
         n = imp.extents(spectral.parts(imp, value)[0].dims[d])
@@ -629,7 +629,7 @@ def _to_length(imp: Importer, x: Any, dims: Sequence[int], lengths: Any) -> spec
         elif len(more) == 1:
             value = spectral.each(partial(_lengthened, imp, d, more.pop()), value)
         else:
-            raise Refused("a transform whose length is not that of its operand")
+            raise Refused("a transform whose length is not that of its operand; pad or cut it before")
     return value
 
 

@@ -301,7 +301,7 @@ def _div(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
     if mode == "floor":
         result = imp.elementwise("floor", result)
     elif mode is not None:
-        raise Refused(f"rounding_mode={mode!r}")
+        raise Refused(f"rounding_mode={mode!r}; use torch.trunc of the quotient")
     return imp.cast(result, kind_of(step.dtypes[0]))
 
 
@@ -322,7 +322,7 @@ def _flag(t: Tensor) -> Tensor:
         return Tensor(node.args[0], t.dims)
     if node.op == "constant" and node.attrs[0] in (0, 1):
         return Tensor(ir.constant(bool(node.attrs[0])), t.dims)
-    raise Refused("bits of integers")
+    raise Refused("bits of integers; use arithmetic, or comparisons")
 
 
 def _clamp(imp: Importer, step: Step, x: Any, low: Any = None, high: Any = None) -> Tensor:
@@ -455,7 +455,7 @@ def _gather(imp: Importer, step: Step, x: Any, dim: Any, index: Any, **_: Any) -
     t = imp.single(t, d)
     for i in range(t.rank):
         if i != d and imp.extents(t.dims[i]) != imp.extents(at.dims[i]):
-            raise Refused("an index that is shorter than its operand")
+            raise Refused("an index that is shorter than its operand; cut the operand to the index's size")
     others = Tensor(t.node, (*t.dims[:d], (), *t.dims[d + 1 :]))
     return imp.gather((others, t.dims[d]), at, d)
 
@@ -485,7 +485,9 @@ def _scatter(imp: Importer, step: Step, x: Any, dim: Any, index: Any, value: Any
     d = imp.dim(t, dim)
     several = set(imp.extents(at.dims[d])) != {1}
     if several and v.node.axes:
-        raise Refused("a scatter of several entries along its dimension, of which one may overwrite another")
+        raise Refused(
+            "a scatter of several entries along its dimension, of which one may overwrite another; use scatter_add or one_hot"
+        )
     chosen, _ = _hits(imp, t, d, at)
     chosen = imp.reduce("any", chosen, [t.rank])
     kept = v if v.rank == 0 or several else Tensor(v.node, tuple(() if i == d else e for i, e in enumerate(v.dims)))
@@ -497,7 +499,7 @@ def _scatter(imp: Importer, step: Step, x: Any, dim: Any, index: Any, value: Any
 def _hits(imp: Importer, t: Tensor, d: int, index: Tensor) -> tuple[Tensor, Tensor]:
     """Where an index points to, over the dimensions of `t` and, at the end, that of the index; and the index so."""
     if any(i != d and imp.extents(index.dims[i]) != imp.extents(t.dims[i]) for i in range(t.rank)):
-        raise Refused("an index that is shorter than its operand")
+        raise Refused("an index that is shorter than its operand; cut the operand to the index's size")
     position = imp.positions(imp.extents(t.dims[d]), d, t.rank + 1)
     at = Tensor(index.node, (*(() if i == d else e for i, e in enumerate(index.dims)), index.dims[d]))
     return imp.elementwise("eq", position, at), at
@@ -507,7 +509,7 @@ def _scatter_add(imp: Importer, step: Step, x: Any, dim: Any, index: Any, source
     t, at, v = imp.tensor(x), imp.tensor(index), imp.tensor(source)
     d = imp.dim(t, dim)
     if any(imp.extents(a) != imp.extents(b) for a, b in zip(at.dims, v.dims, strict=True)):
-        raise Refused("an index that is shorter than its operand")
+        raise Refused("an index that is shorter than its operand; cut the operand to the index's size")
     chosen, _ = _hits(imp, t, d, at)
     moved = Tensor(v.node, (*(() if i == d else e for i, e in enumerate(v.dims)), v.dims[d]))
     total = imp.reduce("sum", imp.elementwise("where", chosen, moved, 0.0), [t.rank])
@@ -540,7 +542,7 @@ def _slice_scatter(
     n = imp.extents(t.dims[d])
     first, last = slice_ends(start, 0, n), slice_ends(stop, None, n)
     if imp.integer(stride) != 1:
-        raise Refused("writing every n-th entry")
+        raise Refused("writing every n-th entry; use torch.where with a mask of positions, or torch.stack and reshape")
     return imp.cast(imp.overwrite(t, d, first, last, v), kind_of(step.dtypes[0]))
 
 
@@ -559,7 +561,7 @@ def _diagonal_scatter(
     t, v = imp.tensor(x), imp.tensor(source)
     i, j = imp.dim(t, a), imp.dim(t, b)
     if offset != 0 or imp.extents(t.dims[i]) != imp.extents(t.dims[j]):
-        raise Refused("a diagonal beside the main one")
+        raise Refused("writing a diagonal beside the main one; use torch.where with a mask of positions")
     dims = list(v.dims[:-1])
     for d in sorted((i, j)):
         dims.insert(d, v.dims[-1] if d == i else ())
@@ -689,7 +691,7 @@ def _diagonal(imp: Importer, step: Step, x: Any, offset: Any = 0, a: Any = 0, b:
         t = imp.slice(t, i, down, [p + q for p, q in zip(down, length, strict=True)])
         t = imp.slice(t, j, right, [p + q for p, q in zip(right, length, strict=True)])
     elif imp.extents(t.dims[i]) != imp.extents(t.dims[j]):
-        raise Refused("a diagonal of a matrix that is not square")
+        raise Refused("a diagonal of a matrix that is not square; cut it to a square before")
     index = imp.positions(imp.extents(t.dims[i]), i, t.rank - 1)
     t = imp.single(t, j)
     others = Tensor(t.node, (*t.dims[:j], *t.dims[j + 1 :]))
@@ -701,13 +703,19 @@ def _unique(imp: Importer, step: Step, x: Any, *rest: Any) -> tuple[Any, ...]:
     """Of each entry, which of the distinct values in order it is: the number of distinct values below it."""
     t = imp.tensor(x)
     if t.rank != 1:
-        return (Unknown("the distinct values of an array, whose number depends on values"),) * 3
+        return (
+            Unknown(
+                "the distinct values of an array, whose number depends on values; use one_hot with the number of classes"
+            ),
+        ) * 3
     here, there = imp.unsqueeze(t, 1), imp.unsqueeze(t, 0)
     alike = imp.reduce("sum", imp.cast(imp.elementwise("eq", here, there), Kind.FLOAT), [1])
     share = imp.unsqueeze(imp.elementwise("div", 1.0, alike), 0)
     below = imp.reduce("sum", imp.elementwise("where", imp.elementwise("lt", there, here), share, 0.0), [1])
     place = imp.cast(imp.elementwise("round", below), Kind.INDEX)
-    unknown = Unknown("the distinct values of an array, whose number depends on values")
+    unknown = Unknown(
+        "the distinct values of an array, whose number depends on values; use one_hot with the number of classes"
+    )
     return unknown, place, unknown
 
 
@@ -769,10 +777,10 @@ def _same(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
 def _each(value: Any, count: int) -> list[int]:
     """An option for each dimension: one for all, or a list."""
     if isinstance(value, Varying):
-        raise Refused("a size or stride of windows that depends on sizes")
+        raise Refused("a size or stride of windows that depends on sizes; give it as a number")
     values = [value] if isinstance(value, int) else list(value)
     if any(isinstance(v, Varying) for v in values):
-        raise Refused("a size or stride of windows that depends on sizes")
+        raise Refused("a size or stride of windows that depends on sizes; give it as a number")
     return values * count if len(values) == 1 else values
 
 

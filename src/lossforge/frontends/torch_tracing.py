@@ -77,7 +77,9 @@ class Watch(TorchFunctionMode):
         """See `torch.overrides`."""
         self.calls += 1
         if self.calls > _MOST_CALLS:
-            raise AdoptionError(f"it calls PyTorch more than {_MOST_CALLS} times, in a loop whose length is a size")
+            raise AdoptionError(
+                f"it calls PyTorch more than {_MOST_CALLS} times, in a loop whose length is a size; use operations on whole tensors"
+            )
         if func in (torch.Tensor.detach, torch.detach, torch.Tensor.detach_, torch.Tensor.data.__get__):  # type: ignore[attr-defined]
             return torch.ops.lossforge.stop_gradient(args[0])
         func = _OTHERWISE.get(func, func)

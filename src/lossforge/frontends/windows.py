@@ -72,7 +72,7 @@ def _pad(imp: Importer, x: Tensor, dim: int, before: int, after: int, mode: str,
             node = ir.where(at_end, edge, node) if after > 0 else node
         return Tensor(node, result.dims)
     if min(before, after) < 0:
-        raise Refused(f"padding by a negative number of entries with mode {mode!r}")
+        raise Refused(f"padding by a negative number of entries with mode {mode!r}; cut with a slice")
     if mode == "replicate":
         first, last = ir.constant(0, Kind.INDEX), ir.as_kind(size - 1.0, Kind.INDEX)
         node = ir.where(at_start, ir.take(x.node, first, axis), node) if before else node
@@ -80,7 +80,7 @@ def _pad(imp: Importer, x: Tensor, dim: int, before: int, after: int, mode: str,
         return Tensor(node, result.dims)
     offsets = {"reflect": 1, "symmetric": 0, "circular": 0}
     if mode not in offsets:
-        raise Refused(f"padding with mode {mode!r}")
+        raise Refused(f"padding with mode {mode!r}; use constant, reflect, symmetric, replicate or circular")
     turned = ir.flip(x.node, axis)
     head, tail = (turned, x.node) if mode == "circular" else (x.node, turned)
     for piece, count, front in ((head, before, True), (tail, after, False)):

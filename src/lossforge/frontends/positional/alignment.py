@@ -68,7 +68,7 @@ class Alignment(Ranges):
         if a.startswith(SELECTED) or b.startswith(SELECTED):
             raise Refused(
                 "a selection by truth values meets an array that is not selected by the same mask; "
-                "use torch.where or its like, or multiply by the mask"
+                "use a where, or multiply by the mask"
             )
         x, y = self.sizes_of(a), self.sizes_of(b)
         if x[0] != y[0]:
@@ -76,7 +76,7 @@ class Alignment(Ranges):
                 self.table.unit(self.origin[unprimed(a)])
             if y[0] == 1 and not self.origin[unprimed(b)].startswith(DERIVED):
                 self.table.unit(self.origin[unprimed(b)])
-            raise Refused(f"dimensions of size {x[0]} and {y[0]} meet")
+            raise Refused(f"dimensions of size {x[0]} and {y[0]} meet; reshape or cut one of them")
         first, second = self.sources.get(unprimed(a)), self.sources.get(unprimed(b))
         if first and second and first[1] == second[1] and self.sizes_of(first[0]) == self.sizes_of(second[0]):
             self.same(first[0], second[0])
@@ -115,7 +115,9 @@ class Alignment(Ranges):
         if len(axes) <= 1:
             return x
         if any(a.startswith(SELECTED) for a in axes):
-            raise Refused("a selection by truth values, flattened with another dimension")
+            raise Refused(
+                "a selection by truth values, flattened with another dimension; reduce one of them before, or multiply by the mask"
+            )
         if all(a.startswith("#") for a in axes):
             dims = (*x.dims[:dim], (self.ghost(self.extents(axes)),), *x.dims[dim + 1 :])
             return Tensor(x.node, dims)

@@ -49,7 +49,6 @@ class Axes:
         self.selections: dict[Axis, Selection] = {}
         self.copies: dict[Axis, Axis] = {}
         """The axes that those of selections are copies of."""
-        self.where = ""
         for i, (name, kind, shapes) in enumerate(zip(names, kinds, recording.inputs, strict=True)):
             self.values[i] = self._input(name, kind, shapes)
 

@@ -128,7 +128,9 @@ class Concatenation(Lookups):
             terms: dict[Axis, int] = {}
             for extent in side:
                 if extent is None:
-                    raise Refused("a concatenation of pieces whose sizes vary in a way that was not recognised")
+                    raise Refused(
+                        "a concatenation of pieces whose sizes vary in a way that was not recognised; use a where over positions, or sum the pieces apart"
+                    )
                 for a, n in extent:
                     terms[a] = terms.get(a, 0) - n
             ends.append(ir.extent(terms.pop("", 0), terms))

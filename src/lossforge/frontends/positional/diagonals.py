@@ -42,7 +42,7 @@ class Diagonals(Writing):
         t = self.tensor(x)
         if isinstance(t, Skewed):
             if t.flat is None or len(self.dims(t, dims)) < t.rank or keepdims:
-                raise Refused("a reduction of a matrix that was read in rows of another length")
+                raise Refused("a reduction of a matrix that was read in rows of another length; flatten it first")
             t, dims = t.flat, None
         return super().reduce(op, t, dims, keepdims)
 
@@ -66,7 +66,7 @@ class Diagonals(Writing):
                 return t
             if t.rank == 2 and dim == 1 and set(start) == {1} and tuple(stop) == n and t.flat is None:
                 return self._beside(t)
-            raise Refused("entries of a matrix that was read in rows of another length")
+            raise Refused("entries of a matrix that was read in rows of another length; use a mask of the diagonal")
         axes = t.dims[dim]
         if t.rank != 1 or len(axes) != 2 or whole or not set(axes) <= t.node.axes:
             return None
@@ -93,7 +93,7 @@ class Diagonals(Writing):
             if t.rank == 1 and all(s == (m - 1, m + 1) for s, m in zip(shapes, n, strict=True)):
                 dims = (self.ghost([m - 1 for m in n]),), (self.ghost([m + 1 for m in n]),)
                 return Skewed(t.node, dims, square=t.square)
-            raise Refused("a matrix that was read in rows of another length")
+            raise Refused("a matrix that was read in rows of another length; use a mask of the diagonal")
         if t.rank != 1 or len(t.dims[0]) != 1 or t.dims[0][0] not in self.selections:
             return None
         if len(self.selections[t.dims[0][0]].axes) != 2 or any(len(s) != 2 or s[1] != s[0] + 1 for s in shapes):

@@ -12,23 +12,24 @@ from lossforge.frontends.positional.diagonals import Diagonals
 from lossforge.frontends.positional.literals import LARGEST_TABLE, too_large
 from lossforge.frontends.positional.values import Refused, Tensor
 from lossforge.frontends.recording import Ref, Step, needed
+from lossforge.ir import Node
 
 
 class Importer(Diagonals):
     """One attempt to read a recording as a graph."""
 
-    def run(self, arguments: str = "") -> Tensor:
+    def run(self) -> Tensor:
         """Import every step.
 
         Raises:
             Restart: the table has learnt something.
             AdoptionError: a step cannot be imported.
         """
-        for step in needed(self.recording):
-            self.where = step.where
+        steps = needed(self.recording)
+        for step in steps:
             rule = self.rules.get(step.op)
             if rule is None:
-                raise AdoptionError(_refusal(step, "lossforge does not know this operation"))
+                raise AdoptionError(_refusal(step, "lossforge does not know this operation; write it with others"))
             try:
                 result = rule(self, step, *[self._argument(a) for a in step.args])
                 results = result if isinstance(result, tuple) else (result,)
@@ -43,17 +44,28 @@ class Importer(Diagonals):
                 raise AdoptionError(_refusal(step, str(error))) from error
             except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
                 unknown = f"it is used in a way that is not known ({type(error).__name__}: {error})"
-                raise AdoptionError(_refusal(step, unknown)) from error
+                raise AdoptionError(_refusal(step, f"{unknown}; write this step in another way")) from error
         result = self.tensor(self.recording.result)
-        for n in ir.topological([result.node]):
-            if n.op == "table" and (size := len(n.attrs[2])) > LARGEST_TABLE:
-                raise Refused(too_large(size))
-        counted = {n.attrs[0] for n in ir.topological([result.node]) if n.op == "iota"}
-        if any(unprimed(self.copies.get(a, a)) in self.ranges for a in counted):
-            raise Refused("a range whose end is not the size of an axis")
-        if any(n.op == "iota" and n.attrs[0].startswith(SELECTED) for n in ir.topological([result.node])):
-            raise Refused("positions in a selection by truth values, which depend on values")
+        for node in ir.topological([result.node]):
+            if (problem := self._unusable(node)) is not None:
+                origin = next((s for s in steps if any(self._holds(self.values.get(i), node) for i in s.outputs)), None)
+                raise Refused(problem) if origin is None else AdoptionError(_refusal(origin, problem))
         return result
+
+    def _unusable(self, node: Node) -> str | None:
+        """Why a node cannot stand in a graph, though it may in one that the result does not need."""
+        if node.op == "table" and (size := len(node.attrs[2])) > LARGEST_TABLE:
+            return too_large(size)
+        if node.op == "iota" and unprimed(self.copies.get(node.attrs[0], node.attrs[0])) in self.ranges:
+            return "a range whose end is not the size of an axis; use a slice of a range that is as long as a dimension"
+        if node.op == "iota" and node.attrs[0].startswith(SELECTED):
+            return (
+                "positions in a selection by truth values, which depend on values; multiply by the mask, or use a where"
+            )
+        return None
+
+    def _holds(self, value: Any, node: Node) -> bool:
+        return isinstance(value, Tensor) and node in ir.topological([value.node])
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, Ref):
@@ -69,7 +81,10 @@ class Importer(Diagonals):
         for i, shape in enumerate(shapes):
             found = tuple(self.extents(d)[i] for d in value.dims)
             if found != tuple(shape):
-                raise Refused(f"the result has shape {tuple(shape)}, by its axes {found}")
+                raise Refused(
+                    f"the result has shape {tuple(shape)}, by its axes {found}; give all dimensions different sizes in the "
+                    f"examples, or write this step in another way"
+                )
 
 
 def _refusal(step: Step, reason: str) -> str:

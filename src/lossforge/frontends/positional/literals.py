@@ -42,12 +42,12 @@ class Literals(Alignment):
             number = value.item() if isinstance(value, np.generic) else value
             kind = Kind.BOOL if isinstance(number, bool) else Kind.INDEX if isinstance(number, int) else Kind.FLOAT
             return Tensor(ir.constant(number, kind), ())
-        raise Refused(f"a {type(value).__name__} where an array was expected")
+        raise Refused(f"a {type(value).__name__} where an array was expected; give an array or a number")
 
     def integer(self, value: Any) -> int:
         """A whole number that is part of the formula: a dimension, an option."""
         if isinstance(value, Varying):
-            raise Refused("a dimension or option depends on sizes or parameters")
+            raise Refused("a dimension or option depends on sizes or parameters; give it as a number")
         return int(value)
 
     def dim(self, x: Tensor, dim: Any) -> int:
@@ -67,7 +67,7 @@ class Literals(Alignment):
         """A constant array: a number where all entries are equal, a range, or a table."""
         kind = {"f": Kind.FLOAT, "i": Kind.INDEX, "u": Kind.INDEX, "b": Kind.BOOL}.get(value.dtype.kind)
         if kind is None:
-            raise Refused(f"a constant array of dtype {value.dtype}")
+            raise Refused(f"a constant array of dtype {value.dtype}; use floats, integers or truth values")
         flat = value.astype(np.float64) if kind is Kind.FLOAT else value
         if value.size and (flat == flat.flat[0]).all():
             item = flat.flat[0].item()
@@ -109,7 +109,9 @@ class Literals(Alignment):
             entries = [self.symbol([a.flat[i].item() for a in arrays]) for i in range(arrays[0].size)]
             listed = self._listed([ir.as_kind(e, kind) for e in entries])
             return Tensor(listed.node, tuple(listed.dims[0] if d in longer else () for d in range(len(shapes[0]))))
-        raise Refused("a constant array that depends on sizes or parameters")
+        raise Refused(
+            "a constant array that depends on sizes or parameters; make it an argument, or compute it with the library's own operations"
+        )
 
     def _listed(self, entries: Sequence[Node]) -> Tensor:
         """A few numbers in a row, each a formula."""

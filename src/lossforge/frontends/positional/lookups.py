@@ -47,7 +47,7 @@ class Lookups(Slices):
             return self.take(t, indices[0][1], indices[0][0])
         first = indices[0][0]
         if [d for d, _ in indices] != list(range(first, first + len(indices))):
-            raise Refused("index arrays in dimensions that are not neighbours")
+            raise Refused("index arrays in dimensions that are not neighbours; permute them to be so")
         # Each index in turn; the dimensions of the indices stand before those that are still to be indexed.
         rank = max(i.rank for _, i in indices)
         at = first
@@ -90,7 +90,7 @@ class Lookups(Slices):
                 or not lead
                 or any((i >= n).any() for i, n in zip(self.known_entries(index.node), lead, strict=True))
             ):
-                raise Refused("an index into a selection by truth values")
+                raise Refused("an index into a selection by truth values; index first and then select, or use a where")
             (axis,) = along = self.held(axis)
         self._usable(index.node)
         ordered = sorted_axis(index.node)  # the order of one array, in which another is taken
@@ -121,7 +121,7 @@ class Lookups(Slices):
             return Tensor(moved, dims)
         if node.op == "iota" and self.sizes_of(node.attrs[0]) != self.sizes_of(axis):
             if len(set(self.sizes_of(node.attrs[0]))) > 1:
-                raise Refused("a range as index into a dimension of another size")
+                raise Refused("a range as index into a dimension of another size; use a slice")
         elif node.op == "iota":  # each entry at its own place
             counted = node.attrs[0]
             if self.origin[unprimed(counted)] != self.origin[unprimed(axis)]:
@@ -132,7 +132,7 @@ class Lookups(Slices):
     def _usable(self, index: Node) -> None:
         """Refuse positions that are worked out in floats beyond what these hold exactly."""
         if index.kind is Kind.FLOAT and any(n.op == "iota" for n in ir.topological([index])):
-            raise Refused("positions that are worked out from other positions")
+            raise Refused("positions that are worked out from other positions in floats; keep them integers")
 
     def without(self, x: Tensor, dim: int) -> tuple[Tensor, Dim]:
         """`x` without a dimension, and the axes of that, as `gather` wants them."""

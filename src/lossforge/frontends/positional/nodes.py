@@ -22,7 +22,9 @@ def relabel(node: Node, mapping: Mapping[Axis, Axis]) -> Node:
         else:
             old = next(iter(pending))
             if pending[old] not in pending:
-                raise Refused(f"the axis {pending[old]!r} would occur twice")
+                raise Refused(
+                    f"the axis {pending[old]!r} would occur twice; give the two dimensions different sizes in the examples"
+                )
             aside = old + "_aside"
             node = ir.rename(node, old, aside)
             pending[aside] = pending.pop(old)

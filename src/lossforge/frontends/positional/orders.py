@@ -8,7 +8,7 @@ from typing import Any
 from lossforge import ir
 from lossforge.frontends.positional.axis_table import unprimed
 from lossforge.frontends.positional.reductions import Reductions
-from lossforge.frontends.positional.values import Refused, Tensor
+from lossforge.frontends.positional.values import Tensor
 from lossforge.ir import Kind
 
 
@@ -18,8 +18,8 @@ class Orders(Reductions):
     def sort(self, x: Any, dim: int, descending: bool = False) -> tuple[Tensor, Tensor]:
         """The entries along a dimension in order, and where they were."""
         t = self.whole_axis(x, dim)
-        if not t.dims[dim] or t.dims[dim][0] not in t.node.axes:
-            raise Refused("a sort along a dimension without entries of its own")
+        if not t.dims[dim] or t.dims[dim][0] not in t.node.axes:  # all are equal
+            return t, self.positions(self.extents(t.dims[dim]), dim, t.rank)
         (axis,) = t.dims[dim]
         node = ir.as_kind(t.node, Kind.FLOAT)
         order = ir.argsort(-node if descending else node, axis)

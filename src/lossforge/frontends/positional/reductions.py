@@ -23,7 +23,7 @@ class Reductions(Shapes):
         gone = self.dims(t, dims)
         if op in ("argmax", "argmin") and sum(len(t.dims[d]) for d in gone) > 1:
             if len(gone) > 1:
-                raise Refused(f"{op} over several dimensions")
+                raise Refused(f"{op} over several dimensions; flatten them first")
             t = self.single(t, gone[0])
         t = self._selected(op, t, gone)
         atoms = tuple(a for d in gone for a in t.dims[d])
@@ -66,7 +66,9 @@ class Reductions(Shapes):
         elif op in neutral:
             node, empty = ir.as_kind(node, Kind.FLOAT), ir.constant(neutral[op])
         else:
-            raise Refused(f"{op} of a selection by truth values, in which positions depend on values")
+            raise Refused(
+                f"{op} of a selection by truth values, in which positions depend on values; fill what is not selected with a where"
+            )
         for axis in axes:
             if op in ("sum", "mean") and not node.axes & set(self.held(axis)):
                 continue  # constant: the count will do
@@ -116,7 +118,7 @@ class Reductions(Shapes):
         for part, operand in zip(parts, operands, strict=True):
             t = self.tensor(operand)
             if len(set(part)) < len(part):
-                raise Refused(f"einsum {spec!r} with a letter twice in one operand")
+                raise Refused(f"einsum {spec!r} with a letter twice in one operand; take its diagonal before")
             dims = tuple(t.dims[part.index(c)] if c in part else () for c in letters)
             spread = Tensor(t.node, dims)
             product = spread if product is None else self.elementwise("mul", product, spread)

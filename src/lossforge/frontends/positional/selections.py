@@ -124,7 +124,7 @@ class Selections(Elementwise):
         mine, theirs = m.dims[i], x.dims[j]
         if all(a.startswith("#") for a in mine):
             if any(a.startswith("#") for a in theirs):
-                raise Refused("a selection along a dimension that no argument has")
+                raise Refused("a selection along a dimension that no argument has; use a where")
             mine = theirs
         if len(mine) == len(theirs):
             for a, b in zip(mine, theirs, strict=True):
@@ -151,8 +151,7 @@ class Selections(Elementwise):
             if ends and lead and all(e <= n for e, n in zip(ends, lead, strict=True)):
                 return Tensor(t.node, (*t.dims[:dim], self.held(t.dims[dim][0]), *t.dims[dim + 1 :]))
             raise Refused(
-                "positions in a selection by truth values, which depend on values; multiply by the mask, or use torch.where "
-                "or its like"
+                "positions in a selection by truth values, which depend on values; multiply by the mask, or use a where"
             )
         return t
 
@@ -171,5 +170,7 @@ class Selections(Elementwise):
             position = self.arange(sizes).node
         axis = position.attrs[0]
         if axis in t.node.axes:
-            raise Refused("a value that is repeated along an axis which it has already")
+            raise Refused(
+                "a value that is repeated along an axis which it has already; give the two dimensions different sizes in the examples"
+            )
         return Tensor(spread(t.node, position), (*t.dims[:dim], (axis,), *t.dims[dim + 1 :]))

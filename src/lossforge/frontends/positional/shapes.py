@@ -79,26 +79,32 @@ class Shapes(Selections):
             size = 1
             while size < extent[0]:
                 if at >= len(atoms):
-                    raise Refused("a reshape that does not follow the dimensions of its operand")
+                    raise Refused(
+                        "a reshape that does not follow the dimensions of its operand; permute or slice instead"
+                    )
                 group.append(atoms[at])
                 size *= self.sizes_of(atoms[at])[0]
                 at += 1
             if size != extent[0]:
                 pieces = self.split(t, group, extent)
                 if pieces is None:
-                    raise Refused(f"a reshape that cuts a dimension of size {size} into pieces of {extent[0]}")
+                    raise Refused(
+                        f"a reshape that cuts a dimension of size {size} into pieces of {extent[0]}; slice instead, or give the pieces a constant size"
+                    )
                 t, parts = pieces
                 atoms[at - 1 : at] = list(parts)
                 group[-1:] = [parts[0]]
                 if self.extents(tuple(group)) != tuple(extent):
-                    raise Refused(f"a reshape that cuts a dimension of size {size} into pieces of {extent[0]}")
+                    raise Refused(
+                        f"a reshape that cuts a dimension of size {size} into pieces of {extent[0]}; slice instead, or give the pieces a constant size"
+                    )
             elif extent[0] == 1 and at < len(atoms) and self.sizes_of(atoms[at])[0] == 1:
                 group.append(atoms[at])
                 at += 1
             result.append(tuple(group))
         for a in atoms[at:]:
             if self.sizes_of(a)[0] != 1:
-                raise Refused("a reshape that does not follow the dimensions of its operand")
+                raise Refused("a reshape that does not follow the dimensions of its operand; permute or slice instead")
             self.table.unit(self.origin[unprimed(a)])
         return Tensor(t.node, tuple(result))
 

@@ -35,7 +35,9 @@ class Slices(Orders):
         elif len({n[i] - v for i, v in enumerate(values)}) == 1:
             at = ir.as_kind(self.size(axis) - float(n[0] - values[0]), Kind.INDEX)
         else:
-            raise Refused("an index that depends on sizes or parameters")
+            raise Refused(
+                "an index that depends on sizes or parameters; count it from the front or the end by a constant"
+            )
         return Tensor(ir.take(t.node, at, axis), dims)
 
     def slice(self, x: Any, dim: int, start: Sequence[int], stop: Sequence[int], step: int = 1) -> Tensor:
@@ -53,7 +55,7 @@ class Slices(Orders):
         if set(lengths) == {1}:
             return self.unsqueeze(self.select(t, dim, Varying(start)), dim)
         if not t.dims[dim]:
-            raise Refused("an empty slice")
+            raise Refused("an empty slice; leave it out")
         (axis,) = t.dims[dim]
         if axis.startswith("#") or axis not in t.node.axes:
             return Tensor(t.node, (*t.dims[:dim], (self.ghost(lengths),), *t.dims[dim + 1 :]))
@@ -71,7 +73,7 @@ class Slices(Orders):
         if len(set(trims)) == 1 and len(set(lengths)) == 1:
             tail = self.slide(self.along("flip", t, dim), dim, Stencil(start=trims[0], count=lengths[0]))
             return self.along("flip", tail, dim)
-        raise Refused("a slice whose ends are not constant, or that leaves entries out")
+        raise Refused("a slice whose ends are not constant, or that leaves entries out; use a where over positions")
 
     def _share(self, t: Tensor, dim: int, start: Sequence[int], lengths: Sequence[int]) -> Tensor | None:
         """One of a constant number of equal shares of a dimension: a half, a third."""
@@ -121,7 +123,9 @@ class Slices(Orders):
         """The axis of the windows: that of their operand, if there are as many."""
         counts = tuple(stencil.windows(n) for n in self.sizes_of(axis))
         if any(n < 1 for n in counts):
-            raise Refused(f"no window fits into a dimension of size {min(self.sizes_of(axis))}")
+            raise Refused(
+                f"no window fits into a dimension of size {min(self.sizes_of(axis))}; give larger examples, or pad before"
+            )
         taken = {a for d in t.dims for a in d} | t.node.axes
         if stencil.count is not None:
             first = self.derived(f"first{stencil.count}", counts, ir.constant(float(stencil.count)))
@@ -147,7 +151,7 @@ class Slices(Orders):
         if move is None or not move:
             if shift == 0:
                 return t
-            raise Refused("a roll by more than the size of its dimension")
+            raise Refused("a roll by more than the size of its dimension; take the rest by the size")
         (axis,) = t.dims[dim]
         if axis not in t.node.axes:
             return t

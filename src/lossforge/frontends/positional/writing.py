@@ -25,7 +25,7 @@ class Writing(Concatenation):
         if tuple(start) == (0,) * self.count and tuple(stop) == tuple(n):
             return value
         if not t.dims[dim]:
-            raise Refused("writing into a dimension of size 1")
+            raise Refused("writing into a dimension of size 1; use the new value in its place")
         if t.dims[dim][0].startswith("#") or t.dims[dim][0] not in t.node.axes:
             t = self.solid(t, dim)
         (axis,) = t.dims[dim]
@@ -57,11 +57,11 @@ class Writing(Concatenation):
             self.align([i for _, i in given])
         rank = max(i.rank for _, i in given)
         if [d for d, _ in given] != list(range(given[0][0], given[0][0] + len(given))) or rank != 1:
-            raise Refused("writing at an index of several dimensions")
+            raise Refused("writing at an index of several dimensions; use a where with a mask of positions, or one_hot")
         first = given[0][0]
         (written,) = next(i.dims for _, i in given if i.rank == 1)
         if len(written) != 1 or any(i.rank and i.dims[0] != written for _, i in given):
-            raise Refused("writing at indices of several sizes")
+            raise Refused("writing at indices of several sizes; use a where with a mask of positions")
         rest: list[tuple[int, Tensor]] = []
         for d, index in given:
             places = index.places or ((index.node.attrs[0],) if index.node.op == "iota" and not moves else ())
@@ -72,7 +72,9 @@ class Writing(Concatenation):
             if places and len(places) == len(atoms) and not set(places) & set(moves):
                 for a, b in zip(atoms, places, strict=True):
                     if self.sizes_of(a) != self.sizes_of(b):
-                        raise Refused("writing at positions along a dimension of another size")
+                        raise Refused(
+                            "writing at positions along a dimension of another size; cut it with a slice before"
+                        )
                     if self.origin[unprimed(a)] != self.origin[unprimed(self.copies.get(b, b))]:
                         self.same(a, self.copies.get(b, b))
                 moves.update(zip(places, atoms, strict=True))
@@ -82,7 +84,7 @@ class Writing(Concatenation):
             if not value.node.axes and not add:
                 return self._written_alike(x, given, value)
             raise Refused(
-                "writing at positions that are worked out, of which two may be the same; use torch.where or one_hot"
+                "writing at positions that are worked out, of which two may be the same; use a where or one_hot"
             )
         blank: list[Dim] = [()] * t.rank
 
@@ -108,7 +110,7 @@ class Writing(Concatenation):
         for i in range(max(lead, 0), value.rank):
             dims[t.rank - value.rank + i] = value.dims[i]
         if lead > 1:
-            raise Refused("writing an array of more dimensions than its index")
+            raise Refused("writing an array of more dimensions than its index; write row by row, or use a where")
         if lead == 1 and value.dims[0] and not value.dims[0][0].startswith("#"):
             if value.dims[0] != written:
                 self.align([Tensor(value.node, (value.dims[0],)), Tensor(given[0][1].node, (written,))])
