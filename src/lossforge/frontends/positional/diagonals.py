@@ -1,4 +1,8 @@
-"""A matrix without its diagonal, by way of rows that are one entry longer."""
+"""A matrix without its diagonal, by way of rows that are one entry longer.
+
+Windows and splits of the flattened matrix would say the same step by step, but kernels do not spell these; as a selection, the
+entries beside the diagonal are a mask under a reduction, which they fuse.
+"""
 
 from __future__ import annotations
 
