@@ -167,10 +167,10 @@ class Axes:
         except AdoptionError as error:
             raise Refused(str(error)) from None
 
-    def axis_of(self, sizes: Sequence[int], taken: Sequence[Axis] = ()) -> Axis | None:
+    def axis_of(self, sizes: Sequence[int]) -> Axis | None:
         """The axis that has these sizes in the recordings, if there is only one."""
         found = self.having(sizes)
-        return self.unused(found[0], taken) if len(found) == 1 else None
+        return found[0] if len(found) == 1 else None
 
     def having(self, sizes: Sequence[int]) -> list[Axis]:
         """The axes that have these sizes in the recordings."""

@@ -133,8 +133,3 @@ class Lookups(Slices):
         """Refuse positions that are worked out in floats beyond what these hold exactly."""
         if index.kind is Kind.FLOAT and any(n.op == "iota" for n in ir.topological([index])):
             raise Refused("positions that are worked out from other positions in floats; keep them integers")
-
-    def without(self, x: Tensor, dim: int) -> tuple[Tensor, Dim]:
-        """`x` without a dimension, and the axes of that, as `gather` wants them."""
-        t = self.whole_axis(x, dim)
-        return Tensor(t.node, (*t.dims[:dim], *t.dims[dim + 1 :])), t.dims[dim]
