@@ -7,6 +7,7 @@ wrong stride or one missed block would exceed by far.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 
@@ -466,6 +467,21 @@ def test_a_result_that_is_an_input_goes_where_the_caller_wants_it() -> None:
     kernels.run(program, [values], "float64", (None,) * 3, None, room)
     for got, want in zip(room, (values, values, -values), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations("abc")), ids="".join)
+def test_a_result_that_is_an_input_in_any_order(order: tuple[str, ...], rng: np.random.Generator) -> None:
+    """As the gradient of a sum over an axis, which is the upstream gradient for each entry of the axis."""
+    x = input_("x", ("a", "c"))
+    ports = Port(x, ("c", "a")), Port(elementwise("neg", x), ("a", "c"))
+    program = Program((ports[0], Port(input_("y", "abc"), order)), (Port(x, order), ports[1]))
+    sizes = {"a": 2, "b": 4, "c": 3}
+    values, like = rng.standard_normal((3, 2)), np.zeros([sizes[a] for a in order])
+    got, negative = kernels.run(program, [values, like], "float64", (None,) * 2)
+    np.testing.assert_array_equal(np.einsum(f"{''.join(order)}->bca", got), np.broadcast_to(values, (4, 3, 2)))
+    np.testing.assert_array_equal(negative, -values.T)
+    got[:] = 0.0  # the caller's own
+    np.testing.assert_array_equal(negative, -values.T)
 
 
 def test_a_forked_child_computes_the_same() -> None:

@@ -13,6 +13,7 @@ import pytest
 import lossforge as lf
 from lossforge import errors, ir
 from lossforge.compiler import vjp_program
+from lossforge.dtypes import EPSILON
 from lossforge.interpreter import evaluate
 from lossforge.ir import Kind, Port, Program
 from lossforge.primitives import PRIMITIVES
@@ -827,3 +828,44 @@ def test_an_unknown_number_of_dimensions():
 
     with pytest.raises(errors.ShapeError, match="ensure_shape"):
         loss(tf.ones(3), tf.ones(3))
+
+
+# ----------------------------------------------------------------------------- kernels, where TensorFlow executes at once
+
+
+def taped(loss, pred, true):
+    with tf.GradientTape() as tape:
+        tape.watch(pred)
+        value = loss(pred, true)
+    return value, tape.gradient(value, pred)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 7), (1 << 19,)], ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_kernels_compute_eager_losses(monkeypatch, dtype, shape):
+    ran = []
+    attempt = tensorflow_adapter.tensorflow_kernels.attempt
+    monkeypatch.setattr(tensorflow_adapter.tensorflow_kernels, "attempt", lambda *a: ran.append(attempt(*a)) or ran[-1])
+    rng = np.random.default_rng(3)
+    pred, true = (tf.cast(tf.constant(rng.standard_normal(shape) * 3), dtype) for _ in range(2))
+    value, slope = taped(huber, pred, true)
+    assert ran and all(r is not None for r in ran)
+    assert slope.dtype == pred.dtype
+    monkeypatch.setattr(tensorflow_adapter.tensorflow_kernels, "attempt", lambda *a: None)
+    expected, slopes = taped(huber, pred, true)
+    # Sums in another order: a few units in the last place of the precision that both are computed in.
+    assert_close(value, expected.numpy(), "float64" if dtype == "float64" else "float32")
+    found, wanted = (tf.cast(t, tf.float64).numpy() for t in (slope, slopes))
+    np.testing.assert_allclose(found, wanted, rtol=2 * EPSILON[dtype])
+
+
+def test_an_eager_gradient_that_is_kept_never_changes():
+    rng = np.random.default_rng(4)
+    true = tf.constant(rng.standard_normal(1 << 19), tf.float32)
+    kept = [taped(huber, tf.constant(rng.standard_normal(1 << 19), tf.float32), true)[1] for _ in range(4)]
+    copies = [k.numpy().copy() for k in kept]
+    for _ in range(4):
+        taped(huber, true + 1.0, true)
+    for k, c in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(k.numpy(), c)
+        np.testing.assert_array_equal((k + 0.0).numpy(), c)

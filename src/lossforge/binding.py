@@ -212,6 +212,9 @@ class Bound:
         wholly = [self.sizes[a] for a in port.order]
 
         def finish(values: dict[Node, Any]) -> np.ndarray:
+            if node.op == "input":
+                array = self._operand(node, values, kept).reshape(partly)
+                return _as(np.broadcast_to(array, wholly).copy(), held).reshape(shape)
             array, axes = values[node]
             if axes is None:
                 return array
@@ -420,9 +423,8 @@ class Bound:
             lie = Lie(tuple(steps), held)
             self.lies[node] = lie
             room = Room(shape, order, held)
-            if node.op != "input":
-                self.direct[node] = i or 0
-                self._rooms[i or 0] = room
+            self.direct[node] = i or 0
+            self._rooms[i or 0] = room
             return (lambda: (room.make(), None)), lie
         return self._temporary(node)
 

@@ -264,7 +264,7 @@ class _Scheduler:
                 ready += 1
             available[n] = ready
         for o in self.outputs:
-            if o.axes and o not in self.contractions:
+            if o.axes and o.op != "input" and o not in self.contractions:
                 produced.setdefault(available[o], []).append(o)
         steps: list[Step] = []
         last = max([*produced, *(available[o] for o in self.outputs)], default=0)

@@ -1,6 +1,6 @@
 """TensorFlow: a loss under `tf.GradientTape`, `tf.function` and XLA.
 
-Programs run in one place, `evaluate`. Nothing records its inside: `differentiable` records a program's
+Programs run in one place, `evaluate`: by kernels where TensorFlow executes at once, else as its own operations. Nothing records its inside: `differentiable` records a program's
 outputs as one operation whose backward pass is the derived program, recorded in the same way, so that
 derivatives of every order come from derived programs. TensorFlow builds forward mode and Jacobians upon the
 backward pass, which is linear in the upstream gradient and differentiable with respect to it.
@@ -20,6 +20,7 @@ import tensorflow as tf
 from tensorflow.python.eager.record import record_operation, stop_recording
 from tensorflow.python.ops.gradients_util import PossibleTapeGradientTypes
 
+from lossforge.adapters import tensorflow_kernels
 from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.tensorflow import tensorflow_backend
 from lossforge.compiler import Plan, program_vjp
@@ -91,6 +92,9 @@ class TensorFlowAdapter:
 def evaluate(program: Program, tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
     """The program's outputs in the precision to compute in; no tape records how they came about."""
     real = _computing(program.inputs, tensors)
+    by_kernels = tensorflow_kernels.attempt(program, tensors, real.name)
+    if by_kernels is not None:
+        return by_kernels
     dtypes = {Kind.FLOAT: real, Kind.INDEX: tf.int64, Kind.BOOL: tf.bool}
     with stop_recording():
         found = _compiled(program)(
@@ -184,9 +188,16 @@ def _reduced(plan: Plan, tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
 
     def pullback(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
         inputs = (*here, upstream)
-        return differentiable(plan.vjp(wrt), inputs, values=lambda: [upstream * g for g in gradients])
+        return differentiable(plan.vjp(wrt), inputs, values=lambda: [_scaled(g, upstream) for g in gradients])
 
     return _record(outputs, pullback, followed)
+
+
+def _scaled(gradient: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    """Their product, without a pass over memory where the upstream gradient is 1."""
+    if tf.executing_eagerly() and float(upstream) == 1.0:
+        return gradient
+    return upstream * gradient
 
 
 def _record(
