@@ -178,7 +178,9 @@ CASES = {
     "scans": (
         lambda y, p: (
             tf.reduce_sum(y * tf.math.cumprod(1 - p, axis=1, exclusive=True))
-            + tf.reduce_sum(y * tf.math.cumulative_logsumexp(p, axis=1, reverse=True))
+            + tf.reduce_sum(
+                y * tf.math.cumulative_logsumexp(p, axis=1, reverse=True) * tf.cumsum(tf.ones_like(p), axis=1)
+            )
         ),
         [unit, unit],
         [NC, NC],

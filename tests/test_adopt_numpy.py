@@ -436,6 +436,29 @@ def test_numbers_that_an_object_keeps_are_parameters() -> None:
     agree("value with another scale", loss(y, x, scale=0.5), Scaled(0.5)(y, x))
 
 
+FOLLOWING_SIZES = {
+    "filled": lambda n: [[0.5] * n] * n,
+    "the size": lambda n: [[float(n)] * n] * n,
+    "from one": lambda n: [[i + 1.0 for i in range(n)]],
+    "backwards": lambda n: [[float(n - i) for i in range(n)]],
+    "a plane": lambda n: [[2.0 * i - 0.5 * j + n for i in range(n)] for j in range(n)],
+    "identity": lambda n: [[float(i == j) for i in range(n)] for j in range(n)],
+    "without the diagonal": lambda n: [[i != j for i in range(n)] for j in range(n)],
+    "weights of a triangle": lambda n: [[2.0 if i < j else -1.0 for i in range(n)] for j in range(n)],
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING_SIZES)
+def test_constant_arrays_that_follow_sizes(name: str) -> None:
+    def weighted(pred):
+        return np.sum(np.array(FOLLOWING_SIZES[name](len(pred))) * (pred @ pred.T) ** 2)
+
+    rng = np.random.default_rng(10)
+    loss = lf.adopt(weighted, real(rng, (6, 4)))
+    other = real(rng, (9, 5))
+    agree("value", loss(other), weighted(other))
+
+
 def test_nothing_outside_of_the_function_changes() -> None:
     before = np.eye, np.array, special.logsumexp
     table = np.array([1.0, 2.0, 3.0, 4.0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from lossforge import ir
 from lossforge.frontends.positional.alignment import Alignment
+from lossforge.frontends.positional.patterns import even, halves
 from lossforge.frontends.positional.values import Refused, Tensor, Unknown
 from lossforge.frontends.recording import Ref, Varying
 from lossforge.ir import Axis, Kind, Node
@@ -92,18 +95,32 @@ class Literals(Alignment):
         return Tensor(ir.table(values, order, [n for n in value.shape if n != 1], kind), tuple(dims_))
 
     def _pattern(self, arrays: Sequence[np.ndarray]) -> Tensor:
-        """A constant array whose shape follows the sizes: filled, counting, or an identity matrix."""
+        """A constant array whose shape follows the sizes: filled, counting, an identity, a triangle."""
         shapes = [a.shape for a in arrays]
         kind = {"f": Kind.FLOAT, "i": Kind.INDEX, "b": Kind.BOOL}.get(arrays[0].dtype.kind, Kind.FLOAT)
-        if all(a.size and (a == arrays[0].flat[0]).all() for a in arrays):
-            constant = tuple(() if set(n) == {1} else (self.ghost(n),) for n in zip(*shapes, strict=True))
-            return Tensor(ir.constant(arrays[0].flat[0].item(), kind), constant)
-        if all(a.ndim == 1 and np.array_equal(a, np.arange(len(a))) for a in arrays):
-            found = self.arange([s[0] for s in shapes])
-            return Tensor(ir.as_kind(found.node, kind), found.dims)
-        if all(a.ndim == 2 and np.array_equal(a, np.eye(*a.shape)) for a in arrays):
-            nodes, dims = self.align([self.positions([s[d] for s in shapes], d, 2) for d in (0, 1)])
-            return Tensor(ir.as_kind(ir.elementwise("eq", *nodes), kind), dims)
+        sizes = list(zip(*shapes, strict=True))
+        if (grown := even(arrays)) is not None:
+            first, steps = grown
+            filled = Tensor(self.symbol(first), tuple(() if set(n) == {1} else (self.ghost(n),) for n in sizes))
+            counted = [self.positions(sizes[d], d, len(sizes)) for d, step in enumerate(steps) if step]
+            (base, *nodes), dims = self.align([filled, *counted])
+            terms = [
+                n if s == 1 else ir.as_kind(n, Kind.FLOAT) * s for n, s in zip(nodes, filter(None, steps), strict=True)
+            ]
+            terms = [base, *terms] if any(first) or not terms else terms
+            node = (
+                terms[0]
+                if len(terms) == 1
+                else functools.reduce(operator.add, (ir.as_kind(t, Kind.FLOAT) for t in terms))
+            )
+            return Tensor(ir.as_kind(node, kind), dims)
+        if (parted := halves(arrays)) is not None:
+            relation, inside, outside = parted
+            pair, dims = self.align([self.positions(sizes[d], d, 2) for d in (0, 1)])
+            node = ir.elementwise(relation, *pair)
+            if (inside, outside) != (1, 0):
+                node = ir.where(node, ir.constant(float(inside)), ir.constant(float(outside)))
+            return Tensor(ir.as_kind(node, kind), dims)
         longer = [d for d, n in enumerate(shapes[0]) if n != 1]
         if len(set(shapes)) == 1 and len(longer) == 1 and arrays[0].size <= LARGEST_LISTED:
             entries = [self.symbol([a.flat[i].item() for a in arrays]) for i in range(arrays[0].size)]
