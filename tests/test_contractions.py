@@ -67,6 +67,25 @@ def test_what_spans_both_matrices_stays(x: Node) -> None:
     assert factor_sums([total]) == [total]
 
 
+COUNT = reduction("sum", where(positive(X), 1.0, 0.0), ("k",))
+"""Zero for rows in which x is nowhere positive."""
+
+
+@pytest.mark.parametrize(
+    "x",
+    [where(positive(X), PAIR / COUNT, 0.0), where(positive(COUNT), (X / COUNT) * PAIR, 0.0)],
+    ids=["a condition of one side", "a condition of both"],
+)
+def test_a_division_stays_under_the_condition_that_it_is_made_for(x: Node, rng: np.random.Generator) -> None:
+    before = reduction("sum", x, ("i",))
+    (after,) = factor_sums([before])
+    arrays = values(rng)
+    arrays[Port(X, ("i", "k"))][1] = -1.0
+    (want,), (got,) = evaluate([before], arrays), evaluate([after], arrays)
+    assert after.args[0].op == "mul" and np.isfinite(want).all()
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)  # 3 terms below 4
+
+
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_no_value_changes(data: st.DataObject, seed: int) -> None:
     def tree(depth: int) -> Node:

@@ -59,37 +59,50 @@ def _leaves(node: Node) -> Iterator[Node]:
         yield node
 
 
-def _split(node: Node, first: Axes, second: Axes) -> Sides:
-    """The two sides of a product. What has the axes of one side stays as it is."""
-    if node.axes <= first:
-        return node, None
-    if node.axes <= second:
-        return None, node
+def _split(node: Node, first: Axes, second: Axes, guard: Axes | None = None) -> Sides:
+    """The two sides of a product. What has the axes of one side stays as it is.
+
+    A condition stands on every side that it fits, and what fits both sides goes to that of `guard`, whose condition it is
+    under: what is divided by a count that is zero where the condition never holds must stay under it.
+    """
+    on_first, on_second = node.axes <= first, node.axes <= second
+    if (on_first and guard is not second) or (on_second and guard is not first):
+        return (node, None) if on_first and guard is not second else (None, node)
     if node.op == "mul":
-        (left, right), (left_2, right_2) = (_split(a, first, second) for a in node.args)
+        (left, right), (left_2, right_2) = (_split(a, first, second, guard) for a in node.args)
         return _times(left, left_2), _times(right, right_2)
     if node.op == "neg":
-        left, right = _split(node.args[0], first, second)
+        left, right = _split(node.args[0], first, second, guard)
         return (None if left is None else -left), (-right if left is None and right is not None else right)
     if node.op == "div":
         divisor = node.args[1]
-        left, right = _split(node.args[0], first, second)
-        if divisor.axes <= first and left is not None:
-            return left / divisor, right
-        if divisor.axes <= second and right is not None:
-            return left, right / divisor
+        left, right = _split(node.args[0], first, second, guard)
+        fits = [divisor.axes <= side for side in (first, second)]
+        if fits[0] and guard is not second and (left is not None or guard is first):
+            return _over(left, divisor), right
+        if fits[1] and guard is not first and (right is not None or guard is second):
+            return left, _over(right, divisor)
+        if fits[0] or fits[1]:
+            return (_over(left, divisor), right) if fits[0] else (left, _over(right, divisor))
     elif branch := ir.kept_branch(node):
         condition = node.args[0]
-        left, right = _split(node.args[branch], first, second)
-        if condition.axes <= first and left is not None:
-            return ir.under(condition, branch, left), right
-        if condition.axes <= second and right is not None:
-            return left, ir.under(condition, branch, right)
+        fits = [condition.axes <= side for side in (first, second)]
+        left, right = _split(node.args[branch], first, second, guard if all(fits) else first if fits[0] else second)
+        if (fits[0] and left is not None) or (fits[1] and right is not None):
+            left = ir.under(condition, branch, left) if fits[0] and left is not None else left
+            right = ir.under(condition, branch, right) if fits[1] and right is not None else right
+            return left, right
+    if on_first or on_second:
+        return (node, None) if on_first else (None, node)
     raise _Inseparable
 
 
 def _times(x: Node | None, y: Node | None) -> Node | None:
     return y if x is None else x if y is None else x * y
+
+
+def _over(x: Node | None, divisor: Node) -> Node:
+    return (1.0 if x is None else x) / divisor
 
 
 __all__ = ["factor_sums"]
