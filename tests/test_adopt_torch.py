@@ -296,6 +296,30 @@ def average_precision(embeddings, labels):
     return 1 - ((near * same).sum(1)[found] / same.sum(1)[found]).mean()
 
 
+def ways_of_other_shapes(embeddings, labels):
+    """What the ways have in common ends before what is selected from."""
+    positive, negative = embeddings[labels == 1, 0], embeddings[labels == 2, 0]
+    if len(positive) > 0 and len(negative) > 0:
+        return F.relu(1 - positive[:, None] + negative[None]).mean()
+    return positive.mean() if len(positive) > 0 else (embeddings**2).mean()
+
+
+def all_or_some(embeddings, labels):
+    rare = labels > 1
+    if torch.all(rare):
+        return embeddings.abs().mean()
+    return embeddings[rare].sum() / max(int(labels.shape[0]), 1)
+
+
+def guards_of_guards(embeddings, labels):
+    loss = embeddings.sum() * 0
+    if (labels == 1).any():
+        loss = loss + embeddings[labels == 1].mean()
+    if (labels == 2).any():
+        loss = loss * 2 + embeddings[labels == 2].pow(2).mean()
+    return loss
+
+
 def positive_first(z, w):
     """SimCLR as it is mostly written: the positive of each row before its negatives, which is the class of label 0."""
     x = F.normalize(torch.cat([z, w]), dim=1)
@@ -532,7 +556,8 @@ def test_published_loss(name: str) -> None:
 @pytest.mark.parametrize(
     ("fn", "said"),
     [
-        (lambda p: p.sum() if p.sum() > 0 else -p.sum(), "decision from values"),
+        (lambda p: p.sum() if p.sum() > 0 else -p.sum(), r"test_adopt_torch.py:\d+ .*decision from values"),
+        (lambda p: p * p if p.sum() > 0 else p.sum(), "decision from values"),
         (lambda p: p / p.sum().item(), "Python number"),
         (lambda p: p[p > 0], "selection|truth values"),
         (lambda p: torch.sort(p[p > 0])[0][:2].sum(), "truth values"),
@@ -547,8 +572,10 @@ def test_refusals_name_the_operation(fn: Callable[..., Any], said: str) -> None:
         lf.adopt(fn, torch.from_numpy(real(np.random.default_rng(0), (6, 4))))
 
 
-@pytest.mark.parametrize("labels", [[1, 1, 1, 1], [1, 2, 3, 4], [1, 1, 2, 3]])
-@pytest.mark.parametrize("fn", [contrastive_pairs, average_precision])
+@pytest.mark.parametrize("labels", [[1, 1, 1, 1], [1, 2, 3, 4], [1, 1, 2, 3], [2, 2, 2, 2], [0, 0, 0, 0]])
+@pytest.mark.parametrize(
+    "fn", [contrastive_pairs, average_precision, ways_of_other_shapes, all_or_some, guards_of_guards]
+)
 def test_guards_against_nothing(fn: Callable[..., Any], labels: list[int], rng: np.random.Generator) -> None:
     """What is done where there is no pair is done here too, with its gradient."""
     arrays = [real(rng, (4, 3)), np.array(labels)]

@@ -12,10 +12,11 @@ the way to the dispatcher, and it stops at an `if` on a tensor and at `x[mask]`.
 from __future__ import annotations
 
 import itertools
+import linecache
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from torch.utils._pytree import tree_map_only
 from lossforge.errors import AdoptionError
 from lossforge.frontends.decisions import raised_on_purpose
 from lossforge.frontends.recording import Recording
-from lossforge.frontends.ways import choice
+from lossforge.frontends.ways import Unlike, choice
 
 _LIBRARY: Any = torch.library.Library("lossforge", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
@@ -61,6 +62,8 @@ class Event:
     """The number of entries that a selection is given; None for decisions."""
     asked: bool = False
     """Whether the function looked at the number of entries, or decided on whether there are any."""
+    where: str = field(default_factory=lambda: _user_line())
+    """The line of the user's source."""
 
 
 class Watch(TorchFunctionMode):
@@ -94,7 +97,7 @@ class Watch(TorchFunctionMode):
 
     def _next(self) -> bool:
         if len(self.events) >= _MOST_DECISIONS:
-            raise AdoptionError(_TOO_MANY)
+            raise AdoptionError(f"{_user_line()}: {_TOO_MANY}")
         return self.answers[len(self.events)] if len(self.events) < len(self.answers) else False
 
     def decide(self, condition: torch.Tensor) -> Any:
@@ -122,6 +125,17 @@ def _from_library() -> bool:
     while frame.f_code.co_filename.endswith(("/torch/overrides.py", "/torch/_tensor.py")):
         frame = frame.f_back
     return "/torch/" in frame.f_code.co_filename
+
+
+def _user_line() -> str:
+    """The line of the function that is being recorded."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and any(own in frame.f_code.co_filename for own in ("/torch/", "/lossforge/", "<")):
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{file.rsplit('/', 1)[-1]}:{line} ({linecache.getline(file, line).strip()})"
 
 
 def _asks_for_any(condition: torch.Tensor) -> bool:
@@ -201,15 +215,15 @@ def recorded(trace: Callable[[Watch], Recording]) -> Recording:
     to work with, the result is a choice between both. Of any other decision the loss depends on it, and is refused.
     The trace gives a tuple: the value, and what each event is about.
     """
-    return _settled(trace, [], itertools.count(), whole=True)
+    return _settled(trace, [], itertools.count())
 
 
-def _settled(trace: Callable[[Watch], Recording], given: list[bool], ways: Iterator[int], *, whole: bool) -> Recording:
-    """The recording after these answers; `whole` says that it is asked what happens where a selection is empty."""
+def _settled(trace: Callable[[Watch], Recording], given: list[bool], ways: Iterator[int]) -> Recording:
+    """The recording after these answers."""
     watch, answers = Watch(given), given
     while True:
         if next(ways) >= _MOST_WAYS:
-            raise AdoptionError(_TOO_MANY)
+            raise AdoptionError(f"{watch.events[-1].where}: {_TOO_MANY}" if watch.events else _TOO_MANY)
         try:
             recording = trace(watch)
             break
@@ -219,25 +233,29 @@ def _settled(trace: Callable[[Watch], Recording], given: list[bool], ways: Itera
                 raise
             answers = [*(e.answer for e in watch.events[: decisions[-1]]), True]
             watch = Watch(answers)
-    if sum(e.count is None and not e.answer for e in watch.events) > _MOST_GUARDS:
-        raise AdoptionError(_TOO_MANY)
+    guards = [e for e in watch.events if e.count is None and not e.answer]
+    if len(guards) > _MOST_GUARDS:
+        raise AdoptionError(f"{guards[-1].where}: {_TOO_MANY}")
     value, *about = recording.result
     result = replace(recording, result=value)
     for i, event in reversed([*enumerate(watch.events)][len(given) :]):
         prefix = [*(e.answer for e in watch.events[:i]), True]
-        if event.answer or (event.count is not None and not (whole and event.asked)):
+        if event.answer or (event.count is not None and not event.asked):
             continue
         try:
-            other = _settled(trace, prefix, ways, whole=whole and event.count is None)
+            other = _settled(trace, prefix, ways)
         except AdoptionError:
             raise
         except Exception as error:
             if event.count is not None or raised_on_purpose(error, _OWN):
                 continue
-            raise AdoptionError(_DECIDES) from None
-        both = choice(result, other, about[i], where=event.count is None, count=event.count)
+            raise AdoptionError(f"{event.where}: {_DECIDES}") from None
+        try:
+            both = choice(result, other, about[i], where=event.count is None, count=event.count)
+        except Unlike:
+            raise AdoptionError(f"{event.where}: {_DECIDES}") from None
         if both is not result and not event.asked:
-            raise AdoptionError(_DECIDES)
+            raise AdoptionError(f"{event.where}: {_DECIDES}")
         result = both
     return result
 

@@ -15,18 +15,28 @@ import numpy as np
 from lossforge.frontends.recording import Recording, Ref, Step, needed
 
 
+class Unlike(Exception):
+    """Internal: two ways end in values that cannot be a choice."""
+
+
 def choice(usual: Recording, other: Recording, condition: Ref, *, where: bool, count: int | None) -> Recording:
     """One recording that does as `other` where `condition`, of the usual one, is `where`, and else as usual.
 
     `count` is the number of entries of a selection by `condition`, whose place in `other` is taken by 0. It is the usual
     recording itself where both do the same, or where the other works with arrays of no entries.
+
+    Raises:
+        Unlike: the results of both ways have different shapes.
     """
     numbers: dict[Any, int] = {}
     mine, theirs = _Numbered(usual, numbers, count), _Numbered(other, numbers, count)
     path: list[tuple[Step, int]] = []
     a, b = usual.result, other.result
+    found: tuple[Ref, Any, int] | None = None  # where both ways have one shape, as late as can be
     while mine.of(a) != theirs.of(b):
         x, y = mine.step(a), theirs.step(b)
+        if x is not None and y is not None and x.shapes[0] == y.shapes[0]:
+            found = a, b, len(path)
         if x is None or y is None or x.op != y.op or len(x.args) != len(y.args) or len(x.outputs) > 1:
             break
         apart = [i for i, (p, q) in enumerate(zip(x.args, y.args, strict=True)) if mine.of(p) != theirs.of(q)]
@@ -38,9 +48,10 @@ def choice(usual: Recording, other: Recording, condition: Ref, *, where: bool, c
         a, b = x.args[apart[0]], y.args[apart[0]]
     else:
         return usual
-    step = mine.step(a)
-    if step is None or step.shapes[0] != getattr(theirs.step(b), "shapes", ((),))[0]:
-        return usual
+    if found is None:
+        raise Unlike
+    a, b, depth = found
+    path, step = path[:depth], mine.steps[a.index]
     steps = [s if count is None else mine.guarded(s, condition) for s in usual.steps]
     known = {("value", number): Ref(r) for r, number in mine.numbers_of.items()}
     fresh = 1 + max([len(usual.inputs) - 1, *(o for s in steps for o in s.outputs)])
