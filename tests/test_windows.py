@@ -141,6 +141,28 @@ def test_resampling(factor, linear):
     compare(summed, original, *([(2, 3, *s[1])] for s in (SPACES, SECOND, THIRD)))
 
 
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("size", [(7, 3), (9, 12)])
+def test_interpolation_to_any_size(size, aligned):
+    def build(imp, x):
+        for dim, n in zip((2, 3), size, strict=True):
+            x = windows.interpolate(imp, x, dim, (n,) * imp.count, linear=True, aligned=aligned)
+        return x
+
+    shapes = [[(2, 3, *s[1])] for s in (SPACES, SECOND, THIRD)]
+    compare(build, lambda x: F.interpolate(x, size, mode="bilinear", align_corners=aligned), *shapes)
+
+
+@pytest.mark.parametrize("size", [(3, 2), (7, 12)])
+def test_adaptive_average(size):
+    def build(imp, x):
+        for dim, n in zip((2, 3), size, strict=True):
+            x = windows.adaptive_average(imp, x, dim, (n,) * imp.count)
+        return x
+
+    compare(build, lambda x: F.adaptive_avg_pool2d(x, size), *([(2, 3, *s[1])] for s in (SPACES, SECOND, THIRD)))
+
+
 def test_patches():
     stencils = [windows.stencil_of(3, 2, 1, (1, 1)), windows.stencil_of(2, 1, 2)]
 

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -805,6 +806,7 @@ def _average_pool(count: int) -> Rule:
         sizes = _each(size, count)
         pads = [(p, p) for p in _each(padding, count)]
         strides = _each(stride, count) if stride else sizes
+        x = x.most if isinstance(x, Padded) else x
         return windows.average_pool(
             imp, x, sizes, strides, pads, ceil=ceil, count_padding=count_padding, divisor=divisor
         )
@@ -825,6 +827,19 @@ def _maximum_pool(count: int) -> Rule:
     return rule
 
 
+@dataclass(frozen=True)
+class Padded(Unknown):
+    """An array with zeros behind it whose number depends on its size, such as 0 or 1 to make it even.
+
+    Windows of even pooling drop what is too much, so that there it may be the largest number always.
+    """
+
+    most: Tensor
+
+
+_VARYING_WIDTH = "padding whose width depends on sizes"
+
+
 def _adaptive_average(count: int) -> Rule:
     def rule(imp: Importer, step: Step, x: Any, size: Any) -> Tensor:
         t = imp.tensor(x)
@@ -832,14 +847,17 @@ def _adaptive_average(count: int) -> Rule:
             dim = t.rank - count + j
             if n == 1:
                 t = imp.reduce("mean", t, [dim], keepdims=True)
-            elif set(imp.extents(t.dims[dim])) != {n}:
-                raise Refused("an adaptive pooling to more than one entry; use avg_pool with a constant size")
+            elif imp.extents(t.dims[dim]) != (counts := tuple(s[dim] for s in step.shapes[0])):
+                t = windows.adaptive_average(imp, t, dim, counts)
         return t
 
     return rule
 
 
-def _constant_pad(imp: Importer, step: Step, x: Any, pads: Any, value: Any = 0.0) -> Tensor:
+def _constant_pad(imp: Importer, step: Step, x: Any, pads: Any, value: Any = 0.0) -> Tensor | Padded:
+    if any(isinstance(p, Varying) for p in pads) and value == 0:
+        widest = [max(p.values) if isinstance(p, Varying) else p for p in pads]
+        return Padded(_VARYING_WIDTH, windows.pad(imp, x, _widths(imp, x, widest)))
     return windows.pad(imp, x, _widths(imp, x, pads), value=value)
 
 
@@ -850,7 +868,7 @@ def _edge_pad(mode: str) -> Rule:
 def _widths(imp: Importer, x: Any, pads: Any) -> list[tuple[int, int]]:
     """Widths for each dimension; PyTorch begins with the last."""
     if any(isinstance(p, Varying) for p in pads):
-        raise Refused("padding whose width depends on sizes")
+        raise Refused(_VARYING_WIDTH)
     pairs = list(zip(pads[::2], pads[1::2], strict=True))[::-1]
     return [(0, 0)] * (imp.tensor(x).rank - len(pairs)) + pairs
 
@@ -871,29 +889,38 @@ def _im2col(imp: Importer, step: Step, x: Any, size: Any, dilation: Any, padding
 
 def _interpolate(linear: bool, exact: bool = False) -> Rule:
     def rule(imp: Importer, step: Step, x: Any, size: Any, *rest: Any) -> Tensor:
-        t = imp.tensor(x)
-        if linear and rest[0]:
-            raise Refused("interpolation with align_corners=True")
+        t, aligned = imp.tensor(x), bool(linear and rest[0])
         shapes = step.shapes[0]
         for dim in range(2, t.rank):
             old, new = imp.extents(t.dims[dim]), [s[dim] for s in shapes]
             up = {n / m for n, m in zip(new, old, strict=True)}
-            down = {n // m for n, m in zip(old, new, strict=True)}
+            (scale,) = _scales(rest, t.rank - 2)[dim - 2 : dim - 1] or (None,)
             if up == {1.0}:
                 continue
-            if len(up) == 1 and min(up).is_integer():
+            if not aligned and len(up) == 1 and min(up).is_integer():
                 t = windows.enlarge(imp, t, dim, int(min(up)), linear=linear)
-            elif len(down) == 1 and tuple(_scales(rest, t.rank - 2)[dim - 2 : dim - 1]) in ((), (1 / min(down),)):
-                t = windows.thin(imp, t, dim, min(down), linear=linear, centre=exact)
+            elif not aligned and (whole := _whole_factor(old, new, scale)):
+                t = windows.thin(imp, t, dim, whole, linear=linear, centre=exact)
             else:
-                raise Refused("interpolation by a factor that is not whole")
+                t = windows.interpolate(
+                    imp, t, dim, new, linear=linear, centre=exact, aligned=aligned, scale=scale
+                )
         return t
 
     return rule
 
 
+def _whole_factor(old: Sequence[int], new: Sequence[int], scale: float | None) -> int | None:
+    """How many entries become one, if as many everywhere; where a scale was given, a rest may be left over."""
+    factors = {n // m for n, m in zip(old, new, strict=True)}
+    exact = all(n % m == 0 for n, m in zip(old, new, strict=True))
+    (factor,) = factors if len(factors) == 1 else (0,)
+    return factor if factor and (exact if scale is None else scale == 1 / factor) else None
+
+
 def _scales(rest: Sequence[Any], count: int) -> list[float]:
-    found = [r for r in rest if isinstance(r, float)]
+    given = [s for r in rest for s in (r if isinstance(r, list | tuple) else (r,))]
+    found = [s for s in given if isinstance(s, float)]
     return found if len(found) == count else []
 
 

@@ -12,13 +12,14 @@ permutes around the call.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from lossforge import ir
 from lossforge.frontends.positional import LARGEST_TABLE, Dim, Importer, Refused, Tensor
+from lossforge.frontends.positional.nodes import relabel
 from lossforge.frontends.recording import Varying
 from lossforge.interpreter import evaluate
 from lossforge.ir import Kind, Node, Stencil
@@ -364,6 +365,78 @@ def patches(imp: Importer, x: Any, dims: Sequence[int], stencils: Sequence[Stenc
         t = imp.slide(t, dim, stencil)
         t = t if stencil.taps > 1 else imp.unsqueeze(t, t.rank)
     return t
+
+
+def weighted(
+    imp: Importer, x: Any, dim: int, counts: Sequence[int], weights: Callable[[Node, Node, Node, Node], Node]
+) -> Tensor:
+    """`counts` entries (one for each recording) in place of those along a dimension, each a weighted sum of these.
+
+    `weights` is a formula of the new position, the old one, and both sizes, so that this is a product with a matrix.
+    """
+    t = imp.tensor(x)
+    if all(a.startswith("#") or a not in t.node.axes for a in t.dims[dim]):  # the same wherever it is taken
+        line = () if set(counts) == {1} else (imp.ghost(counts),)
+        return Tensor(t.node, (*t.dims[:dim], line, *t.dims[dim + 1 :]))
+    t = imp.own_axis(t, dim)
+    (axis,) = t.dims[dim]
+    counter = imp.arange(counts)
+    places, line = counter.node, counter.dims[0]
+    if line:
+        new = imp.unused(line[0], {a for d in t.dims for a in d} | t.node.axes)
+        places, line = relabel(places, {line[0]: new}), (new,)
+    at, old = (ir.as_kind(n, Kind.FLOAT) for n in (places, ir.iota(axis)))
+    size, count = imp.size(axis), imp.length(line)
+    node = ir.reduction("sum", ir.as_kind(t.node, Kind.FLOAT) * weights(at, old, size, count), {axis})
+    return Tensor(node, (*t.dims[:dim], line, *t.dims[dim + 1 :]))
+
+
+def interpolate(
+    imp: Importer,
+    x: Any,
+    dim: int,
+    counts: Sequence[int],
+    *,
+    linear: bool = False,
+    centre: bool = False,
+    aligned: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """`counts` entries in place of those along a dimension, by any factor: the nearest ones, or by linear interpolation.
+
+    With `aligned`, the first and last entries lie at the ends, and not the borders of the first and the last. With
+    `centre`, the nearest entry is that to the middle of a new one. `scale` is a factor that was given in place of sizes.
+    """
+
+    def step(size: Node, count: Node) -> Node:
+        return ir.constant(1.0 / scale) if scale is not None else size / count
+
+    def hats(at: Node, old: Node, size: Node, count: Node) -> Node:
+        """Weights that fall linearly to zero at a distance of one entry."""
+        if aligned:
+            at = at * ((size - 1.0) / ir.elementwise("maximum", count - 1.0, 1.0))
+        else:
+            at = ir.elementwise("maximum", (at + 0.5) * step(size, count) - 0.5, 0.0)
+        at = ir.elementwise("minimum", at, size - 1.0)
+        return ir.elementwise("maximum", 1.0 - ir.elementwise("abs", at - old), 0.0)
+
+    def nearest(at: Node, old: Node, size: Node, count: Node) -> Node:
+        at = ir.elementwise("floor", (at + 0.5 if centre else at) * step(size, count))
+        return ir.as_kind(ir.elementwise("eq", ir.elementwise("minimum", at, size - 1.0), old), Kind.FLOAT)
+
+    return weighted(imp, x, dim, counts, hats if linear else nearest)
+
+
+def adaptive_average(imp: Importer, x: Any, dim: int, counts: Sequence[int]) -> Tensor:
+    """Means over `counts` windows that cover a dimension as evenly as whole entries allow."""
+
+    def window(at: Node, old: Node, size: Node, count: Node) -> Node:
+        first = ir.elementwise("floor", at * size / count)
+        end = ir.elementwise("ceil", (at + 1.0) * size / count)
+        inside = ir.elementwise("and", ir.elementwise("ge", old, first), ir.elementwise("lt", old, end))
+        return ir.as_kind(inside, Kind.FLOAT) / (end - first)
+
+    return weighted(imp, x, dim, counts, window)
 
 
 def enlarge(imp: Importer, x: Any, dim: int, factor: int, *, linear: bool = False) -> Tensor:

@@ -49,6 +49,8 @@ class Axes:
         self.selections: dict[Axis, Selection] = {}
         self.copies: dict[Axis, Axis] = {}
         """The axes that those of selections are copies of."""
+        self.at = 0
+        """The number of the step that is being read."""
         for i, (name, kind, shapes) in enumerate(zip(names, kinds, recording.inputs, strict=True)):
             self.values[i] = self._input(name, kind, shapes)
 
@@ -107,9 +109,13 @@ class Axes:
         return self.unused(new, taken)
 
     def number(self, stem: str) -> str:
-        """`stem` with a running number: the same at every attempt, as long as the steps are."""
-        self.fresh[stem] = self.fresh.get(stem, -1) + 1
-        return f"{stem}{self.fresh[stem]}"
+        """`stem` with the number of the step, and one within it: the same at every attempt.
+
+        What a step makes may depend on what the table has learnt; that moves no names of other steps.
+        """
+        key = f"{stem}{self.at}"
+        self.fresh[key] = self.fresh.get(key, -1) + 1
+        return f"{key}_{self.fresh[key]}" if self.fresh[key] else key
 
     def sizes_of(self, axis: Axis) -> tuple[int, ...]:
         """The size of an axis in each recording."""

@@ -26,7 +26,8 @@ class Importer(Diagonals):
             AdoptionError: a step cannot be imported.
         """
         steps = needed(self.recording)
-        for step in steps:
+        for number, step in enumerate(steps):
+            self.at = number
             rule = self.rules.get(step.op)
             if rule is None:
                 raise AdoptionError(_refusal(step, "lossforge does not know this operation; write it with others"))
