@@ -520,6 +520,14 @@ CASES = {
     "lovasz, in float32": (lovasz_of_floats, [real, binary], [N, N]),
     "simclr, positive first": (positive_first, [real, real], [NC, NC]),
     "decoupled": (decoupled, [real, real], [NC, NC]),
+    "distance to a label": (
+        lambda p, t: ((torch.arange(p.shape[1]) - t[:, None]).abs() * p).mean(), [real, classes(4)], [NC, N]),
+    "to the size of the target": (
+        lambda p, t: F.mse_loss(F.interpolate(p, t.shape[2:], mode="bilinear", align_corners=True), t), [real, real],
+        [[(2, 3, 4, 5), (3, 3, 6, 4)], [(2, 3, 9, 7), (3, 3, 8, 11)]]),
+    "an even size by padding": (
+        lambda p, t: F.l1_loss(*(F.avg_pool2d(F.pad(x, (0, x.shape[3] % 2)), (1, 2)) for x in (p, t))), [real, real],
+        [[(2, 3, 4, 5), (3, 3, 6, 4)]] * 2),
     "class sums": (class_sums, [real, classes(4)], [NC, N]),
     "median": (lambda p, t: (p - t).abs().median(), [real, real], [N, N]),
     "scans": (lambda p, t: ((p.cummax(1).values - t.cummin(1).values) * torch.ones_like(p).cumsum(1)

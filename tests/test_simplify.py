@@ -15,6 +15,7 @@ from lossforge.ir import (
     Kind,
     Node,
     Port,
+    as_kind,
     constant,
     elementwise,
     input_,
@@ -312,6 +313,15 @@ def test_what_is_known_to_be_nonpositive_is(name, rng):
     with np.errstate(all="ignore"):
         (found,) = evaluate([node], values)
     assert (found[~np.isnan(found)] <= 0).all()
+
+
+def test_a_whole_number_may_be_negative():
+    label = input_("label", ("a",), Kind.INDEX)
+    distance = as_kind(label - 3, Kind.FLOAT)
+    assert not nonnegative(distance)
+    assert not nonnegative(as_kind(label, Kind.FLOAT))
+    assert nonnegative(as_kind(elementwise("ge", label, 3), Kind.FLOAT))
+    assert simplify([elementwise("abs", distance)])[0].op != "cast"
 
 
 @pytest.mark.parametrize("name", NOT_KNOWN)

@@ -143,7 +143,7 @@ def nonnegative(node: Node, assumed: frozenset[Node] = frozenset()) -> bool:
         return all(map(known, node.args[1:]))
     if node.op in ("sum", "prod", "max", "min", "take", "rename", "stop_gradient"):
         return known(node.args[0])
-    return bool(node.op == "cast")
+    return node.op == "cast" and (node.args[0].kind is Kind.BOOL or known(node.args[0]))
 
 
 def nonpositive(node: Node, assumed: frozenset[Node] = frozenset()) -> bool:

@@ -18,9 +18,13 @@ from lossforge.compiler import Definition, Reduction
 from lossforge.errors import AdoptionError
 from lossforge.frontends.signature import Signature
 from lossforge.gradient import HandWritten
+from lossforge.interpreter import evaluate
 from lossforge.ir import Kind
 from lossforge.loss import Call, Loss
 from lossforge.points import Style
+
+_SIMPLIFIED = 1e-6
+"""Of the value: what identities may change in float64, where sums cancel."""
 
 
 def adopt(
@@ -107,19 +111,31 @@ class AdoptedLoss(Loss):
         study.original.forget()
 
     def _try(self, arrays: Sequence[np.ndarray]) -> None:
-        """Run the formula as NumPy's operations once, as every other framework will run it.
+        """Run the formula as NumPy's operations once, as every other framework will run it: simplified.
 
         Raises:
-            AdoptionError: it cannot be run.
+            AdoptionError: it cannot be run, or is no longer what was read.
         """
         plan = super().plan("sum" if self.reduction == "none" else self.reduction)
+        wide = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays]
+        given = [*wide, *self._study.numbers.values()]
         try:
-            by_operations(plan.value_and_gradient(self.predictions), [*arrays, *self._study.numbers.values()])
+            found, *_ = by_operations(plan.value_and_gradient(self.predictions), given)
         except Exception as error:
             raise AdoptionError(
                 f"{self.name}: as read, it cannot be run by array operations ({type(error).__name__}: {error}); it is not "
                 f"adopted. Please report this loss"
             ) from error
+        definition = self._definitions[()]
+        ports = (*definition.arguments, *definition.parameters)
+        (read,) = evaluate([definition.source or definition.value], dict(zip(ports, given, strict=True)))
+        total = np.sum if self.reduction == "none" else np.mean
+        value, size = total(read), total(np.abs(read))
+        if np.isfinite(size) and not abs(found - value) <= _SIMPLIFIED * max(size, _SIMPLIFIED):
+            raise AdoptionError(
+                f"{self.name}: simplified, it is {float(found):.6g} for the examples, as read {float(value):.6g}; it is not "
+                f"adopted. Please report this loss"
+            )
 
     def definition(self, **options: Any) -> Definition:
         """The imported definition."""

@@ -902,9 +902,7 @@ def _interpolate(linear: bool, exact: bool = False) -> Rule:
             elif not aligned and (whole := _whole_factor(old, new, scale)):
                 t = windows.thin(imp, t, dim, whole, linear=linear, centre=exact)
             else:
-                t = windows.interpolate(
-                    imp, t, dim, new, linear=linear, centre=exact, aligned=aligned, scale=scale
-                )
+                t = windows.interpolate(imp, t, dim, new, linear=linear, centre=exact, aligned=aligned, scale=scale)
         return t
 
     return rule
