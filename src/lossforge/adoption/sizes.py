@@ -196,7 +196,8 @@ class Sizes(Reader):
         base = {r: example[r] for r in free}
         n = example[root]
         taken = {m for r, m in base.items() if r != root} | {n}
-        wanted = [m for m in dict.fromkeys((7, 2 * n, 11, 3 * n, 5, 13, n + 2, 4 * n)) if m not in taken]
+        near = (n + 32, n + 64) if n >= 64 else ()  # of large images; still multiples of 8 and 16, where those of n are
+        wanted = [m for m in dict.fromkeys((7, *near, 2 * n, 11, 3 * n, 5, 13, n + 2, 4 * n)) if m not in taken]
         recorded = fits == self.reads
         enough = 2 if recorded else 4  # recordings take their time
         found: list[int] = []
