@@ -837,7 +837,7 @@ class Padded(Unknown):
     most: Tensor
 
 
-_VARYING_WIDTH = "padding whose width depends on sizes"
+_VARYING_WIDTH = "padding whose width depends on sizes; pad by a constant number of entries"
 
 
 def _adaptive_average(count: int) -> Rule:
