@@ -376,7 +376,7 @@ def weighted(
     """
     t = imp.tensor(x)
     if all(a.startswith("#") or a not in t.node.axes for a in t.dims[dim]):  # the same wherever it is taken
-        line = () if set(counts) == {1} else (imp.ghost(counts),)
+        line: Dim = () if set(counts) == {1} else (imp.ghost(counts),)
         return Tensor(t.node, (*t.dims[:dim], line, *t.dims[dim + 1 :]))
     t = imp.own_axis(t, dim)
     (axis,) = t.dims[dim]
