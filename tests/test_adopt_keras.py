@@ -110,6 +110,26 @@ def selected_rows(y_true, y_pred):
     )
 
 
+def weights_in_labels(y_true, y_pred):
+    """The last column of the labels weighs."""
+    return tf.reduce_mean(K.categorical_crossentropy(y_true[..., :-1], y_pred) * y_true[..., -1])
+
+
+def selected_pixels(y_true, y_pred):
+    """As models of segmentation leave out pixels; height and width are only told apart by the labels' shape."""
+    labels, logits = tf.reshape(y_true, [-1]), tf.reshape(y_pred, [-1, y_pred.shape[-1]])
+    known = tf.not_equal(labels, 2)
+    labels, logits = tf.boolean_mask(labels, known), tf.boolean_mask(logits, known)
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+
+
+def positives(y_true, y_pred):
+    """As detectors count boxes: of no positive entry at all the loss is 0."""
+    rows = tf.where(tf.equal(y_true, 1.0))
+    count = tf.cast(tf.maximum(1, tf.shape(rows)[0]), tf.float32)
+    return tf.reduce_sum(tf.abs(1.0 - tf.gather_nd(y_pred, rows))) / count
+
+
 WEIGHTS = tf.Variable([1.0, 0.5, 2.0, 3.0], trainable=False)
 
 
@@ -166,6 +186,13 @@ CASES = {
     "total variation": (total_variation, [real], [NC]),
     "circle": (K.Circle(gamma=8.0), [classes(3), real], [[(8,), (11,)], [(8, 4), (11, 5)]]),
     "image labels": (K.SparseCategoricalCrossentropy(ignore_class=1), [classes(2), simplex], [NHW, NHWC]),
+    "labels with a column of weights": (weights_in_labels, [unit, simplex], [[(6, 5), (9, 7)], [(6, 4), (9, 6)]]),
+    "selected pixels": (
+        selected_pixels,
+        [int32_classes(3), real],
+        [[(3, 5, 5), (2, 4, 6)], [(3, 5, 5, 4), (2, 4, 6, 3)]],
+    ),
+    "selected, at least one": (positives, [binary, real], [NC, NC]),
     "gather_nd": (likelihood, [int32_classes(4), simplex], [N, NC]),
     "cox": (cox, [binary, real], [N, N]),
     "cox, unsorted": (cox_unsorted, [positive, binary, real], [N, N, N]),
@@ -373,6 +400,14 @@ def test_the_library_is_known_by_what_a_function_calls() -> None:
     x, y = real(rng, (6, 4)), real(rng, (6, 4))
     for function in (functools.partial(huber_loss, delta=0.5), lambda y_true, y_pred: 2.0 * pinball(y_true, y_pred)):
         np.testing.assert_allclose(lf.adopt(function, x, y)(x, y), function(x, y), rtol=1e-5)
+
+
+def test_of_an_empty_selection_there_is_what_the_original_has() -> None:
+    rng = np.random.default_rng(1)
+    loss = lf.adopt(positives, binary(rng, (6, 4)), real(rng, (6, 4)))
+    none, pred = np.zeros((3, 2), np.float32), real(rng, (3, 2))
+    value, gradient = loss.value_and_grad(none, pred)
+    assert value == 0 and not gradient.any()
 
 
 def test_a_silent_broadcast_is_reported() -> None:

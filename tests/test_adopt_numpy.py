@@ -6,6 +6,7 @@ import functools
 import pickle
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -475,6 +476,23 @@ def test_a_formula_that_cannot_be_run_is_not_adopted(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys.modules["lossforge.adoption.adopted"], "by_operations", fails)
     with pytest.raises(lf.errors.AdoptionError, match="IndexError: tuple index out of range.*not adopted"):
         lf.adopt(lambda pred, true: np.mean((pred - true) ** 2), np.zeros(5), np.ones(5))
+
+
+@pytest.mark.parametrize(
+    ("function", "example", "other", "message"),
+    [
+        (lambda pred: np.mean((pred + pred.T) ** 2), (5, 5), (4, 6), "sizes 4 and 6, but this loss was made for equal ones"),
+        (lambda pred: np.mean(pred * np.array([1.0, 2.0, 4.0])), (5, 3), (5, 4), "size 4, but this loss was made for 3 only"),
+    ],
+)  # fmt: skip
+def test_sizes_that_a_loss_was_not_made_for(function, example, other, message) -> None:
+    loss = lf.adopt(function, np.random.default_rng(1).normal(size=example))
+    with pytest.raises(lf.errors.ShapeError, match=message):
+        loss(np.ones(other))
+    file: dict[str, Any] = {"__name__": "exported"}
+    exec(loss.source("numpy"), file)
+    with pytest.raises(ValueError, match="these formulas hold for [36] only"):
+        file["loss"](np.ones(other))
 
 
 def test_a_lambda_is_exported_under_a_name() -> None:

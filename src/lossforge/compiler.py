@@ -49,6 +49,8 @@ class Definition:
     """The parameters that shape the graph (flags, names), with their values."""
     fixed: tuple[tuple[Axis, int], ...] = ()
     """Axes that have one size only, because the definition holds a table over them, or a choice of entries."""
+    square: tuple[tuple[Axis, Axis], ...] = ()
+    """Axes that have one size in common."""
 
     def port(self, name: str) -> Port:
         """The argument or parameter called `name`."""
@@ -508,7 +510,7 @@ def new_axis(program: Program) -> Axis:
 
 
 def require_sizes(plan: Plan, sizes: Mapping[Axis, tuple[int | None, ...]]) -> None:
-    """Refuse a mean over nothing, and another size of an axis that has one only.
+    """Refuse a mean over nothing, another size of an axis that has one only, and two sizes of axes that share one.
 
     Raises:
         ShapeError: an axis of the loss is empty, and the reduction is a mean; or a size that the definition forbids.
@@ -517,6 +519,13 @@ def require_sizes(plan: Plan, sizes: Mapping[Axis, tuple[int | None, ...]]) -> N
         if axis in sizes and sizes[axis] not in ((size,), (None,)):
             raise ShapeError(
                 f"{plan.definition.name}: axis {axis!r} has size {sizes[axis][0]}, but this loss was made for {size} only"
+            )
+    for axis, other in plan.definition.square:
+        here, there = sizes.get(axis, (None,)), sizes.get(other, (None,))
+        if here != there and (None,) not in (here, there):
+            raise ShapeError(
+                f"{plan.definition.name}: axes {axis!r} and {other!r} have sizes {here[0]} and {there[0]}, but this loss was made "
+                f"for equal ones"
             )
     if plan.reduction != "mean":
         return

@@ -12,6 +12,7 @@ from lossforge.adoption.original import Original
 from lossforge.adoption.reading import Read
 from lossforge.adoption.sampling import beside, entries, other_values
 from lossforge.errors import AdoptionError, LossforgeError
+from lossforge.frontends.positional.axis_table import unprimed
 from lossforge.gradient import vjp
 from lossforge.interpreter import evaluate
 from lossforge.ir import Axis, Kind, Node, Port
@@ -39,22 +40,7 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
         AdoptionError: they differ.
     """
     comparison = _Comparison.of(original, read.importer.ports, parameters, node, order)
-    rng = np.random.default_rng(20)
-    bounds = _bounds(comparison.ports, node)
-    constant = {a: n[0] for a, n in read.importer.sizes.items() if len(set(n)) == 1}
-
-    def drawn(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        of = zip(original.samplers, shapes, comparison.ports, strict=True)
-        sizes = constant | {
-            a: n for p, s in zip(comparison.ports, shapes, strict=True) for a, n in zip(p.order, s, strict=True)
-        }
-        free = [
-            s.draw(rng, shape, min([sizes[a] for a in bounds.get(p.name, ()) if a in sizes], default=None))
-            for s, shape, p in of
-        ]
-        repeated = original.repeated(shapes)
-        return free if original.takes(free) or not original.takes(repeated) else repeated
-
+    drawn = _Drawn(original, read, node)
     first, second = read.shapes
     second = second if entries(second) <= _LARGEST_COMPARED else first
     compared = comparison.holds(drawn(first), original.numbers)
@@ -74,6 +60,53 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
             f"{original.name}: the original gives no finite value on drawn inputs, so it cannot be compared; give examples "
             f"of legal values (probabilities, labels …)"
         )
+
+
+def square(
+    original: Original, read: Read, parameters: Mapping[str, float], node: Node, order: Sequence[Axis]
+) -> tuple[tuple[Axis, Axis], ...]:
+    """Axes of one argument that were read as one, if the graph does not hold where they have two sizes.
+
+    The height and the width of an image may be read as one if those of the examples are equal.
+    """
+    ports = read.importer.ports
+    pairs = tuple(dict.fromkeys((unprimed(a), a) for p in ports for a in p.order if a != unprimed(a)))
+    if not pairs:
+        return ()
+    other = {a: 3 + i for i, (_, a) in enumerate(pairs)}
+    shapes = [
+        tuple(n + other.get(a, 0) for a, n in zip(p.order, s, strict=True))
+        for p, s in zip(ports, read.shapes[0], strict=True)
+    ]
+    if entries(shapes) > _LARGEST_COMPARED:
+        return pairs
+    comparison = _Comparison.of(original, ports, parameters, node, order)
+    try:
+        return () if comparison.holds(_Drawn(original, read, node)(shapes), original.numbers, beyond=True) else pairs
+    except AdoptionError:
+        return pairs
+
+
+class _Drawn:
+    """Arrays that the original takes, of any shapes."""
+
+    def __init__(self, original: Original, read: Read, node: Node) -> None:
+        self.original, self.ports = original, read.importer.ports
+        self.rng = np.random.default_rng(20)
+        self.bounds = _bounds(self.ports, node)
+        self.constant = {a: n[0] for a, n in read.importer.sizes.items() if len(set(n)) == 1}
+
+    def __call__(self, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        of = zip(self.original.samplers, shapes, self.ports, strict=True)
+        sizes = self.constant | {
+            a: n for p, s in zip(self.ports, shapes, strict=True) for a, n in zip(p.order, s, strict=True)
+        }
+        free = [
+            s.draw(self.rng, shape, min([sizes[a] for a in self.bounds.get(p.name, ()) if a in sizes], default=None))
+            for s, shape, p in of
+        ]
+        repeated = self.original.repeated(shapes)
+        return free if self.original.takes(free) or not self.original.takes(repeated) else repeated
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ class Sizes(Reader):
         hollow: tuple[Read, AxisTable, dict[str, float]] | None = None
         kept = self.table.unnamed()
         tied, level = self._tied(), self._level()
+        beside = self._tied(beside=True)
         close = [kept, *([tied] if tied.parents != kept.parents else [])]
+        close += [beside] if beside.parents != tied.parents else []
         far = [level] if all(level.parents != t.parents for t in close) else []
         draws = (DRAWS, LARGER, _CHANNELS_LAST, _LARGEST)
         # Axes that are one for their size alone come last: in a square image they are so by chance.
@@ -224,13 +226,22 @@ class Sizes(Reader):
                 found = True
         return found
 
-    def _tied(self) -> AxisTable:
-        """The table in which arguments of equal shapes have equal axes."""
+    def _tied(self, beside: bool = False) -> AxisTable:
+        """The table in which arguments of equal shapes have equal axes; also those that lack one axis, if `beside`."""
         own, parents = self.original.shapes, dict(self.table.parents)
         for i, shape in enumerate(own):
             like = own.index(shape)
-            for d in range(len(shape)):
-                a, b = (self.table.root(f"{self.original.names[k]}_{d}") for k in (like, i))
+            dims: Sequence[int] = range(len(shape))
+            if beside and like == i:
+                like, dims = next(
+                    ((k, left) for k, wider in enumerate(own) for left in _without_one(wider) if [wider[d] for d in left] == [*shape]),
+                    (like, dims),
+                )  # fmt: skip
+            for d, e in zip(range(len(shape)), dims, strict=True):
+                a, b = (
+                    self.table.root(f"{self.original.names[like]}_{e}"),
+                    self.table.root(f"{self.original.names[i]}_{d}"),
+                )
                 table = AxisTable(parents)
                 if table.root(a) != table.root(b):
                     parents[table.root(b)] = table.root(a)
@@ -246,6 +257,12 @@ class Sizes(Reader):
             if root not in table.units and first.setdefault(n, root) != root:
                 table.parents[root] = first[n]
         return table
+
+
+def _without_one(shape: Sequence[int]) -> list[Sequence[int]]:
+    """The dimensions of a shape without that of the classes, which is the last one or the second."""
+    n = len(shape)
+    return [range(n - 1), [0, *range(2, n)]] if n > 1 else []
 
 
 def drawn(

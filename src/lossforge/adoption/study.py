@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from lossforge import ir
-from lossforge.adoption.agreement import verify
+from lossforge.adoption.agreement import square, verify
 from lossforge.adoption.means import before_mean, mean
 from lossforge.adoption.naming import name_axes
 from lossforge.adoption.original import Original
@@ -113,6 +113,7 @@ class Study(Sizes):
             if not self._look_at_units() and not self._look_at_sizes():
                 raise
             return self.definition(whole=whole)
+        equal = square(self.original, self.read, self.numbers, node, order)
         if not order and whole:
             node, order = self._entries(node, importer.ports)
         source = node
@@ -132,7 +133,7 @@ class Study(Sizes):
         return (
             Definition(
                 self.original.name, tuple(importer.ports), parameters, node, order, self.original.predictions, (), rewrites, source,
-                fixed=tuple(dict.fromkeys(fixed)),
+                fixed=tuple(dict.fromkeys(fixed)), square=equal,
             ),
             reduction,
         )  # fmt: skip

@@ -299,7 +299,18 @@ def {self.name}_gradient({", ".join(self.inputs)}, *, {self.options()}):
                 lines += [f"if {self.differs(n, self._expected(n, p, known))}:", self._refusal(n, p)]
             for axis, part in _parts(p.order):
                 known.setdefault(axis, f"{n}.shape[{part}]")
+        pairs = [(a, str(size)) for a, size in self.definition.fixed] + [
+            (a, known[b]) for a, b in self.definition.square
+        ]
+        for axis, expected in pairs:
+            if axis in known:
+                message = f"axis {axis} has size {{{known[axis]}}}; these formulas hold for {{{expected}}} only"
+                lines += [f"if {self.is_other_size(known[axis], expected)}:", f'    raise ValueError(f"{message}")']
         return lines
+
+    def is_other_size(self, size: str, expected: str) -> str:
+        """Whether the size of an axis is another than expected."""
+        return f"{size} != {expected}"
 
     def _expected(self, name: str, port: Port, known: Mapping[str, str]) -> str:
         whole = next((python_name(p.name) for p in self.arguments if p.order == port.order and p is not port), None)

@@ -138,6 +138,9 @@ class _TensorFlow(File):
     def differs(self, name: str, expected: str) -> str:
         return f"not {name}.shape.is_compatible_with({expected})"
 
+    def is_other_size(self, size: str, expected: str) -> str:
+        return f"None not in ({size}, {expected}) and {size} != {expected}"  # None: not known yet
+
     def value(self) -> str:
         predictions = [python_name(p) for p in self.predictions]
         return f'''
