@@ -412,6 +412,19 @@ def test_an_adopted_loss_keeps_its_reduction_in_a_file():
     np.testing.assert_allclose(load(entries.source("numpy"))["loss"](x, y), (x - y) ** 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_truth_values_stay_truth_values(framework):
+    pytest.importorskip(framework)
+    x, y, kept = np.linspace(-1, 1, 4), np.zeros(4), np.array([True, False, True, False])
+    loss = lf.adopt(lambda pred, true, kept: np.sum(np.where(~kept, 0.0, pred - true)), x, y, kept)
+    space = load(loss.source(framework))
+    to = {"torch": "torch.as_tensor", "tensorflow": "tf.constant", "jax": "jnp.asarray", "numpy": "np.asarray"}[
+        framework
+    ]
+    given = [eval(to, space)(a) for a in (x, y, kept)]
+    np.testing.assert_allclose(np.asarray(space["loss"](*given)), -2 / 3, rtol=1e-6)
+
+
 def test_a_loss_with_the_name_of_a_class_is_a_function_and_a_module():
     torch = pytest.importorskip("torch")
     x, y = np.linspace(-1, 1, 5, dtype=np.float32), np.linspace(1, 2, 5, dtype=np.float32)

@@ -48,6 +48,7 @@ class File:
     double = "np.float64 in ({0})"
     dtypes = ("np.float64", "np.float32")
     index = "{0}.astype(np.int64)"
+    truth = "{0}.astype(bool)"
     cast = "{0}.astype({1}, copy=False)"
     ones = "np.ones_like(loss)"
     count = "loss.size"
@@ -261,7 +262,8 @@ def {self.name}_gradient({", ".join(self.inputs)}, *, {self.options()}):
         floats = [python_name(p.name) for p in self.arguments if p.node.kind is Kind.FLOAT]
         among = self.double.format(", ".join(f"{n}.dtype" for n in floats) + ("," if len(floats) == 1 else ""))
         lines.append(f"dtype = {self.dtypes[0]} if {among} else {self.dtypes[1]}")
-        results = [self.cast.format(n, "dtype") if n in floats else self.index.format(n) for n in self.inputs]
+        ready = {Kind.FLOAT: self.cast, Kind.INDEX: self.index, Kind.BOOL: self.truth}
+        results = [ready[p.node.kind].format(python_name(p.name), "dtype") for p in self.arguments]
         comma = "," if len(results) == 1 else ""
         lines.append(f"return {', '.join(results)}{comma}")
         body = "\n".join(lines)

@@ -46,6 +46,7 @@ class _Torch(File):
     double = "torch.float64 in ({0})"
     dtypes = ("torch.float64", "torch.float32")
     index = "{0}.to(torch.int64)"
+    truth = "{0}.to(torch.bool)"
     cast = "{0}.to({1})"
     ones = "torch.ones_like(loss)"
     count = "loss.numel()"
@@ -124,6 +125,7 @@ class _TensorFlow(File):
     double = "tf.float64 in ({0})"
     dtypes = ("tf.float64", "tf.float32")
     index = "tf.cast({0}, tf.int64)"
+    truth = "tf.cast({0}, tf.bool)"
     cast = "tf.cast({0}, {1})"
     ones = "tf.ones_like(loss)"
     count = "tf.cast(tf.size(loss), loss.dtype)"
