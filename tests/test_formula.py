@@ -25,9 +25,11 @@ from lossforge.ir import (
     input_,
     iota,
     join,
+    reduction,
     size,
     take,
     topological,
+    where,
     window,
 )
 
@@ -299,3 +301,8 @@ def test_sizes_and_positions():
     assert Notation()(size("*shape")) == "count"
     assert Notation()(size("*space") * size("batch")) == "|space|·|batch|"
     assert Notation()(iota("class")) == "class"
+
+
+def test_an_extreme_of_what_does_not_vary():
+    x, kept = input_("x"), input_("kept", ("i",), Kind.BOOL)
+    assert tidy([reduction("max", where(kept, x, x), ("i",))]) == [x]

@@ -394,6 +394,8 @@ def rebuild(node: Node, args: Sequence[Node]) -> Node:
             return reduction(node.op, x, present)
         if node.op == "sum":
             return total(x, node.attrs[0])
+        if node.op in ("max", "min"):  # of equal entries
+            return reduction(node.op, x, present) if present else as_kind(x, Kind.FLOAT)
         raise AxisError(f"{node.op}: the new operand lacks {_names(frozenset(node.attrs[0]) - x.axes)}")
     if node.op == "take":
         return take(args[0], args[1], node.attrs[0]) if node.attrs[0] in args[0].axes else args[0]
