@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import lossforge as lf
-from lossforge import kernels, placement
+from lossforge import ir, kernels, placement
 from lossforge.dtypes import EPSILON
 from lossforge.interpreter import evaluate
 from lossforge.ir import Kind, Port, Program, elementwise, input_, reduction
@@ -220,6 +220,19 @@ def test_reductions(op: str, axes: tuple[str, ...], rng: np.random.Generator) ->
     got = kernels.run(program, [values], "float64", (None, None))
     want = evaluate([o.node for o in outputs], {x: values})
     np.testing.assert_array_equal(np.isnan(got[0]), np.isnan(want[0]))
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_a_single_entry_among_numbers(place: int, rng: np.random.Generator) -> None:
+    """x[i] · mean(x²): an entry without axes, which no loop over the axes of a result meets."""
+    x = Port(input_("x", ("a",)), ("a",))
+    entry = ir.take(x.node, ir.constant(place, Kind.INDEX), "a")
+    outputs = (Port(entry * reduction("sum", x.node * x.node, ("a",)), ()), Port(x.node * entry, ("a",)))
+    values = rng.normal(size=7)
+    values[1] = np.nan if place == 6 else values[1]  # the other entries have no part in it
+    got = kernels.run(Program((x,), outputs, ("value", "back"), (None, None)), [values], "float64", (None, None))
+    for g, w in zip(got, evaluate([o.node for o in outputs], {x: values}), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-14)
 
 
 # ------------------------------------------------------------------------------------------- shapes and layouts

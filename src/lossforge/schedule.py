@@ -26,7 +26,7 @@ from typing import TypeAlias
 from lossforge import ir
 from lossforge.contractions import factor_sums
 from lossforge.errors import UnsupportedError
-from lossforge.ir import REDUCTIONS, Axes, Axis, Node, Program, elementwise, reduction, transform
+from lossforge.ir import REDUCTIONS, Axes, Axis, Kind, Node, Program, elementwise, reduction, transform
 from lossforge.simplify import erase_gradient_marks, simplify
 
 
@@ -110,7 +110,17 @@ def _is_boundary(node: Node, sweep: Sweep) -> bool:
 
 def _prepare(program: Program) -> tuple[Node, ...]:
     """The outputs with marks erased, log-sum-exps as reductions that a sweep can run, and matrix products apart."""
-    return tuple(factor_sums(decompose(simplify(erase_gradient_marks([o.node for o in program.outputs])))))
+    simple = simplify(erase_gradient_marks([o.node for o in program.outputs]))
+    return tuple(factor_sums(decompose(transform(simple, _single_entry))))
+
+
+def _single_entry(node: Node, args: tuple[Node, ...]) -> Node:
+    """One entry of an array, as a sum that passes over all others: a number is worked out by a loop, or of numbers."""
+    if node.op != "take" or node.axes:
+        return ir.rebuild(node, args)
+    (x, index), axis = args, node.attrs[0]
+    here = elementwise("eq", ir.iota(axis), index)
+    return reduction("sum", ir.where(here, ir.as_kind(x, Kind.FLOAT), 0.0), (axis,))
 
 
 def decompose(roots: Sequence[Node]) -> list[Node]:
