@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import pickle
 import sys
 from dataclasses import dataclass
@@ -92,10 +93,10 @@ def checked(pred, true):
     return np.mean(pred - true * np.log(pred))
 
 
-def guarded(pred):
+def of_two_shapes(pred):
     total = np.sum(np.abs(pred))
     if total == 0:
-        return 0.0
+        return pred
     return np.sum(pred**2) / total
 
 
@@ -140,6 +141,74 @@ def smooth(pred, true):
 
 
 NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
+
+
+def one_row_after_the_other(x, w, y):
+    total = 0.0
+    for i in range(len(x)):
+        scores = x[i] @ w
+        total += np.log(np.sum(np.exp(scores))) - scores[y[i]]
+    return total / len(x)
+
+
+def pair_after_pair(scores, grades):
+    total, n = 0.0, len(scores)
+    for i in range(n):
+        for j in range(n):
+            total += (grades[i] > grades[j]) * np.log1p(np.exp(scores[j] - scores[i]))
+    return total / n**2
+
+
+def chamfer(x, y):
+    distances = np.zeros((len(x), len(y)))
+    for i in range(len(x)):
+        for j in range(len(y)):
+            distances[i, j] = np.linalg.norm(x[i] - y[j])
+    return distances.min(axis=1).mean() + distances.min(axis=0).mean()
+
+
+def cox_by_rows(risk, time, event):
+    total = 0.0
+    for i in range(len(risk)):
+        at_risk = time >= time[i]
+        total -= event[i] * (risk[i] - np.log(np.sum(np.exp(risk[at_risk]))))
+    return total / event.sum()
+
+
+def guarded_dice(pred, true):
+    if pred.shape != true.shape or np.any(np.isnan(pred)):
+        raise ValueError("not comparable")
+    total = np.sum(pred) + np.sum(true)
+    if total == 0:
+        return 0.0
+    return float(1 - 2 * np.sum(pred * true) / total)
+
+
+def adaptive_berhu(pred, true):
+    error = np.abs(pred - true)
+    largest = error.max()
+    delta = 0.2 * largest if largest > 0 else 1.0
+    mean = np.mean(error)
+    return mean if mean <= delta else (mean**2 + delta**2) / (2 * delta)
+
+
+def cross_entropy_put(p, y):
+    one_hot_ = np.zeros_like(p)
+    np.put_along_axis(one_hot_, y[:, None], 1.0, axis=1)
+    return -np.mean(np.sum(one_hot_ * np.log(p), axis=1))
+
+
+def ensemble_score(ensemble, observed):
+    """The continuous ranked probability score, from sorted members."""
+    ensemble = np.sort(ensemble, axis=-1)
+    m = ensemble.shape[-1]
+    weight = (2 * np.arange(m) - m + 1) / m**2
+    return np.mean(np.mean(np.abs(ensemble - observed[:, None]), -1) - np.sum(weight * ensemble, -1))
+
+
+def temporal_difference(values, rewards):
+    return np.mean((rewards + 0.9 * values[1:] - values[:-1]) ** 2)
+
 
 CASES = {
     "huber in place": (huber_in_place, [real, real], [NC, NC]),
@@ -206,6 +275,16 @@ CASES = {
         [real, unit],
         [NC, NC],
     ),
+    "row by row": (one_row_after_the_other, [real, real, classes(4)], [NC, [(4, 4), (5, 5)], N]),
+    "pair by pair": (pair_after_pair, [real, classes(4)], [N, N]),
+    "chamfer": (chamfer, [real, real], [[(5, 3), (8, 3)], [(6, 3), (9, 3)]]),
+    "cox by rows": (cox_by_rows, [real, positive, binary], [N, N, N]),
+    "guarded dice": (guarded_dice, [unit, binary], [N, N]),
+    "adaptive berhu": (adaptive_berhu, [real, real], [N, N]),
+    "one-hot by put": (cross_entropy_put, [simplex, classes(4)], [NC, N]),
+    "ensemble": (ensemble_score, [real, real], [NC, N]),
+    "temporal difference": (temporal_difference, [real, real], [[(9,), (12,)], [(8,), (11,)]]),
+    "math": (lambda p, t: math.sqrt(np.mean((p - t) ** 2)) + math.log1p(p[0] ** 2), [real, real], [N, N]),
     "mse": (lambda p, t: np.mean((p - t) ** 2), [real, real], [NC, NC]),
     "mae": (lambda p, t: np.abs(p - t).mean(), [real, real], [NC, NC]),
     "log loss": (lambda p, t: -np.mean(t * np.log(p) + (1 - t) * np.log(1 - p)), [unit, binary], [NC, NC]),
@@ -387,9 +466,8 @@ def test_a_wrong_gradient_is_refused_with_the_reason(wrong, said) -> None:
 @pytest.mark.parametrize(
     ("fn", "said"),
     [
-        (lambda p: p.sum() if p.sum() > 0 else -p.sum(), "decision"),
-        (guarded, r"test_adopt_numpy.py:\d+: a decision"),
-        (lambda p: float(p.sum()), "Python number"),
+        (of_two_shapes, r"test_adopt_numpy.py:\d+: a decision"),
+        (lambda p: p[int(p.sum())].sum(), "Python number"),
         (lambda p: np.linalg.svd(p)[1].sum(), "svd"),
         (lambda p: stats.pearsonr(p[0], p[1])[0], r"scipy\.stats\.pearsonr: an array is converted"),
         (lambda p: np.sum(np.sort(p[p > 0])), "truth values"),
@@ -413,18 +491,21 @@ class Scaled:
         return self.scale * np.mean((y_true - y_pred) ** 2)
 
 
-def one_row_after_the_other(w, x, y):
-    total = 0.0
-    for i in range(len(x)):
-        scores = x[i] @ w
-        total += np.log(np.sum(np.exp(scores))) - scores[y[i]]
-    return total / len(x)
+def barron(x, alpha=1.5, c=1.0):
+    """The general robust loss, whose formula is another one where it would divide by zero (Barron, 2019)."""
+    if alpha == 2:
+        return np.mean(0.5 * (x / c) ** 2)
+    if alpha == 0:
+        return np.mean(np.log1p(0.5 * (x / c) ** 2))
+    b = abs(alpha - 2)
+    return np.mean(b / alpha * (((x / c) ** 2 / b + 1) ** (alpha / 2) - 1))
 
 
-def test_a_loop_over_the_rows_of_any_argument_is_refused() -> None:
+@pytest.mark.parametrize("alpha", [1.5, 1.0, 0.0, 2.0, -2.0])
+def test_a_number_that_decides_on_the_steps_does_so_at_the_call(alpha: float) -> None:
     rng = np.random.default_rng(6)
-    with pytest.raises(lf.errors.AdoptionError, match="depend on the size of the batch"):
-        lf.adopt(one_row_after_the_other, real(rng, (5, 4)), real(rng, (8, 5)), classes(4)(rng, (8,)))
+    loss, x = lf.adopt(barron, real(rng, (8,))), real(rng, (11,))
+    agree("value", loss(x, alpha=alpha, c=0.7), barron(x, alpha, 0.7))
 
 
 def test_numbers_that_an_object_keeps_are_parameters() -> None:

@@ -300,6 +300,8 @@ NOT_KNOWN = {
     "a product of two": LOG_SIGMOID * LOG_SIGMOID,
     "a maximum": elementwise("maximum", LOG_SIGMOID, X),
     "an unknown factor": Y * LOG_SIGMOID,
+    "whole numbers": as_kind(input_("labels", ("a",), Kind.INDEX), Kind.FLOAT),
+    "a whole part": elementwise("floor", X),
 }
 
 
@@ -327,3 +329,4 @@ def test_a_whole_number_may_be_negative():
 @pytest.mark.parametrize("name", NOT_KNOWN)
 def test_a_sign_that_is_not_known_is_not_claimed(name):
     assert not nonpositive(NOT_KNOWN[name], frozenset({G}))
+    assert not nonnegative(NOT_KNOWN[name], frozenset({G})) or name == "a product of two"

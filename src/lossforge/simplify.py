@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from lossforge.ir import (
     COMPARISONS,
+    INDEX_REDUCTIONS,
     Kind,
     Node,
     constant,
@@ -133,6 +134,8 @@ def nonnegative(node: Node, assumed: frozenset[Node] = frozenset()) -> bool:
         return float(node.attrs[0]) >= 0
     if node.op in ("exp", "abs", "sqrt", "sigmoid", "softplus", "size", "iota", "cosh", "erfc", "acosh"):
         return True
+    if node.kind is Kind.BOOL or node.op in ("argsort", *INDEX_REDUCTIONS):
+        return True
     if node.op == "mul":
         return node.args[0] is node.args[1] or all(map(known, node.args))
     if node.op in ("add", "div", "minimum"):
@@ -141,9 +144,9 @@ def nonnegative(node: Node, assumed: frozenset[Node] = frozenset()) -> bool:
         return any(map(known, node.args))
     if node.op == "where":
         return all(map(known, node.args[1:]))
-    if node.op in ("sum", "prod", "max", "min", "take", "rename", "stop_gradient"):
+    if node.op in ("sum", "prod", "max", "min", "take", "rename", "stop_gradient", "cast", "floor", "round"):
         return known(node.args[0])
-    return node.op == "cast" and (node.args[0].kind is Kind.BOOL or known(node.args[0]))
+    return False
 
 
 def nonpositive(node: Node, assumed: frozenset[Node] = frozenset()) -> bool:

@@ -63,10 +63,10 @@ def _libraries_of(fn: Any) -> list[str]:
         roots = _roots_of(value)
         found += roots
         if not {*roots} & {*_LIBRARIES, *_NEUTRAL}:
-            function, owner = _python_function(value)
+            function, owner = python_function(value)
             if function is not None and function.__code__ not in seen:
                 seen.add(function.__code__)
-                used, imported = _used_by(function, owner)
+                used, imported = used_by(function, owner)
                 found += imported
                 waiting += used
     return [r for r in dict.fromkeys(found) if r in _LIBRARIES]
@@ -98,7 +98,7 @@ def _roots_of(value: Any) -> list[str]:
     return [_package(getattr(v, "__module__", None)) for v in (value, *kinds)]
 
 
-def _python_function(value: Any) -> tuple[types.FunctionType | None, Any]:
+def python_function(value: Any) -> tuple[types.FunctionType | None, Any]:
     """The function behind a wrapped one, a method, or an object that is called; and the object that it belongs to."""
     value = inspect.unwrap(value) if callable(value) else value
     owner = getattr(value, "__self__", None if inspect.isroutine(value) else value)
@@ -107,7 +107,7 @@ def _python_function(value: Any) -> tuple[types.FunctionType | None, Any]:
     return (function, owner) if inspect.isfunction(function) else (None, owner)
 
 
-def _used_by(function: types.FunctionType, owner: Any) -> tuple[list[Any], list[str]]:
+def used_by(function: types.FunctionType, owner: Any) -> tuple[list[Any], list[str]]:
     """What a function's text names (also of modules and of the object that it belongs to); packages that it imports."""
     names, imported = _names(function.__code__)
     used = [function.__globals__[n] for n in names if n in function.__globals__]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lossforge.adoption.sampling import Sampler
+from lossforge.adoption.thresholds import thresholds
 from lossforge.errors import AdoptionError, LossforgeError
 from lossforge.frontends.recording import FrontEnd, Recording
 from lossforge.ir import Kind
@@ -33,6 +34,7 @@ class Original:
         kinds = {"f": Kind.FLOAT, "b": Kind.BOOL, "i": Kind.INDEX}
         self.kinds = [kinds[a.dtype.kind] for a in arrays]
         self.samplers = [Sampler(a) for a in arrays]
+        self._thresholds = thresholds(getattr(front, "function", None)) if numbers else []
         self._recordings: dict[Any, Recording | LossforgeError] = {}
         self._answers: dict[Any, tuple[np.ndarray, list[np.ndarray] | None]] = {}
 
@@ -62,6 +64,14 @@ class Original:
         if isinstance(found, LossforgeError):
             raise found
         return found
+
+    def turning_points(self, name: str) -> list[float]:
+        """Values of a number for which the function may take other steps: what it compares with, and numbers beside."""
+        value = self.numbers[name]
+        found = [t + by for t in self._thresholds for by in (0.0, 0.125 * max(abs(t), 1.0), -0.125 * max(abs(t), 1.0))]
+        if isinstance(value, int):
+            found = [int(t) + by for t in self._thresholds for by in (0, 1, -1)]
+        return [v for v in dict.fromkeys(found) if v != value]
 
     def run(
         self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]

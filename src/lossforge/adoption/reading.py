@@ -117,7 +117,17 @@ class Reader:
             overlay([recording, *others], {})
         except (AdoptionError, Different):
             return False
-        return True
+        return not any(self._parts(shapes, recording, name, v) for v in self.original.turning_points(name))
+
+    def _parts(self, shapes: Sequence[tuple[int, ...]], recording: Recording, name: str, value: float) -> bool:
+        """Whether the function takes other steps for this value of a number."""
+        try:
+            overlay([recording, self.original.record(shapes, **{name: value})], {})
+        except Different:
+            return True
+        except AdoptionError:  # it does not take the value
+            return False
+        return False
 
     def with_numbers(
         self,

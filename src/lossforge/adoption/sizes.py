@@ -26,6 +26,8 @@ _LARGEST = ((23, 29, 19, 31, 37, 41, 43, 47), (29, 31, 23, 37, 41, 43, 47, 53))
 _LARGEST_RECORDED = 2**20
 """Entries of an array of drawn sizes; a loss that needs more is tried at sizes near those of its examples."""
 
+_ADVICE = "use array operations in place of a loop whose turns follow from each other"
+
 Fits: TypeAlias = Callable[[Mapping[Axis, int], Mapping[Axis, int]], bool]
 """Whether a function can be had at two sets of sizes."""
 
@@ -78,8 +80,8 @@ class Sizes(Reader):
             return read
         try:  # calls alone, which are far quicker than recordings, tell the sizes of most functions
             return self._restricted(kept, problem, self.runs)
-        except (AdoptionError, Different):
-            return self._restricted(kept, problem, self.reads)
+        except (AdoptionError, Different) as error:
+            return self._restricted(kept, error, self.reads)
 
     def _restricted(
         self,
@@ -131,7 +133,7 @@ class Sizes(Reader):
             raise AdoptionError(
                 str(problem)
                 if isinstance(problem, AdoptionError)
-                else f"{self.original.name}: its steps depend on the size of the batch ({problem})"
+                else f"{self.original.name}: its steps depend on the size of the batch ({problem}); {_ADVICE}"
             )
         for r in free:
             if r in self.table.units or r in stuck or r in chosen[0]:
@@ -148,7 +150,7 @@ class Sizes(Reader):
             read = self.at([{**stuck, **chosen[0]}, {**stuck, **chosen[1]}])
         except Different as error:
             raise AdoptionError(
-                f"{self.original.name}: its steps depend on the sizes of its inputs ({error})"
+                f"{self.original.name}: its steps depend on the sizes of its inputs ({error}); {_ADVICE}"
             ) from None
         return self._holding(read, stuck)
 

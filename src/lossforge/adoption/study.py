@@ -60,6 +60,15 @@ class Study(Sizes):
             self._look_anew(units=units)
         return bool(units)
 
+    def _look_at_rows(self) -> bool:
+        """Whether there is another reading in which axes of one size are one, as a loop takes rows of several arguments."""
+        level = self._level()
+        if self._same_steps(self.original.shapes, self.read.shapes[0]) or level.parents == self.table.parents:
+            return False
+        self.table = level
+        self._look_anew()
+        return True
+
     def _look_at_sizes(self) -> bool:
         """Whether there is another reading, at the steps of the examples, which one axis of their size brings about.
 
@@ -110,7 +119,7 @@ class Study(Sizes):
         try:
             self._verify(node, order)
         except AdoptionError:
-            if not self._look_at_units() and not self._look_at_sizes():
+            if not self._look_at_units() and not self._look_at_rows() and not self._look_at_sizes():
                 raise
             return self.definition(whole=whole)
         equal = square(self.original, self.read, self.numbers, node, order)

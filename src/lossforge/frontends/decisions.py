@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lossforge.errors import AdoptionError
 
 T = TypeVar("T")
 
 _MOST = 32
+_MOST_WAYS = 32
 
 
 class Decisions:
@@ -21,53 +23,74 @@ class Decisions:
         self.answers = list(answers)
         self.given: list[bool] = []
         self.places: list[str] = []
+        self.conditions: list[Any] = []
 
-    def decide(self, place: str = "") -> bool:
-        """The answer to the next one, which is asked for in this line."""
-        if len(self.given) >= _MOST:
-            raise AdoptionError(
-                "it takes too many decisions from values; use the library's own `where` for `if` and `while`"
-            )
+    def decide(self, place: str = "", condition: Any = None) -> bool:
+        """The answer to the next one, which is asked for in this line; `condition` is what is asked for, if it is known."""
+        if len(self.given) >= len(self.answers) + _MOST:
+            raise AdoptionError(f"{place}{': ' if place else ''}{_TOO_MANY}")
         answer = self.answers[len(self.given)] if len(self.given) < len(self.answers) else False
         self.given.append(answer)
         self.places.append(place)
+        self.conditions.append(condition)
         return answer
 
 
-def settle(trace: Callable[[Decisions], T], own: Sequence[str], refusal: str) -> T:
-    """The trace in which every decision on values goes the only way that does not end in an error.
+_TOO_MANY = "it takes too many decisions from values; use the library's own `where` for `if` and `while`"
 
-    Such a decision is a check of arguments. If both ways end in a value, the loss depends on it, and is refused.
+
+def settle(trace: Callable[[Decisions], T], own: Sequence[str], refusal: str, choose: Callable[[Any, T, T], T]) -> T:
+    """The trace in which every decision on values goes both ways, or the only one that does not end in an error.
+
+    A decision of which one way ends in an error is a check of arguments. Of any other, the result is a choice between
+    both ways, by `choose`; or it is refused.
 
     Args:
         trace: records the function.
         own: parts of the names of files whose errors are those of the library or the recorder, not the function's.
-        refusal: what is said of the others, behind their line.
+        refusal: what is said of those that are refused, behind their line.
+        choose: makes a choice of a condition, the result where it holds, and that where it does not.
     """
-    decisions = Decisions()
-    while True:
+    ways = itertools.count(1)
+
+    def follow(answers: list[bool]) -> T:
+        """What comes of all ways that begin with these answers."""
+        decisions = Decisions(answers)
+        known = len(answers)
+        error: Exception | None = None
         try:
             result = trace(decisions)
-            break
-        except Exception as error:
-            if not decisions.given or decisions.given[-1] or not raised_on_purpose(error, own):
+        except Exception as raised:
+            if len(decisions.given) <= known or not raised_on_purpose(raised, own):
                 raise
-            decisions = Decisions([*decisions.given[:-1], True])
-    for i, answer in enumerate(decisions.given):
-        if not answer and not _fails(trace, [*decisions.given[:i], True], own):
-            raise AdoptionError(f"{decisions.places[i]}{': ' if decisions.places[i] else ''}{refusal}")
-    return result
+            error = raised
+        if len(decisions.given) <= known:
+            return result
+        place = decisions.places[known] + (": " if decisions.places[known] else "")
+        if next(ways) > _MOST_WAYS:
+            raise AdoptionError(place + _TOO_MANY)
+        try:
+            otherwise = follow([*answers, False])
+        except Exception as raised:
+            if error is None or isinstance(raised, AdoptionError) or not raised_on_purpose(raised, own):
+                raise
+            return follow([*answers, True])
+        try:
+            chosen = follow([*answers, True])
+        except AdoptionError:
+            raise
+        except Exception as raised:
+            if raised_on_purpose(raised, own):
+                return otherwise
+            raise AdoptionError(place + refusal) from raised
+        if decisions.conditions[known] is None:
+            raise AdoptionError(place + refusal)
+        try:
+            return choose(decisions.conditions[known], chosen, otherwise)
+        except AdoptionError as error:
+            raise AdoptionError(place + str(error)) from None
 
-
-def _fails(trace: Callable[[Decisions], object], answers: Sequence[bool], own: Sequence[str]) -> bool:
-    """Whether this way ends in an error that the function raises."""
-    try:
-        trace(Decisions(answers))
-    except AdoptionError:
-        return False
-    except Exception as error:
-        return raised_on_purpose(error, own)
-    return False
+    return follow([])
 
 
 def raised_on_purpose(error: Exception, own: Sequence[str]) -> bool:

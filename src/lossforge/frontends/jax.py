@@ -6,6 +6,7 @@ import enum
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jax.extend import core
 
 from lossforge.errors import AdoptionError
-from lossforge.frontends.jax_custom import QUICK, custom_rule
+from lossforge.frontends.jax_custom import QUICK, custom_rule, is_float
 from lossforge.frontends.jax_operations import RULES
 from lossforge.frontends.recording import Recording, Ref, Step, as_written, kept, kept_numbers, rounded
 
@@ -66,10 +67,10 @@ class JaxFrontEnd:
     def run(
         self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
-        """The value, and the gradient of its sum by `jax.grad`."""
-        given = [jax.numpy.asarray(_narrow(a)) for a in arrays]
-
-        with kept(self.function, parameters) as rest:
+        """The value, and the gradient of its sum by `jax.grad`; in float64 where the arrays are."""
+        wide = any(a.dtype == np.float64 for a in arrays)
+        with jax.enable_x64(True) if wide else nullcontext(), kept(self.function, parameters) as rest:
+            given = [jax.numpy.asarray(_narrow(a)) for a in arrays]
 
             @jax.jit(compiler_options=QUICK)
             def both(*a: Any) -> Any:
@@ -77,7 +78,7 @@ class JaxFrontEnd:
                 return self.function(*a, **rest), slopes
 
             value, slopes = both(*given)
-        return np.asarray(value), [np.asarray(s) for s in slopes]
+            return np.asarray(value), [np.asarray(s) for s in slopes]
 
 
 def front_end(function: Callable[..., Any]) -> JaxFrontEnd:
@@ -205,13 +206,9 @@ class _Reader:
         self.within_rule = False
         where = _where(eqn)
         return [
-            self._note("surrogate", (out, slope), {}, [v.aval], where)[0] if _is_float(v.aval) else out
+            self._note("surrogate", (out, slope), {}, [v.aval], where)[0] if is_float(v.aval) else out
             for v, out, slope in zip(eqn.outvars, outs, slopes, strict=True)
         ]
-
-
-def _is_float(aval: Any) -> bool:
-    return str(aval.dtype).startswith(("float", "bfloat"))
 
 
 def _attribute(value: Any) -> Any:

@@ -34,7 +34,7 @@ def custom_rule(eqn: Any) -> Any:
     if of and Path(of).is_relative_to(Path(jax.__file__).parent):  # JAX's own rules are derivatives
         return None
     operands = eqn.invars
-    moving = [i for i, v in enumerate(operands) if not isinstance(v, core.Literal) and _is_float(v.aval)]
+    moving = [i for i, v in enumerate(operands) if not isinstance(v, core.Literal) and is_float(v.aval)]
     if not moving:
         return None
     body = core.jaxpr_as_fun(eqn.params["call_jaxpr"])
@@ -51,13 +51,13 @@ def custom_rule(eqn: Any) -> Any:
             full = list(values)
             for i, x in zip(moving, xs, strict=True):
                 full[i] = x
-            return [y for y in function(*full) if _is_float(y)]
+            return [y for y in function(*full) if is_float(y)]
 
         return call
 
     rng = np.random.default_rng(3)
-    point = [jax.numpy.asarray(v.val) if isinstance(v, core.Literal) else _drawn(rng, v.aval) for v in operands]
-    floats = [v for v in eqn.outvars if _is_float(v.aval)]
+    point = [jax.numpy.asarray(v.val) if isinstance(v, core.Literal) else drawn(rng, v.aval) for v in operands]
+    floats = [v for v in eqn.outvars if is_float(v.aval)]
     seeds = [jax.numpy.asarray(rng.standard_normal(v.aval.shape), v.aval.dtype) for v in (*floats, *floats)]
 
     def tried(values: Sequence[Any], seeds: Sequence[Any]) -> list[Any]:
@@ -89,7 +89,7 @@ def custom_rule(eqn: Any) -> Any:
             results, pull = jax.vjp(function, *start)
             slopes = list(jax.linear_transpose(lambda *seeds: pull(list(seeds)), *results)(tuple(xs)))
         left = iter(slopes)
-        return [next(left) if _is_float(v.aval) else jax.numpy.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
+        return [next(left) if is_float(v.aval) else jax.numpy.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
 
     return jax.make_jaxpr(linear)(*(jax.numpy.zeros(v.aval.shape, v.aval.dtype) for v in operands))
 
@@ -107,24 +107,26 @@ def _verdict(tried: Callable[..., Any], *args: Any) -> tuple[bool, bool]:
     key += str([np.asarray(c).tobytes() for c in jaxpr.consts])
     if key not in _verdicts:
         theirs, mine, both, apart = traced.lower().compile()(*args)
-        _verdicts[key] = all(map(_near, theirs, mine)), all(map(_near, both, apart))
+        _verdicts[key] = all(map(is_near, theirs, mine)), all(map(is_near, both, apart))
     return _verdicts[key]
 
 
-def _is_float(x: Any) -> bool:
+def is_float(x: Any) -> bool:
+    """Whether it holds floats."""
     return str(x.dtype).startswith(("float", "bfloat"))
 
 
-def _drawn(rng: np.random.Generator, aval: Any) -> Any:
+def drawn(rng: np.random.Generator, aval: Any) -> Any:
     """Values of many sizes, of which some are small: those of a function's argument, whatever it is."""
-    if _is_float(aval):
+    if is_float(aval):
         return jax.numpy.asarray(
             rng.uniform(0.05, 0.95, aval.shape) * rng.choice([0.5, 1.0, 3.0], aval.shape), aval.dtype
         )
     return jax.numpy.asarray(rng.integers(0, 2, aval.shape), aval.dtype)
 
 
-def _near(a: Any, b: Any) -> bool:
+def is_near(a: Any, b: Any) -> bool:
+    """Whether they agree as far as float32 does, where both are finite."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     known = np.isfinite(a) & np.isfinite(b)
     return bool((np.abs(a - b)[known] <= _NEAR * max(float(np.max(np.abs(a[known]), initial=0.0)), 1e-6)).all())

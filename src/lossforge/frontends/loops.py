@@ -13,8 +13,9 @@ from typing import Any
 from lossforge import ir
 from lossforge.frontends.places import Stacked
 from lossforge.frontends.positional import Importer, Rule, Tensor
+from lossforge.frontends.positional.nodes import renamed
 from lossforge.frontends.recording import Step, Varying
-from lossforge.ir import Axis, Kind
+from lossforge.ir import Axis, Kind, Node
 
 
 def _turn(imp: Importer, step: Step) -> Tensor:
@@ -61,7 +62,8 @@ def _gathered(imp: Importer, step: Step, x: Any, turn: Any) -> Tensor:
     return Tensor(t.node, (*t.dims[1 : dim + 1], t.dims[0], *t.dims[dim + 1 :]))
 
 
-_COLLECTS = {"sum": ("add", 0.0), "prod": ("mul", 1.0), "max": ("maximum", -math.inf), "min": ("minimum", math.inf)}
+_COLLECTS = {"sum": ("add", 0.0), "prod": ("mul", 1.0), "max": ("maximum", -math.inf), "min": ("minimum", math.inf),
+             "put": ("add", 0.0)}  # fmt: skip
 """For each way of collecting, the operation of two operands, and what changes nothing."""
 
 
@@ -73,10 +75,37 @@ def _nothing(imp: Importer, step: Step) -> Tensor:
 def _total(imp: Importer, step: Step, start: Any, x: Any, turn: Any) -> Tensor:
     """What the turns come to together."""
     t, op, axis = imp.tensor(x), str(step.attrs["op"]), _axis(turn)
-    if axis is not None:
+    if axis is not None and op == "put":
+        t = _placed(imp, t, axis)
+    elif axis is not None:
         t = imp.reduce(op, imp.unturned(t, axis), [0])
     by, neutral = _COLLECTS[op]
     return t if isinstance(start, float) and start == neutral else imp.elementwise(by, start, t)
+
+
+def _placed(imp: Importer, x: Tensor, turns: Axis) -> Tensor:
+    """What each turn wrote at a place of its own into an array of zeros."""
+    node = x.node
+    if node.op == "where" and node.args[2].op == "constant" and node.args[2].attrs[0] == 0:
+        test = node.args[0]
+        for here in (test, *(test.args if test.op == "and" else ())):
+            place = _place_of_turn(here, turns)
+            if place is None or imp.sizes_of(place) != imp.sizes_of(turns):
+                continue
+            rest = [t for t in test.args if t is not here] if test is not here else []
+            found = [renamed(n, turns, place, {}) for n in (node.args[1], *rest)]
+            written = [n for n in found if n is not None]
+            if len(written) == len(found):
+                value = ir.where(written[1], written[0], node.args[2]) if rest else written[0]
+                return Tensor(value, x.dims)
+    return imp.reduce("sum", imp.unturned(x, turns), [0])
+
+
+def _place_of_turn(test: Node, turns: Axis) -> Axis | None:
+    """The axis of which a test says that the position is the number of the turn."""
+    places = {str(a.attrs[0]) for a in test.args if a.op == "iota"} if test.op == "eq" else set()
+    others = places - {turns}
+    return others.pop() if len(places) == 2 and len(others) == 1 else None
 
 
 def _axis(turn: Tensor) -> Axis | None:

@@ -17,7 +17,7 @@ import numpy as np
 from lossforge.errors import AdoptionError
 from lossforge.frontends.decisions import Decisions, settle
 from lossforge.frontends.numpy_operations import RULES
-from lossforge.frontends.numpy_recorder import DECISION, Recorder, Selection, Tape
+from lossforge.frontends.numpy_recorder import DECISION, Recorder, Selection, Tape, activate, plain
 from lossforge.frontends.numpy_standins import recording
 from lossforge.frontends.recording import Recording, Ref, kept, kept_numbers
 
@@ -47,17 +47,29 @@ class NumPyFrontEnd:
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
         """Call the function once with recorders."""
-        return settle(lambda decisions: self._recorded(arrays, parameters, decisions), _OWN, DECISION)
+        tape = Tape()
+        arguments = [tape.argument(np.array(a)).ref for a in arrays]
 
-    def _recorded(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], decisions: Decisions) -> Recording:
-        tape = Tape(decisions)
-        inputs = [tape.argument(np.array(a)) for a in arrays]
-        with (
-            np.errstate(all="ignore"),
-            kept(self.function, parameters) as rest,
-            recording(tape, self.function) as function,
-        ):
-            result = function(*inputs, **rest)
+        def trace(decisions: Decisions) -> Any:
+            tape.decisions = decisions
+            inputs = [tape.argument(np.array(a), ref) for a, ref in zip(arrays, arguments, strict=True)]
+            with recording(tape, self.function) as function:
+                return function(*inputs, **rest)
+
+        def choose(condition: Recorder, chosen: Any, otherwise: Any) -> Any:
+            if any(isinstance(v, Selection | list | tuple | dict | None) for v in (chosen, otherwise)):
+                raise AdoptionError(DECISION)
+            if np.shape(chosen) != np.shape(otherwise):
+                raise AdoptionError(f"{DECISION}; the results of both ways have different shapes")
+            activate(tape)
+            try:
+                value = np.where(*map(plain, (condition, chosen, otherwise)))
+                return tape.note("where", (condition, chosen, otherwise), {}, value)
+            finally:
+                activate(None)
+
+        with np.errstate(all="ignore"), kept(self.function, parameters) as rest:
+            result = settle(trace, _OWN, DECISION, choose)
         if isinstance(result, Selection):
             raise AdoptionError("the loss returned a selection by truth values, whose size depends on them; reduce it")
         if isinstance(result, int | float | np.generic):

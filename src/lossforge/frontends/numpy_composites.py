@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lossforge.frontends.numpy_recorder import Nonzero, Recorder, Selection, active, line, plain, refuse
+from lossforge.frontends.numpy_recorder import Nonzero, Recorder, Selection, active, decided, plain, refuse
 
 
 def _dim(x: Any, axis: int) -> int:
@@ -695,6 +695,22 @@ def _add_at(a: Any, indices: Any, b: Any = None) -> None:
     a.write(a + np.tensordot(hits, b + np.zeros(np.shape(indices) + np.shape(a)[1:]), axes=1))
 
 
+def _put_along_axis(arr: Any, indices: Any, values: Any, axis: Any = -1) -> None:
+    if type(arr) is not Recorder or axis is None:
+        refuse("np.put_along_axis of an array that was not made by the function, or without an axis")
+    d = _dim(arr, axis)
+    if np.shape(indices)[d] != 1:
+        refuse("np.put_along_axis of several entries along the axis; use np.where")
+    lined_up = tuple(-1 if i == d else 1 for i in range(np.ndim(arr)))
+    arr.write(np.where(np.reshape(active().counting(np.shape(arr)[d]), lined_up) == indices, values, arr))
+
+
+def _copy_to(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -> None:
+    if type(dst) is not Recorder or (np.ndim(src) and np.shape(src) != np.shape(dst)):
+        refuse("writing into an array that was not made by the function, or from one of another shape; use np.where")
+    dst.write(np.where(where, src, dst))
+
+
 def _where(condition: Any, *cases: Any) -> Any:
     if not cases:
         return _nonzero(condition)
@@ -775,7 +791,10 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
         np.shape(a), fill_value, a.dtype if dtype is None else dtype),
     "sinc": lambda x: np.where(x == 0, 1.0, np.sin(math.pi * x) / np.where(x == 0, 1.0, math.pi * x)),
     "real": lambda val: val.real, "imag": lambda val: val.imag, "copy": lambda a, *r, **o: a.fresh(),
-    "array_equal": lambda *a, **o: active().decisions.decide(line()), "allclose": lambda *a, **o: active().decisions.decide(line()),
+    "array_equal": lambda a, b, **o: decided(np.all(a == b)) if np.shape(a) == np.shape(b) else False,
+    "allclose": lambda a, b, rtol=1e-5, atol=1e-8, **o: decided(np.all(np.abs(a - b) <= atol + rtol * np.abs(b))),
+    "put_along_axis": _put_along_axis, "copyto": _copy_to, "putmask": lambda a, mask, values: _copy_to(a, values, where=mask),
+    "place": lambda arr, mask, vals: _copy_to(arr, vals, where=mask),
 }  # fmt: skip
 
 
@@ -851,7 +870,7 @@ def replaced(x: Recorder, keys: tuple[Any, ...], value: Any) -> Any:
     if len(keys) == 1 and type(keys[0]) is Recorder and keys[0].dtype.kind == "b":
         here = Selection(x, keys[0])
         if isinstance(value, Selection):
-            if value.mask.ref != keys[0].ref:
+            if not value.mask.is_like(keys[0]):
                 refuse("entries by one mask are set to entries by another; use np.where")
             value = value.whole
         elif np.ndim(value) and np.size(value) > 1 and np.ndim(value) >= here.ndim:
@@ -864,6 +883,9 @@ def replaced(x: Recorder, keys: tuple[Any, ...], value: Any) -> Any:
         return np.where(_at_positions(x, keys), spread, x)
     if any(k is None for k in keys):
         refuse("a new axis in an assignment to entries")
+    if all(isinstance(k, int | np.integer) for k in keys) and np.shape(value) == np.shape(x)[len(keys) :]:
+        places = [int(k) + n if k < 0 else int(k) for k, n in zip(keys, np.shape(x), strict=False)]
+        return x.tape.note("put", (x, value, *places), {}, plain(x).copy())
     used = sum(1 for k in keys if k is not Ellipsis)
     full = (slice(None),) * (np.ndim(x) - used)
     at = next((i for i, k in enumerate(keys) if k is Ellipsis), len(keys))

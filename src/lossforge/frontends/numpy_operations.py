@@ -211,6 +211,18 @@ def _arange(imp: Importer, step: Step, start: Any, by: Any) -> Tensor:
     return imp.cast(result if start == 0 else imp.elementwise("add", result, start), kind)
 
 
+def _put(imp: Importer, step: Step, x: Any, value: Any, *places: Any) -> Tensor:
+    """One entry, or row, replaced."""
+    t = imp.tensor(x)
+    here: Tensor | None = None
+    for d, place in enumerate(places):
+        counter = imp.arange([s[d] for s in step.shapes[0]])
+        position = Tensor(counter.node, tuple(counter.dims[0] if i == d else () for i in range(t.rank)))
+        equal = imp.elementwise("eq", position, place)
+        here = equal if here is None else imp.elementwise("and", here, equal)
+    return imp.cast(imp.elementwise("where", here, value, t), kind_of(step.dtypes[0]))
+
+
 def _eye(imp: Importer, step: Step) -> Tensor:
     rows, columns = (imp.arange([s[d] for s in step.shapes[0]]) for d in (0, 1))
     same = imp.elementwise("eq", imp.unsqueeze(rows, 1), imp.unsqueeze(columns, 0))
@@ -279,7 +291,7 @@ _REAL: Mapping[str, Rule] = {
     "square": _formula(lambda x: x * x), "reciprocal": _formula(lambda x: 1.0 / x),
     "positive": lambda imp, step, x: imp.tensor(x), "clip": _clip, "getitem": _getitem,
     "astype": lambda imp, step, x: imp.cast(x, kind_of(step.dtypes[0])), "constant": lambda imp, step, x: imp.tensor(x),
-    "arange": _arange, "eye": _eye, "one_hot": _one_hot, "full": lambda imp, step, x: imp.cast(
+    "arange": _arange, "put": _put, "eye": _eye, "one_hot": _one_hot, "full": lambda imp, step, x: imp.cast(
         imp.full(x, step.shapes[0]), kind_of(step.dtypes[0])),
     "logsumexp": _logsumexp, "scan": _scan, "where": _where, "concatenate": _concatenate,
     "correlation": _correlation,

@@ -35,16 +35,18 @@ def activate(tape: Tape | None) -> None:
 class Tape:
     """The steps that were taken, in their order."""
 
-    def __init__(self, decisions: Decisions) -> None:
-        self.decisions = decisions
+    def __init__(self) -> None:
+        self.decisions = Decisions()
         self.count = itertools.count()
         self.steps: list[Step] = []
         self.known: dict[Any, tuple[int, ...]] = {}
+        self.firsts: dict[int, int] = {}
+        """For each result, the first that was worked out in the same way."""
         self.live: list[weakref.ref[Recorder]] = []
 
-    def argument(self, array: np.ndarray) -> Recorder:
-        """An argument of the function."""
-        made = Recorder(self, array, Ref(next(self.count)))
+    def argument(self, array: np.ndarray, ref: Ref | None = None) -> Recorder:
+        """An argument of the function; `ref` is that of one which was made before."""
+        made = Recorder(self, array, ref or Ref(next(self.count)))
         made.is_argument = True
         return made
 
@@ -66,28 +68,30 @@ class Tape:
         return made
 
     def note(self, op: str, args: Sequence[Any], attrs: Mapping[str, Any], value: Any) -> Any:
-        """Write one step down, unless it was taken before; its results as recorders."""
+        """Write one step down; its results as recorders."""
         several = isinstance(value, list | tuple)
         values = value if several else (value,)
         arrays = [np.asarray(v) for v in values]
         given, options = tuple(map(_ref, args)), {k: _ref(v) for k, v in attrs.items()}
-        key: Any = None
+        numbers = tuple(next(self.count) for _ in arrays)
+        shapes, dtypes = tuple((a.shape,) for a in arrays), tuple(str(a.dtype) for a in arrays)
+        self.steps.append(Step(op, given, options, numbers, shapes, line(), dtypes))
         try:
-            key = (op, given, tuple(options.items()), tuple(map(type, given)), tuple(a.shape for a in arrays))
-            numbers = self.known.get(key)
+            key = (op, self.first(given), self.first(tuple(options.items())), tuple(map(type, given)), shapes)
+            self.firsts.update(zip(numbers, self.known.setdefault(key, numbers), strict=True))
         except TypeError:  # an array among the arguments
-            key = numbers = None
-        if numbers is None:
-            numbers = tuple(next(self.count) for _ in arrays)
-            shapes, dtypes = tuple((a.shape,) for a in arrays), tuple(str(a.dtype) for a in arrays)
-            self.steps.append(Step(op, given, options, numbers, shapes, line(), dtypes))
-            if key is not None:
-                self.known[key] = numbers
+            pass
         made = [Recorder(self, a, Ref(n)) for a, n in zip(arrays, numbers, strict=True)]
         constant = all(x.constant for x in _recorders([args, list(attrs.values())]))
         for recorder, v in zip(made, values, strict=True):
             recorder.constant, recorder.scalar = constant, isinstance(v, np.generic)
         return made if several else made[0]
+
+    def first(self, value: Any) -> Any:
+        """A value of the recording, as it was worked out for the first time."""
+        if isinstance(value, tuple):
+            return tuple(map(self.first, value))
+        return Ref(self.firsts.get(value.index, value.index)) if isinstance(value, Ref) else value
 
 
 def _recorders(value: Any) -> list[Recorder]:
@@ -223,6 +227,8 @@ class Recorder(NDArrayOperatorsMixin):
         except ValueError:  # a function without a signature
             refuse(f"np.{name}: lossforge does not know this operation")
         value = func(*plain(args), **{k: plain(v) for k, v in kwargs.items()})
+        if value is None:
+            refuse(f"np.{name} writes into an array; use np.where")
         return self.tape.note("np." + name, (), {k: v for k, v in given.items() if v is not np._NoValue}, value)
 
     # ------------------------------------------------------------------ entries
@@ -247,7 +253,7 @@ class Recorder(NDArrayOperatorsMixin):
 
         self.write(replaced(self, tuple(map(_key, key if isinstance(key, tuple) else (key,))), value))
 
-    def write(self, new: Recorder) -> None:
+    def write(self, new: Any) -> None:
         """Take another value, as an assignment to entries does; refused where another array would change with it."""
         if self.is_argument:
             refuse("an argument is written to in place, which the caller would see; copy it first, x = x.copy()")
@@ -281,13 +287,21 @@ class Recorder(NDArrayOperatorsMixin):
             return lambda *_: np.ravel(self).copy()
         if name == "copy":
             return lambda *_: self.fresh()
+        if name == "fill":
+            return lambda value: self.write(value + np.zeros_like(self))
         if name == "astype":
             return self._astype
+        if name == "item" and self.array.size == 1:
+            return lambda *_: np.reshape(self, ())
         if name in ("item", "tolist"):
             refuse(f".{name}() takes a Python number out of an array; keep arrays")
         if name.startswith("__"):
             raise AttributeError(name)
         refuse(f"the attribute .{name} of an array, which cannot be recorded; use the functions of NumPy")
+
+    def is_like(self, other: Recorder) -> bool:
+        """Whether both were worked out in the same way."""
+        return bool(self.tape.first(self.ref) == self.tape.first(other.ref))
 
     def fresh(self) -> Recorder:
         """A copy."""
@@ -324,7 +338,10 @@ class Recorder(NDArrayOperatorsMixin):
         refuse(f"{how}; {advice}")
 
     def __bool__(self) -> bool:
-        return bool(self.array.item()) if self.constant else self.tape.decisions.decide(line())
+        return bool(self.array.item()) if self.constant or self.array.size != 1 else decided(self)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return np.round(self, digits or 0)
 
     def __float__(self) -> float:
         return float(self._number("float() takes a Python number out of an array", "keep arrays"))
@@ -334,6 +351,13 @@ class Recorder(NDArrayOperatorsMixin):
 
     def __index__(self) -> int:
         return int(self._number("a position or size is taken from values", "keep arrays"))
+
+
+def decided(condition: Any) -> bool:
+    """The answer to a condition that Python asks for."""
+    place = line()
+    told = np.reshape(condition if condition.dtype.kind == "b" else condition != 0, ())
+    return active().decisions.decide(place, told)
 
 
 def _key(key: Any) -> Any:
@@ -441,7 +465,7 @@ def selected_ufunc(ufunc: Any, method: str, inputs: Sequence[Any], options: Mapp
 def _entrywise(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Selection:
     given = [x for x in (*args, *kwargs.values()) if isinstance(x, Selection)]
     mask = given[0].mask
-    if any(x.mask.ref != mask.ref for x in given):
+    if any(not x.mask.is_like(mask) for x in given):
         refuse("selections by different truth values meet; use np.where")
     rank = max(x.ndim for x in given)
 
@@ -458,4 +482,4 @@ def _entrywise(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return Selection(whole, mask)
 
 
-__all__ = ["Nonzero", "Recorder", "Selection", "Tape", "activate", "active", "line", "plain", "refuse"]
+__all__ = ["Nonzero", "Recorder", "Selection", "Tape", "activate", "active", "decided", "line", "plain", "refuse"]

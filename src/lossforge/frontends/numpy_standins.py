@@ -121,7 +121,7 @@ _REDUCTIONS = "sum mean max min prod average median std var any all amax amin ar
 
 _NUMPY: Mapping[str, Callable[..., Any]] = {
     "array": _array, "asarray": _as_array, "asanyarray": _as_array, "ascontiguousarray": _as_array,
-    "asarray_chkfinite": _as_array, "float32": _as_array, "float64": _as_array,
+    "asarray_chkfinite": _as_array,
     "zeros": _number(0), "ones": _number(1), "empty": _number(0), "full": _full, "arange": _arange,
     "linspace": _linspace, "eye": _eye, "identity": _eye, "triu_indices": _triangle("triu_indices_from"),
     "tril_indices": _triangle("tril_indices_from"), "tri": _tri, "meshgrid": _meshgrid,
@@ -150,6 +150,32 @@ def _extremum(python: Callable[..., Any], ufunc: Callable[..., Any], along: Call
     return function
 
 
+class _Conversion(type):
+    """In place of a type of numbers: a recorder that is converted stays one."""
+
+    original: type
+    dtype: np.dtype[Any]
+    """What NumPy takes it for where it stands for a dtype."""
+
+    def __call__(cls, *values: Any, **options: Any) -> Any:
+        if len(values) != 1 or not _holds_recorder(values[0]):
+            return cls.original(*values, **options)
+        found = _array(values[0])
+        return np.reshape(found, ()) if cls.original is float else found
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, cls.original)
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return issubclass(other, cls.original)
+
+
+_CONVERSIONS: Mapping[Any, _Conversion] = {
+    kind: _Conversion(kind.__name__, (), {"original": kind, "dtype": np.dtype(kind)})
+    for kind in (float, np.float64, np.float32)
+}
+
+
 def _import(name: str, *rest: Any, **options: Any) -> Any:
     """Of a module, in the midst of the function."""
     module = builtins.__import__(name, *rest, **options)
@@ -157,10 +183,19 @@ def _import(name: str, *rest: Any, **options: Any) -> Any:
 
 
 _PYTHON: Mapping[str, Callable[..., Any]] = {
-    "__import__": _import,
+    "__import__": _import, "float": _CONVERSIONS[float],
     "sum": _sum, "max": _extremum(max, np.maximum, np.max), "min": _extremum(min, np.minimum, np.min),
 }  # fmt: skip
 """Python's own functions, which would look at the entries one by one, or not see the stand-ins."""
+
+_MATH: Mapping[str, Callable[..., Any]] = {
+    **{name: getattr(np, name) for name in "exp log log1p log2 log10 expm1 sqrt sin cos tan tanh sinh cosh floor ceil".split()},
+    **{name: getattr(np, name) for name in "fabs hypot copysign isnan isinf isfinite".split()},
+    **{name: functools.partial(composites.special, name) for name in ("erf", "erfc")},
+    "lgamma": functools.partial(composites.special, "gammaln"), "atan": np.arctan, "atan2": np.arctan2, "acos": np.arccos,
+    "asin": np.arcsin, "pow": np.power,
+}  # fmt: skip
+"""The functions of ``math``, which take numbers."""
 
 
 # ------------------------------------------------------------------------------------- in place of the originals
@@ -182,9 +217,11 @@ class _Module:
 
 def _stand_in(value: Any, module: str, name: str) -> Any:
     if inspect.ismodule(value):
-        return _Module(value) if value is np or value.__name__.partition(".")[0] == "scipy" else None
+        return _Module(value) if value is np or value.__name__.partition(".")[0] in ("scipy", "math") else None
     if module == "numpy" and isinstance(value, type):  # a dtype, or a conversion
-        return None
+        return _CONVERSIONS.get(value)
+    if module == "math":
+        return _unless_plain(value, _MATH[name]) if name in _MATH else None
     stand_in = _NUMPY.get(name) if module == "numpy" else None
     if module.startswith("scipy"):
         for (where, of_scipy), function in scipy_standins.FUNCTIONS.items():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,12 +21,14 @@ _Key = tuple[int, int]
 """A result within a turn: the number of its step, and which of the step's results."""
 
 TOTALS: Mapping[str, str] = {
-    **dict.fromkeys(("AddV2", "Add", "add.Tensor", "add"), "sum"), **dict.fromkeys(("Mul", "mul.Tensor", "mul"), "prod"),
-    **dict.fromkeys(("Maximum", "maximum.default", "max"), "max"), **dict.fromkeys(("Minimum", "minimum.default", "min"), "min"),
+    **dict.fromkeys(("AddV2", "Add", "add.Tensor", "add"), "sum"),
+    **dict.fromkeys(("Mul", "mul.Tensor", "mul", "multiply"), "prod"),
+    **dict.fromkeys(("Maximum", "maximum.default", "max", "maximum"), "max"),
+    **dict.fromkeys(("Minimum", "minimum.default", "min", "minimum"), "min"), "put": "put",
 }  # fmt: skip
 """Operations by which a loop may collect, and what they come to after all turns."""
 
-_LESS: Mapping[str, str] = dict.fromkeys(("Sub", "sub.Tensor", "sub"), "sum")
+_LESS: Mapping[str, str] = dict.fromkeys(("Sub", "sub.Tensor", "sub", "subtract"), "sum")
 """Operations by which a loop may collect into its first operand."""
 
 _UNPACKED: Mapping[str, Callable[[Step], int]] = {
@@ -41,7 +43,7 @@ _PACKED: Mapping[str, Callable[[Step], tuple[Sequence[Any], int]]] = {
     "stack.default": lambda step: (step.args[0], int(step.args[1]) if len(step.args) > 1 else 0),
     "cat.default": lambda step: (step.args[0], int(step.args[1]) if len(step.args) > 1 else 0),
     "stacked": lambda step: (step.args, 0),
-    "concatenate": lambda step: (step.args, int(step.attrs["dimension"])),
+    "concatenate": lambda step: (step.args, int(step.attrs["dimension" if "dimension" in step.attrs else "axis"])),
     "AddN": lambda step: (step.args, 0),
 }
 """Operations that collect results, with what they collect and the dimension."""
@@ -92,6 +94,13 @@ class _Place:
     growth: Any
 
 
+_Keys: TypeAlias = dict[int, tuple[int, _Key]]
+_Operands: TypeAlias = tuple[Step, Any, Mapping[str, Any]]
+_TRIED = 3
+_MOST_FAILURES = 400
+_LEAVES = (Ref, _Within, _Carried, _Entry, _Place)
+
+
 @dataclass
 class _Loop:
     """A loop that was rolled up."""
@@ -110,6 +119,10 @@ class _Roll:
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
         self.steps = needed(recording)
+        self.failures = 0
+        """How many blocks in a row were no loop."""
+        self.periods: dict[int, Sequence[int]] = {}
+        """For a distance, how many steps from each on are like those as far behind them."""
         sizes = {n for shapes in recording.inputs for n in shapes[0]}
         self.counts = sorted({m for n in sizes for m in (n, n - 1) if m > 1}, reverse=True)
         self.makers = {k: s for s in self.steps for k in s.outputs}
@@ -149,34 +162,59 @@ class _Roll:
                 end = at + count * length
                 if end > len(signs):
                     break
-                if signs[at : end - length] != signs[at + length : end]:
+                if self._alike_for(length, signs)[at] < (count - 1) * length:
                     continue
                 turns = [self.steps[at + k * length : at + (k + 1) * length] for k in range(count)]
+                if self.failures > _MOST_FAILURES:
+                    return None
                 try:
                     self._roll(turns)
                 except _Unlike:
+                    self.failures += 1
                     continue
+                self.failures = 0
                 return end
         return None
 
+    def _alike_for(self, length: int, signs: Sequence[int]) -> Sequence[int]:
+        if length not in self.periods:
+            run, found = 0, []
+            for a, b in zip(signs[-length - 1 :: -1], signs[: length - 1 : -1], strict=True):
+                run = run + 1 if a == b else 0
+                found.append(run)
+            self.periods[length] = found[::-1]
+        return self.periods[length]
+
     def _roll(self, turns: Sequence[Sequence[Step]]) -> None:
+        if len(turns) > _TRIED:
+            self._turn(turns[:_TRIED])  # most that are no loop fail here, which takes less time
+        keys, body, leaves = self._turn(turns)
+        totals = {leaf.key: leaf.start for of in leaves for leaf in of if isinstance(leaf, _Carried)}
+        chains = {key: _chain(key, body, leaves) for key in totals}
+        if any(op == "put" and not self._is_empty(totals[key]) for key, (op, _) in chains.items()):
+            raise _Unlike
+        self._write(turns, body, totals, chains, keys)
+
+    def _turn(self, turns: Sequence[Sequence[Step]]) -> tuple[_Keys, list[_Operands], list[list[Any]]]:
+        """What all turns have in common: their results, the operands of their steps, and all values among these."""
         keys = {
             index: (k, (r, o))
             for k, steps in enumerate(turns)
             for r, step in enumerate(steps)
             for o, index in enumerate(step.outputs)
         }
-        body: list[tuple[Step, Any]] = []
-        for group in zip(*turns, strict=True):
-            if any(dict(s.attrs) != dict(group[0].attrs) for s in group):
-                raise _Unlike
-            body.append((group[0], self._common(group, keys)))
-        if not any(isinstance(leaf, _Entry | _Place | _Carried) for _, args in body for leaf in _leaves(args)):
+        body = [(group[0], self._common(group, keys), self._options(group, keys)) for group in zip(*turns, strict=True)]
+        leaves = [_leaves((args, tuple(options.values()))) for _, args, options in body]
+        if not any(isinstance(leaf, _Entry | _Place | _Carried) for of in leaves for leaf in of):
             raise _Unlike  # the same thing several times
-        leaves = [_leaves(args) for _, args in body]
-        totals = {leaf.key: leaf.start for of in leaves for leaf in of if isinstance(leaf, _Carried)}
-        chains = {key: _chain(key, body, leaves) for key in totals}
-        self._write(turns, body, totals, chains, keys)
+        return keys, body, leaves
+
+    def _is_empty(self, of: Any) -> bool:
+        """Whether an array is zero but where earlier turns wrote into it."""
+        maker = self.makers.get(of.index) if isinstance(of, Ref) else None
+        if maker is not None and maker.op == "put":
+            return self._is_empty(maker.args[0])
+        return maker is not None and maker.op == "full" and maker.args == (0,)
 
     def _common(self, group: Sequence[Step], keys: Mapping[int, tuple[int, _Key]]) -> Any:
         """The operands of one step in all turns."""
@@ -186,6 +224,19 @@ class _Roll:
             if group[0].op not in TOTALS or len(group[0].args) != 2:
                 raise
             return self._alike([group[0].args[::-1], *(s.args for s in group[1:])], keys)  # 0 + x is recorded as x + 0
+
+    def _options(self, group: Sequence[Step], keys: Mapping[int, tuple[int, _Key]]) -> Mapping[str, Any]:
+        """The options of one step, which are the same in all turns, but for values among them."""
+        head = group[0].attrs
+        if any(s.attrs.keys() != head.keys() for s in group):
+            raise _Unlike
+        common = {}
+        for key, value in head.items():
+            of = [s.attrs[key] for s in group]
+            common[key] = self._references(of, keys) if isinstance(value, Ref) else value
+            if not isinstance(value, Ref) and any(type(v) is not type(value) or v != value for v in of):
+                raise _Unlike
+        return common
 
     def _alike(self, values: Sequence[Any], keys: Mapping[int, tuple[int, _Key]]) -> Any:
         head = values[0]
@@ -238,7 +289,7 @@ class _Roll:
     def _write(
         self,
         turns: Sequence[Sequence[Step]],
-        body: Sequence[tuple[Step, Any]],
+        body: Sequence[_Operands],
         totals: Mapping[_Key, Any],
         chains: Mapping[_Key, tuple[str, set[_Key]]],
         keys: Mapping[int, tuple[int, _Key]],
@@ -247,7 +298,7 @@ class _Roll:
         where = body[0][0].where
         turn = self._new("loop.turn", (), {"turns": len(turns)}, (), where, "int64")
         loop = _Loop(
-            len(turns), turn, {(r, o): Ref(k) for r, (s, _) in enumerate(body) for o, k in enumerate(s.outputs)}
+            len(turns), turn, {(r, o): Ref(k) for r, (s, *_) in enumerate(body) for o, k in enumerate(s.outputs)}
         )
         known: dict[Any, Ref] = {}
 
@@ -268,10 +319,11 @@ class _Roll:
             shape = self._shape(loop.results[key])
             return self._new("loop.nothing", (), {"op": chains[key][0]}, shape, where, *body[key[0]][0].dtypes[:1])
 
-        for step, args in body:
-            self.made.append(replace(step, args=operand(args)))
+        for step, args, options in body:
+            attrs = {k: operand(v) if isinstance(v, _LEAVES) else v for k, v in options.items()}
+            self.made.append(replace(step, args=operand(args), attrs=attrs))
         for key, start in totals.items():
-            (step, _), each = body[key[0]], loop.results[key]
+            step, each = body[key[0]][0], loop.results[key]
             args, shape = (self._value(start), each, turn), self._shape(each)
             loop.partial |= chains[key][1]
             loop.totals[key] = self._new(
@@ -337,7 +389,7 @@ class _Roll:
         return Ref(index)
 
 
-def _chain(key: _Key, body: Sequence[tuple[Step, Any]], leaves: Sequence[Sequence[Any]]) -> tuple[str, set[_Key]]:
+def _chain(key: _Key, body: Sequence[_Operands], leaves: Sequence[Sequence[Any]]) -> tuple[str, set[_Key]]:
     """How a total is collected: by the operations that lead from what is carried to what is handed on, whose results these are."""
     at: Any = None
     op, passed = None, set[_Key]()
@@ -345,12 +397,12 @@ def _chain(key: _Key, body: Sequence[tuple[Step, Any]], leaves: Sequence[Sequenc
         users = [r for r, of in enumerate(leaves) for leaf in of if _is_link(leaf, key, at)]
         if len(users) != 1:
             raise _Unlike
-        step, args = body[users[0]]
+        step, args, _ = body[users[0]]
         by = TOTALS.get(step.op) or _LESS.get(step.op) or (step.attrs["op"] if step.op == "loop.total" else None)
-        first = _is_link(args[0], key, at)
+        first = bool(args) and _is_link(args[0], key, at)
         if by is None or op not in (None, by) or len(step.outputs) > 1:
             raise _Unlike
-        if not first and (step.op not in TOTALS or len(args) != 2 or step.attrs.get("alpha", 1) != 1):
+        if not first and (by == "put" or step.op not in TOTALS or len(args) != 2 or step.attrs.get("alpha", 1) != 1):
             raise _Unlike
         op, at = str(by), (users[0], 0)
         passed.add(at)

@@ -7,6 +7,7 @@ from typing import Any
 
 from lossforge import ir
 from lossforge.frontends.positional.literals import Literals
+from lossforge.frontends.positional.nodes import is_whole
 from lossforge.frontends.positional.values import Rule, Tensor
 from lossforge.ir import Kind, Node
 
@@ -33,12 +34,8 @@ class Elementwise(Literals):
         node = t.node
         if kind is Kind.INDEX and node.op == "cast" and node.args[0].kind in (Kind.INDEX, Kind.BOOL):
             node = node.args[0]
-        if kind is Kind.INDEX and node.kind is Kind.FLOAT and node.op not in ("input", "constant"):
-            whole = node.op == "cast" or (
-                node.op == "where" and all(a.op in ("cast", "constant") for a in node.args[1:])
-            )
-            if not whole:  # towards zero, as every library does
-                node = ir.elementwise("sign", node) * ir.elementwise("floor", ir.elementwise("abs", node))
+        if kind is Kind.INDEX and node.op != "input" and not is_whole(node):  # towards zero, as every library does
+            node = ir.elementwise("sign", node) * ir.elementwise("floor", ir.elementwise("abs", node))
         return Tensor(ir.as_kind(node, kind), t.dims)
 
 

@@ -113,3 +113,14 @@ def spread(node: Node, position: Node) -> Node:
     """`node` along one more axis, whose positions are given: the same at each of them."""
     everywhere = ir.elementwise("ge", position, ir.constant(0, Kind.INDEX))
     return ir.where(everywhere, node, ir.constant(0, node.kind))
+
+
+def is_whole(node: Node) -> bool:
+    """Whether all entries are known to be whole numbers."""
+    if node.kind is not Kind.FLOAT or node.op in ("size", "floor", "ceil", "round", "sign"):
+        return True
+    if node.op == "constant":
+        return float(node.attrs[0]).is_integer()
+    if node.op in ("cast", "neg", "abs", "add", "sub", "mul", "maximum", "minimum", "rename"):
+        return all(map(is_whole, node.args))
+    return node.op == "where" and all(map(is_whole, node.args[1:]))
