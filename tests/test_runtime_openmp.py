@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -21,7 +24,7 @@ PATIENCE = 60.0
 
 @pytest.fixture
 def team() -> Iterator[Team]:
-    found = openmp.team()
+    found = openmp.team_of(os.path.dirname(torch.__file__))
     if found is None:
         pytest.skip("PyTorch's threads are not OpenMP's here, or that lacks GNU's interface")
     before = torch.get_num_threads()
@@ -47,6 +50,19 @@ def test_as_many_threads_as_are_wanted_work(team: Team, wanted: int) -> None:
 
     team.run(work, wanted)
     assert len(seen) == len(set(seen)) == expected and not together.broken
+
+
+def test_the_team_is_that_of_the_package(team: Team) -> None:
+    """Other packages bring an OpenMP library of their own, and whichever was loaded first is found first."""
+    pytest.importorskip("sklearn")
+    program = (
+        "import os, sklearn.cluster, torch\n"
+        "from lossforge.runtime.openmp import team_of\n"
+        "team = team_of(os.path.dirname(torch.__file__))\n"
+        "for n in (3, 5):\n    torch.set_num_threads(n)\n    print(team.size)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert done.stdout.split() == ["3", "5"]
 
 
 def test_ranges_are_done_once_and_by_the_team(team: Team) -> None:

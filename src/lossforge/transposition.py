@@ -32,9 +32,11 @@ def transposable(roots: Sequence[Node], directions: Sequence[Node]) -> list[Node
     active = depends_on(roots, directions)
     live = _liveness(roots, active)
     guards: dict[tuple[Node, Node], Node] = {}
-    for node in active:
+    for node in topological(roots):
+        if node not in active or node.op not in ("mul", "div"):
+            continue
         condition = live[node]
-        if node.op in ("mul", "div") and condition is not None:
+        if condition is not None:
             for factor in node.args:
                 if factor not in active and factor.op != "constant":
                     guards[node, factor] = where(condition, factor, 1.0)

@@ -6,6 +6,7 @@ a form seen before hands over addresses.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -17,7 +18,7 @@ from lossforge import kernels
 from lossforge.binding import Bound, Room
 from lossforge.ir import Program
 from lossforge.runtime.buffers import SMALL
-from lossforge.runtime.openmp import team
+from lossforge.runtime.openmp import team_of
 from lossforge.runtime.switch import use_kernels
 from lossforge.runtime.threads import get_num_threads, working_in
 
@@ -32,6 +33,7 @@ NAMES = {
 """The dtypes that kernels read, by our names for them."""
 _DTYPES = {name: dtype for dtype, name in NAMES.items()}
 _CPU = torch.device("cpu")
+_PYTORCH = os.path.dirname(torch.__file__)
 _TYPES = frozenset({Tensor, nn.Parameter})
 
 _MAX_READY = 1024
@@ -137,7 +139,7 @@ class Ready:
         """The program's outputs."""
         if not self.bound.parallel:
             return self._run(arrays)
-        with working_in(team()):
+        with working_in(team_of(_PYTORCH)):
             return self._run(arrays)
 
     def _run(self, arrays: Sequence[Tensor | float]) -> tuple[Tensor, ...]:

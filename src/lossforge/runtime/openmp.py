@@ -53,12 +53,17 @@ class Team:
 
 
 @cache
-def team() -> Team | None:
-    """The team of the OpenMP library that is loaded; None if there is none, or it lacks GNU's interface."""
+def team_of(package: str) -> Team | None:
+    """The team of the OpenMP library of a package, named by its folder; None if there is none with GNU's interface.
+
+    Packages bring libraries of their own (PyTorch, scikit-learn), each with threads of its own. One that lies elsewhere
+    is shared by all, as the system's is.
+    """
     from threadpoolctl import ThreadpoolController
 
-    for found in ThreadpoolController().select(user_api="openmp").lib_controllers:
-        library = ctypes.CDLL(found.filepath)  # is loaded: this is another handle
+    files = [c.filepath for c in ThreadpoolController().select(user_api="openmp").lib_controllers]
+    for file in sorted(files, key=lambda file: not file.startswith(package + os.sep)):
+        library = ctypes.CDLL(file)  # is loaded: this is another handle
         if hasattr(library, "GOMP_parallel"):
             return Team(library)
     return None
@@ -95,4 +100,4 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave)
 
 
-__all__ = ["Team", "team"]
+__all__ = ["Team", "team_of"]
