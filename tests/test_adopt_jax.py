@@ -204,7 +204,7 @@ def until_large(pred):
 REFUSED = {
     "a branch of Python": (lambda p: p.sum() if p.sum() > 0 else -p.sum(), "decision"),
     "a loop on values": (until_large, "while.*number of rounds depends on values"),
-    "a loop over the batch": (lambda p: discounted(p, 2 * p), "depend on the size of the batch"),
+    "a loop over the batch": (lambda p: discounted(p, 2 * p), "depend on the sizes of its inputs"),
     "random numbers": (lambda p: (p * jax.random.uniform(jax.random.key(0), p.shape)).sum(), "random numbers"),
     "a rule that clips": (lambda p: clipped_gradient(p).sum(), "not linear in the gradient"),
     "a decomposition": (lambda p: jnp.linalg.svd(p, compute_uv=False).sum(), "svd"),

@@ -23,7 +23,7 @@ def decompositions() -> dict[Any, Any]:
 
     aten = torch.ops.aten
     wanted = [
-        aten.nll_loss_forward, aten.nll_loss2d_forward, aten.huber_loss, aten.smooth_l1_loss, aten._softmax,
+        aten.nll_loss_forward, aten.nll_loss2d_forward, aten.huber_loss, aten.smooth_l1_loss,
         aten.binary_cross_entropy, aten.binary_cross_entropy_with_logits, aten.soft_margin_loss, aten.mse_loss,
         aten.linalg_vector_norm, aten.norm, aten.logaddexp, aten.xlogy, aten.stack, aten.celu, aten.elu,
         aten.softplus, aten.log_sigmoid_forward, aten.hardtanh, aten.leaky_relu, aten.logit, aten.nan_to_num,
