@@ -6,6 +6,7 @@ import functools
 import math
 import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -582,3 +583,25 @@ def test_a_lambda_is_exported_under_a_name() -> None:
     file: dict[str, object] = {"__name__": "exported"}
     exec(loss.source("numpy"), file)
     assert callable(file["loss_value_and_gradient"])
+
+
+def _shifted_cross_entropy(logits: Any, labels: Any) -> Any:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return -np.mean(np.sum(labels * np.log(powers / powers.sum(axis=1, keepdims=True)), axis=1))
+
+
+def _shifted_log_softmax(logits: Any, labels: Any) -> Any:
+    shifted = logits - np.max(logits, axis=-1, keepdims=True)
+    return -np.mean(np.sum(labels * (shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))), axis=-1))
+
+
+def _shifted_logsumexp(logits: Any, labels: Any) -> Any:
+    largest = logits.max(axis=1)
+    return np.mean(largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1)) - np.sum(labels * logits, axis=1))
+
+
+@pytest.mark.parametrize("loss", [_shifted_cross_entropy, _shifted_log_softmax, _shifted_logsumexp])
+def test_a_softmax_that_is_shifted_by_hand_is_one(loss: Callable[..., Any], rng: np.random.Generator) -> None:
+    labels = np.eye(4)[rng.integers(0, 4, 6)]
+    gradient = lf.adopt(loss, rng.standard_normal((6, 4)), labels).explain().gradient
+    assert "softmax(logits" in gradient and "max[" not in gradient

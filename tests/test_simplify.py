@@ -53,7 +53,7 @@ def holes(rule: Rule) -> list[str]:
 
 
 def has_reduction(rule: Rule) -> bool:
-    return "sum(" in rule.text
+    return any(f"{op}(" in rule.text for op in ("sum", "max", "logsumexp"))
 
 
 def build(rule: Rule, numbers: dict[str, float]) -> tuple[Node, Node, dict[str, Port]]:

@@ -30,7 +30,7 @@ _INFIX = {
     ast.Eq: "eq",
     ast.NotEq: "ne",
 }
-_REDUCTIONS = frozenset({"sum", "logsumexp"})
+_REDUCTIONS = frozenset({"sum", "max", "logsumexp"})
 
 Bindings: TypeAlias = dict[str, Node]
 Condition: TypeAlias = Callable[[Mapping[str, Node]], bool]

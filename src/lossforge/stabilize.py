@@ -30,6 +30,8 @@ TABLE = rules("""
     exp(x) - 1 -> expm1(x)                              # cancels near 0
     log(sum(exp(x))) -> logsumexp(x)                    # exp(x) overflows
     exp(x) / sum(exp(x)) -> exp(x - logsumexp(x))
+    x - max(x) - logsumexp(x - max(x)) -> x - logsumexp(x)      # shifted by hand, and logsumexp shifts anyway
+    max(x) + logsumexp(x - max(x)) -> logsumexp(x)
     log(exp(x)) -> x
     sqrt(x * x) -> abs(x)                               # x² overflows
 """)
