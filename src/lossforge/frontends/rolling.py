@@ -96,7 +96,6 @@ class _Place:
 
 _Keys: TypeAlias = dict[int, tuple[int, _Key]]
 _Operands: TypeAlias = tuple[Step, Any, Mapping[str, Any]]
-_TRIED = 3
 _MOST_FAILURES = 400
 _LEAVES = (Ref, _Within, _Carried, _Entry, _Place)
 
@@ -186,8 +185,6 @@ class _Roll:
         return self.periods[length]
 
     def _roll(self, turns: Sequence[Sequence[Step]]) -> None:
-        if len(turns) > _TRIED:
-            self._turn(turns[:_TRIED])  # most that are no loop fail here, which takes less time
         keys, body, leaves = self._turn(turns)
         totals = {leaf.key: leaf.start for of in leaves for leaf in of if isinstance(leaf, _Carried)}
         chains = {key: _chain(key, body, leaves) for key in totals}
