@@ -1,8 +1,9 @@
 """TensorFlow: a loss under `tf.GradientTape`, `tf.function` and XLA.
 
-Programs run in one place, `evaluate`: by kernels where TensorFlow executes at once, else as its own operations. Nothing records its inside: `differentiable` records a program's
-outputs as one operation whose backward pass is the derived program, recorded in the same way, so that
-derivatives of every order come from derived programs. TensorFlow builds forward mode and Jacobians upon the
+Programs run in one place, `evaluate`: by kernels where TensorFlow executes at once, else as its own
+operations. Nothing records its inside: `differentiable` records a program's outputs as one operation whose
+backward pass is the derived program, recorded in the same way, so that derivatives of every order come from
+derived programs. TensorFlow builds forward mode and Jacobians upon the
 backward pass, which is linear in the upstream gradient and differentiable with respect to it.
 """
 

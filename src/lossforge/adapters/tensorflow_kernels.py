@@ -32,13 +32,13 @@ def attempt(program: Program, tensors: Sequence[tf.Tensor], real: str) -> tuple[
     """
     if not tf.executing_eagerly() or not all(_is_on_cpu(t) for t in tensors):
         return None
+    if any(o.node.kind is not Kind.FLOAT for o in program.outputs):
+        return None
     ports = program.inputs
     arrays: list[Any] = [_array(t) if p.order else t.numpy().item() for t, p in zip(tensors, ports, strict=True)]
     formats = tuple(t.dtype.name if p.order else None for t, p in zip(tensors, ports, strict=True))
     found = kernels.attempt(program, arrays, real, (None,) * len(program.outputs), formats)
-    if found is None or any(o.node.kind is not Kind.FLOAT for o in program.outputs):
-        return None
-    return tuple(map(_tensor, found))
+    return None if found is None else tuple(map(_tensor, found))
 
 
 def _is_on_cpu(tensor: tf.Tensor) -> bool:

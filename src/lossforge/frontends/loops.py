@@ -86,7 +86,7 @@ def _total(imp: Importer, step: Step, start: Any, x: Any, turn: Any) -> Tensor:
 def _placed(imp: Importer, x: Tensor, turns: Axis) -> Tensor:
     """What each turn wrote at a place of its own into an array of zeros."""
     node = x.node
-    if node.op == "where" and node.args[2].op == "constant" and node.args[2].attrs[0] == 0:
+    if ir.kept_branch(node) == 1:
         test = node.args[0]
         for here in (test, *(test.args if test.op == "and" else ())):
             place = _place_of_turn(here, turns)

@@ -74,9 +74,9 @@ def _sched_getcpu() -> Callable[[], int] | None:
 def keep_off(core: int, threads: Iterable[int]) -> None:
     """Let threads, given by their native numbers, run on the caller's cores but for one."""
     others = os.sched_getaffinity(0) - {core}
-    if others:
-        with suppress(
-            OSError
-        ):  # where a thread runs is no more than a wish: it may have gone, or be another's to place
-            for thread in threads:
-                os.sched_setaffinity(thread, others)
+    if not others:
+        return
+    # No more than a wish: a thread may have gone, or be another's to place.
+    with suppress(OSError):
+        for thread in threads:
+            os.sched_setaffinity(thread, others)
