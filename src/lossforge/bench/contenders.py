@@ -33,6 +33,8 @@ class Contender:
     """A gradient of this contender as an array of float64."""
     keeps: bool = False
     """Whether it keeps what it compiled on disk, so that a new process starts warm."""
+    imports: tuple[str, ...] = ()
+    """What its first call would import: done before, since a first call is measured with imports aside."""
 
     @property
     def is_ours(self) -> bool:
@@ -337,31 +339,39 @@ def _in_torch(name: str, step: Callable[..., Step], requires: str = "torch", **o
     return Contender(name, requires, step, array=_from_torch, **options)
 
 
-def _in_tensorflow(name: str, step: Callable[..., Step], requires: str = "tensorflow") -> Contender:
-    return Contender(name, requires, step, array=_from_tensorflow)
+def _in_tensorflow(name: str, step: Callable[..., Step], requires: str = "tensorflow", **options: Any) -> Contender:
+    return Contender(name, requires, step, array=_from_tensorflow, **options)
 
+
+_KERNELS = ("numba", "llvmlite.binding", "lossforge.kernels", "lossforge.runtime.object_code")
+_KERNELS_IN_TORCH = (*_KERNELS, "lossforge.adapters.torch")
+_INDUCTOR = ("torch._dynamo", "torch._inductor.compile_fx")
 
 STREAM = Contender("stream", "numpy", _stream)
 
 CONTENDERS: Mapping[str, Contender] = {
     c.name: c
     for c in (
-        Contender("lossforge numpy", "numpy", _lossforge_numpy, keeps=True),
-        _in_torch("lossforge torch", _lossforge_torch, keeps=True),
-        _in_torch("lossforge torch compile", _lossforge_torch_compiled, keeps=True),
-        Contender("lossforge jax", "jax", _lossforge_jax, keeps=True),
-        _in_tensorflow("lossforge tensorflow", _lossforge_tensorflow),
+        Contender("lossforge numpy", "numpy", _lossforge_numpy, keeps=True, imports=_KERNELS),
+        _in_torch("lossforge torch", _lossforge_torch, keeps=True, imports=_KERNELS_IN_TORCH),
+        _in_torch(
+            "lossforge torch compile", _lossforge_torch_compiled, keeps=True, imports=(*_KERNELS_IN_TORCH, *_INDUCTOR)
+        ),
+        Contender(
+            "lossforge jax", "jax", _lossforge_jax, keeps=True, imports=(*_KERNELS, "lossforge.adapters.jax_kernels")
+        ),
+        _in_tensorflow("lossforge tensorflow", _lossforge_tensorflow, imports=("lossforge.adapters.tensorflow",)),
         Contender("numpy by hand", "numpy", _numpy_by_hand),
         _in_torch("torch eager", _torch_eager),
         _in_torch("torch F", _torch_functional),
-        _in_torch("torch compile", _torch_compiled, keeps=True),
+        _in_torch("torch compile", _torch_compiled, keeps=True, imports=_INDUCTOR),
         Contender("jax jit", "jax", _jax_jit),
         _in_tensorflow("tensorflow xla", _tensorflow_xla),
         _in_tensorflow("keras", _keras, "keras"),
         _in_torch("monai", _monai, "monai"),
         _in_torch("liger", _liger, "liger_kernel"),
         _in_torch("torch original", _original_torch),
-        _in_torch("torch original compile", _original_torch_compiled, keeps=True),
+        _in_torch("torch original compile", _original_torch_compiled, keeps=True, imports=_INDUCTOR),
         Contender("jax original jit", "jax", _original_jax),
         _in_tensorflow("tensorflow original", _original_tensorflow),
         _in_tensorflow("tensorflow original xla", _original_tensorflow_xla),

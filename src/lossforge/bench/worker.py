@@ -1,8 +1,8 @@
 """The process of one contender: ``python -m lossforge.bench.worker WORKLOAD CONTENDER MODE DEVICE``.
 
-In the mode ``first`` it times its first call and ends. In the mode ``measure`` it does that too, then checks its
-gradient, measures its memory, and answers each line on its standard input by one measurement of time. Answers are
-lines of JSON.
+In the mode ``first`` it times its first call, makes one on the large arrays, so that what it keeps on disk is there for
+the next process, and ends. In the mode ``measure`` it times its first call too, then checks its gradient, measures its
+memory, and answers each line on its standard input by one measurement of time. Answers are lines of JSON.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def main(name: str, contender: str, mode: str, device: str) -> None:
     warnings.simplefilter("ignore")
     work, who = workload(name), CONTENDERS[contender]
     importlib.import_module(who.requires)
-    if who.is_ours:
-        importlib.import_module("llvmlite.binding")  # imports aside
-        importlib.import_module("numba")
+    for module in who.imports:
+        importlib.import_module(module)
     few = work.make(np.random.default_rng(SEED), True)
     step = who.step(work, few, device)
     start = time.perf_counter()
     value, gradient = step()
     first = time.perf_counter() - start
     if mode == "first":
+        who.step(work, work.make(np.random.default_rng(SEED), False), device)()
         _answer(first=first)
         return
     error, ulps = (None, None) if gradient is None else _errors(work, who, few, who.array(gradient))
@@ -104,17 +104,23 @@ def _memory_of(step: Any, device: str, gradient: int) -> int | None:
         import torch
 
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         step()
-        return int(torch.cuda.max_memory_allocated()) - before - gradient
+        return int(torch.cuda.max_memory_allocated()) - allocated - gradient
     gc.collect()
-    before_step = _status("VmRSS")
+    before = _own()
     step()
     if not _reset_peak():
         return None
     step()
-    peak = _status("VmHWM")
-    return None if peak is None or before_step is None else peak - before_step - gradient
+    peak, files = _status("VmHWM"), _status("RssFile")
+    return None if peak is None or files is None or before is None else peak - files - before - gradient
+
+
+def _own() -> int | None:
+    """What the process holds, but for the pages of files: those of a library appear when its code first runs."""
+    everything, files = _status("VmRSS"), _status("RssFile")
+    return None if everything is None or files is None else everything - files
 
 
 def _status(field: str) -> int | None:

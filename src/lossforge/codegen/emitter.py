@@ -309,7 +309,7 @@ class _Emitter:
         text = f"def {function}({', '.join(arguments)}):\n" + "".join(
             "    " + line.replace("\n", "\n    ") + "\n" for line in body
         )
-        return Text(text, _called(self.backend.helpers, text))
+        return Text(text, called_helpers(self.backend.helpers, text))
 
     def _enter(self, used: set[Node]) -> None:
         """Sizes, and inputs brought into full rank."""
@@ -793,16 +793,16 @@ def _used(lines: Sequence[str]) -> list[str]:
     return kept[::-1]
 
 
-def _called(helpers: Mapping[str, str], text: str) -> tuple[str, ...]:
+def called_helpers(helpers: Mapping[str, str], text: str) -> tuple[str, ...]:
     """The helpers that a text calls, directly or through others."""
     found: dict[str, None] = {}
     pending = [text]
     while pending:
-        text = pending.pop()
-        for name, source in helpers.items():
-            if name not in found and re.search(rf"(?<![\w.]){name}\(", text):
+        calls = set(re.findall(r"(?<![\w.])(\w+)\(", pending.pop()))
+        for name in helpers:
+            if name in calls and name not in found:
                 found[name] = None
-                pending.append(source)
+                pending.append(helpers[name])
     return tuple(found)
 
 

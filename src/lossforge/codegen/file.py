@@ -12,7 +12,7 @@ from textwrap import dedent, indent
 from typing import Any, Protocol
 
 from lossforge._version import __version__
-from lossforge.codegen.emitter import Backend, emit
+from lossforge.codegen.emitter import Backend, called_helpers, emit
 from lossforge.codegen.numpy import numpy_backend
 from lossforge.frontends.signature import python_name
 from lossforge.ir import Kind, Node, Port, Program
@@ -132,8 +132,8 @@ class File:
         functions = [self.value(), self.gradient(), self.both(), *self.extras(), self.prepared(), self.reduced()]
         emitted = [self.entries(), self.vjp()]
         body = "\n\n\n".join(f.strip("\n") for f in (*functions, *emitted))
-        helpers = self._helpers(body)
-        body = "\n\n\n".join([body, *helpers])
+        helpers = called_helpers(self.backend.helpers, body)
+        body = "\n\n\n".join([body, *(self.backend.helpers[h].rstrip() for h in helpers)])
         return f"{self.docstring()}\n\n{self._imports(body)}\n\n\n{body}\n"
 
     def docstring(self) -> str:
@@ -165,16 +165,6 @@ class File:
     def _used(line: str, body: str) -> bool:
         name = line.split()[-1]
         return re.search(rf"(?<![\w.]){name}\b", body) is not None
-
-    def _helpers(self, body: str) -> list[str]:
-        """The helpers that the text calls, and those that these call."""
-        found: dict[str, str] = {}
-        text = body
-        while new := [h for h in self.backend.helpers if h not in found and re.search(rf"(?<![\w.]){h}\(", text)]:
-            for h in new:
-                found[h] = self.backend.helpers[h].rstrip()
-                text += found[h]
-        return list(found.values())
 
     # ------------------------------------------------------------------ functions that are the same for all
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from typing import ClassVar
 
 from lossforge import special
 from lossforge.codegen.emitter import Backend
@@ -142,26 +143,26 @@ class _NumPy(Backend):
         return f"np.array({values}, {dtype})"
 
 
+class _Helpers(Mapping[str, str]):
+    """The helpers by name: functions of `special`, whose text is looked up only when it is asked for, and others."""
+
+    _special = (
+        "sigmoid", "log_sigmoid", "softplus", "xlogy", "logsumexp", "softmax", "log_softmax",
+        "erf", "erfc", "lgamma", "digamma", "polygamma",
+    )  # fmt: skip
+    _others: ClassVar[Mapping[str, str]] = {"take_along": _TAKE, "strided": _STRIDED, "stretched": _STRETCHED}
+
+    def __getitem__(self, name: str) -> str:
+        return inspect.getsource(getattr(special, name)) if name in self._special else self._others[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*self._special, *self._others)
+
+    def __len__(self) -> int:
+        return len(self._special) + len(self._others)
+
+
 @cache
 def numpy_backend() -> Backend:
     """The spelling, with the helpers that NumPy lacks."""
-    names = (
-        "sigmoid",
-        "log_sigmoid",
-        "softplus",
-        "xlogy",
-        "logsumexp",
-        "softmax",
-        "log_softmax",
-        "erf",
-        "erfc",
-        "lgamma",
-        "digamma",
-        "polygamma",
-    )
-    helpers = {n: inspect.getsource(getattr(special, n)) for n in names} | {
-        "take_along": _TAKE,
-        "strided": _STRIDED,
-        "stretched": _STRETCHED,
-    }
-    return _NumPy("numpy", ("import math", "", "import numpy as np"), _CALLS, helpers)
+    return _NumPy("numpy", ("import math", "", "import numpy as np"), _CALLS, _Helpers())
