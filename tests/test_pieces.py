@@ -112,6 +112,38 @@ def test_rows_that_depend_on_one_another_stay_together(loss: lf.Loss, rng: np.ra
     assert bind(Pieces, loss, [embeddings(rng, 50, 6), second], ["pred"])[0] is None
 
 
+@lf.loss("batch d, batch d -> batch")
+def entropy_of_neighbours(pred, key):
+    """Its matrix of similarities is read by a sum that follows its softmax."""
+    similarity = lf.sum(pred * lf.rename(key, "batch", "other"), "d")
+    return lf.sum(lf.softmax(similarity, "other") * similarity, "other")
+
+
+@pytest.mark.parametrize("loss, wrt, over", [(info_nce, ["pred"], True), (clip, ["pred"], False)])
+def test_a_softmax_is_written_over_a_matrix_that_nobody_reads_any_more(
+    loss: lf.Loss, wrt: list[str], over: bool, rng: np.random.Generator
+) -> None:
+    bound, _ = bind(Bound, loss, [embeddings(rng, 70, 6), embeddings(rng, 70, 6)], wrt)
+    softmax = next(k for k in bound.kernels if "exp_nonpositive" in k.source)
+    assert (len(softmax.stores) == 0 and "store(part, part_row" in softmax.source) == over
+
+
+@pytest.mark.parametrize("loss", [info_nce, clip, entropy_of_neighbours], ids=lambda x: x.name)
+@pytest.mark.parametrize("rows", [9, 70])
+def test_a_matrix_that_is_written_over_was_read_before(loss: lf.Loss, rows: int, rng: np.random.Generator) -> None:
+    arrays = [embeddings(rng, rows, 6), embeddings(rng, rows, 6)]
+    bound, inputs = bind(Bound, loss, arrays, ["pred", "key"])
+    lf.use_kernels(False)
+    try:
+        value, gradients = loss.value_and_grad(*arrays, wrt=["pred", "key"])
+    finally:
+        lf.use_kernels(True)
+    wanted = [value, *gradients]
+    for _ in range(2):
+        for got, want in zip(bound(inputs), wanted, strict=True):
+            assert np.abs(got - want).max() <= 64 * EPSILON * np.abs(want).max()
+
+
 def test_small_matrices_stay_whole(rng: np.random.Generator) -> None:
     arrays = [embeddings(rng, 28, 6), embeddings(rng, 28, 6)]
     assert bind(Pieces, info_nce, arrays, ["pred"])[0] is None

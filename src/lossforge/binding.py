@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,13 +23,13 @@ from lossforge.errors import UnsupportedError
 from lossforge.frontends.signature import dimensions
 from lossforge.interpreter import Float64
 from lossforge.ir import Axis, Kind, Node, Port, Program
-from lossforge.placement import Lie, as_one, choose_layout, dense, merge_axes
+from lossforge.placement import UNROLLED, Lie, as_one, choose_layout, dense, merge_axes
 from lossforge.primitives import PRIMITIVES
 from lossforge.runtime.blas import matmul
 from lossforge.runtime.buffers import GradientBuffers
 from lossforge.runtime.cache import FASTMATH, compile_kernel
 from lossforge.runtime.threads import CROSSOVER, get_num_threads, run_chunks
-from lossforge.schedule import Product, Scalars, Schedule, Sweep, reads, schedule
+from lossforge.schedule import Product, Scalars, Schedule, Step, Sweep, base, between, reads, schedule
 
 CHUNK = 1 << 16
 """Entries that a task should have at least, so that handing it out costs nothing beside."""
@@ -163,11 +163,13 @@ class Bound:
             step(values)
         return [values[n] if c is None else c for n, c in self._numbers]
 
-    def __call__(self, arrays: Sequence[Any], out: Sequence[np.ndarray] | None = None) -> tuple[np.ndarray, ...]:
-        """Run on arrays of the same shapes, strides and dtypes."""
+    def __call__(self, arrays: Sequence[Any], out: Sequence[np.ndarray | None] | None = None) -> tuple[np.ndarray, ...]:
+        """Run on arrays of the same shapes, strides and dtypes; into arrays in C order, for outputs that have one."""
         values: dict[Node, Any] = dict(zip(self.inputs, arrays, strict=True))
         if out is not None:
-            values |= {node: (out[place], None) for node, place in self.direct.items()}
+            for node, place in self.direct.items():
+                if out[place] is not None and self._rooms[place].order is None:
+                    values[node] = out[place], None
         for step in self.steps:
             step(values)
         results = [finish(values) for finish in self.finishes]
@@ -175,11 +177,10 @@ class Bound:
             for i, r in enumerate(results):  # the caller may write to one of them
                 if any(r is other for other in results[:i]):
                     results[i] = r.copy()
-        if out is not None:
-            for room, r in zip(out, results, strict=True):
-                if r is not room:
-                    np.copyto(room, r)
-            return tuple(out)
+        for i, room in enumerate(out or ()):
+            if room is not None and room is not results[i]:
+                np.copyto(room, results[i])
+                results[i] = room
         return tuple(results)
 
     def _choose(self) -> Schedule:
@@ -377,11 +378,16 @@ class Bound:
         read = reads(sweep)
         lies = {n: self._lie_of(n) for n in read}
         allocate: dict[Node, Callable[[], tuple[np.ndarray, Any]]] = {}
+        over = self._over(sweep)
         for n in sweep.stores:
-            allocate[n], lies[n] = self._allocation(n, lies)
+            if n in over:
+                lies[n] = self.lies[n] = lies[over[n]]
+            else:
+                allocate[n], lies[n] = self._allocation(n, lies)
         sizes = dict(self.sizes)
         dropped = merge_axes(sweep, lies, sizes)
         layout = choose_layout(sweep, lies, sizes, dropped, self.real.itemsize, self.program.nonnegative)
+        layout = replace(layout, over=tuple(over.items()))
         names = {p.node: p.name for p in self.program.inputs if p.node in lies}
         names.update(
             {o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=False) if o in lies}
@@ -389,7 +395,25 @@ class Bound:
         kernel = emit_kernel(sweep, layout, str(self.real), names, f"sweep_{len(self.kernels) + 1}")
         self.kernels.append(kernel)
         compiled = compile_kernel(kernel.source, kernel.entry, kernel.signature, fastmath=self.fastmath)
-        return self._launch(sweep, kernel, compiled, lies, sizes, allocate)
+        return self._launch(sweep, kernel, compiled, lies, sizes, allocate, over)
+
+    def _over(self, sweep: Sweep) -> dict[Node, Node]:
+        """A result that may be written over a matrix product that nobody reads afterwards, and that product.
+
+        Each entry is then written where it was read last, in the innermost of the loops that need it. So a row of
+        similarities becomes a row of their softmax in the same cache lines.
+        """
+        if len(sweep.stores) != 1 or math.prod(self.sizes[a] for a in sweep.inner) <= UNROLLED:
+            return {}
+        (result,) = sweep.stores
+        steps = self.schedule.steps
+        later = steps[steps.index(sweep) + 1 :]
+        needed = {n for s in later for n in _operands(s)} | set(self.schedule.outputs)
+        if result in self.schedule.outputs or any(n.op in ("take", "rename") for n in between(sweep)):
+            return {}
+        products = [s.node for s in steps if isinstance(s, Product) and s.node in reads(sweep)]
+        dead = [n for n in products if n not in needed and n.axes == result.axes]
+        return {result: dead[0]} if dead else {}
 
     def _lie_of(self, node: Node) -> Lie:
         if node in self.lies:
@@ -442,6 +466,7 @@ class Bound:
         lies: Mapping[Node, Lie],
         sizes: Mapping[Axis, int],
         allocate: Mapping[Node, Callable[[], tuple[np.ndarray, Any]]],
+        over: Mapping[Node, Node],
     ) -> Callable[[dict[Node, Any]], None]:
         rows = math.prod(sizes[a] for a in kernel.rows)
         lanes = sizes[kernel.lane] if kernel.lane is not None else 1
@@ -486,6 +511,8 @@ class Bound:
                         lambda a, b: compiled(a, b, *head, *packed, *[np.empty(n, real) for n in own]),
                         tasks, chunk, cost=cost,
                     )  # fmt: skip
+            for node, old in over.items():
+                values[node] = values.pop(old)
             for total, part, (_, combine) in zip(kernel.totals, parts, outputs, strict=True):
                 values[total.node] = combine(part)
 
@@ -521,6 +548,13 @@ class Bound:
         if axes:
             self.lies[node] = dense(axes, [sizes[a] for a in axes], real)
         return make, combine
+
+
+def _operands(step: Step) -> tuple[Node, ...]:
+    """The arrays that a step reads."""
+    if isinstance(step, Product):
+        return base(step.x), base(step.y)
+    return reads(step) if isinstance(step, Sweep) else ()
 
 
 def _seeks_ties(outputs: Sequence[Node]) -> bool:

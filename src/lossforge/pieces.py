@@ -137,9 +137,12 @@ class Pieces:
             """These pieces, one after the other."""
             for i in range(first, last):
                 rows = slice(i * self.rows, min((i + 1) * self.rows, self.size))
-                found = self.bounds[rows.stop - rows.start]([s.of(arrays, rows) for s in self.sources])
-                for whole, part, (_, _, before) in zip(direct, found, self.direct, strict=False):
-                    whole[*before, rows] = part
+                places = [whole[*before, rows] for whole, (_, _, before) in zip(direct, self.direct, strict=True)]
+                room = [p if p.flags.c_contiguous else None for p in places] + [None] * len(ufuncs)
+                found = self.bounds[rows.stop - rows.start]([s.of(arrays, rows) for s in self.sources], room)
+                for place, part in zip(places, found, strict=False):
+                    if part is not place:
+                        place[...] = part
                 sums = found[len(direct) :]
                 if i == first:
                     accumulated[first] = [s.copy() for s in sums]

@@ -84,16 +84,20 @@ class Schedule:
 
 def reads(sweep: Sweep) -> tuple[Node, ...]:
     """The arrays that a sweep reads: inputs with axes, and results of earlier steps."""
+    return tuple(n for n in between(sweep) if n.axes and n not in sweep.reductions and _is_boundary(n, sweep))
+
+
+def between(sweep: Sweep) -> tuple[Node, ...]:
+    """What a sweep computes, from its results (but for totals) down to what it reads, which is included."""
     found: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
         if node in found or node.op in ("constant", "size", "iota"):
             return
+        found[node] = None
         if node in sweep.reductions or not _is_boundary(node, sweep):
             for a in node.args:
                 visit(a)
-        elif node.axes:
-            found[node] = None
 
     for target in sweep.results:
         for a in target.args if target in sweep.totals else (target,):
@@ -157,7 +161,7 @@ def decompose(roots: Sequence[Node]) -> list[Node]:
     return transform(roots, visit)
 
 
-def _base(operand: Node) -> Node:
+def base(operand: Node) -> Node:
     """What a product reads as this operand, be it under other names of its axes."""
     while operand.op == "rename":
         operand = operand.args[0]
@@ -266,7 +270,7 @@ class _Scheduler:
             if n.op in REDUCTIONS | ir.INDEX_REDUCTIONS and not self._is_inner(n):
                 if n in self.contractions:
                     x, y = n.args[0].args
-                    for operand in (_base(x), _base(y)):
+                    for operand in (base(x), base(y)):
                         if not self._is_view(operand):
                             produced.setdefault(available[operand], []).append(operand)
                             ready = max(ready, available[operand] + 1)

@@ -135,6 +135,8 @@ class Layout:
     """Whether positions along the lane fit in 32 bits."""
     nonnegative: frozenset[Node] = frozenset()
     """Numbers that are known to be ≥ 0."""
+    over: tuple[tuple[Node, Node], ...] = ()
+    """Results that are written over an array that is read, entry by entry, and over which."""
 
 
 def emit_kernel(sweep: Sweep, layout: Layout, real: str, names: Mapping[Node, str], entry: str = "kernel") -> Kernel:
@@ -190,13 +192,14 @@ class _KernelEmitter:
     # ------------------------------------------------------------------ the whole
 
     def run(self, entry: str) -> Kernel:
+        over = dict(self.layout.over)
         arrays = [self._array(n) for n in reads(self.sweep)]
-        stores = [self._array(n, store=True) for n in self.sweep.stores]
+        stores = [self._array(n, store=True) for n in self.sweep.stores if n not in over]
         for a in (*arrays, *stores):
             if a.node not in self.names:
                 self.names[a.node] = a.name
-        self.store_names = {a.node: a for a in stores}
         self.array_of = {a.node: a for a in arrays}
+        self.store_names = {a.node: a for a in stores} | {n: self.array_of[old] for n, old in over.items()}
         axes = dict.fromkeys([*self.rows, *([self.lane] if self.lane_is_outer and self.lane else []), *self.inner])
         axes.update(dict.fromkeys(x for x in self._sizes_used() if x not in axes))
         for axis in axes:
