@@ -197,12 +197,12 @@ class _Emitter:
         self.wanted = dict(zip(kept, names.values(), strict=True))
         self.nodes = ir.topological(self.outputs)
         self.copies = {n.attrs[1]: n.attrs[0] for n in self.nodes if n.op == "rename"}
+        by_name = {a: ir.original(a) for n in self.nodes for a in n.axes if ir.original(a) != a}
         self.same_size: dict[Axis, list[Axis]] = {}
-        for n in self.nodes:
-            if n.op == "rename":
-                for a, b in (n.attrs[:2], n.attrs[1::-1]):
-                    self.same_size.setdefault(a, []).append(b)
-        self.copies |= {a: ir.original(a) for n in self.nodes for a in n.axes if ir.original(a) != a}
+        for pair in (*(n.attrs for n in self.nodes if n.op == "rename"), *by_name.items()):
+            for a, b in (pair, pair[::-1]):
+                self.same_size.setdefault(a, []).append(b)
+        self.copies |= by_name
         self.axes = self._global_order()
         self.place = self._places()
         self.rank = max(self.place.values(), default=-1) + 1

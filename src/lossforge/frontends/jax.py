@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -16,10 +17,9 @@ from jax.extend import core
 from lossforge.errors import AdoptionError
 from lossforge.frontends.jax_custom import QUICK, custom_rule, is_float
 from lossforge.frontends.jax_operations import RULES
+from lossforge.frontends.jax_recurrences import INLINED, all_rounds, in_turn
 from lossforge.frontends.recording import Recording, Ref, Step, as_written, kept, kept_numbers, rounded
 
-_INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
-            "remat2": "jaxpr", "checkpoint": "jaxpr", "composite": "jaxpr", "custom_lin": "jaxpr"}  # fmt: skip
 _MOST_ROUNDS = 64
 _MOST_STEPS = 1024
 
@@ -53,7 +53,8 @@ class JaxFrontEnd:
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
         """Call the function once under `make_jaxpr`."""
-        with kept(self.function, parameters) as rest:
+        scan = mock.patch.object(jax.lax, "associative_scan", in_turn)  # which is written out otherwise, for its length
+        with scan, kept(self.function, parameters) as rest:
             closed = jax.make_jaxpr(lambda *a: self.function(*a, **rest))(*map(_narrow, arrays))
         if len(closed.jaxpr.outvars) != 1:
             raise AdoptionError("the loss returned several values; expected one array")
@@ -118,15 +119,15 @@ class _Reader:
         name = eqn.primitive.name
         if name in ("custom_jvp_call", "custom_vjp_call"):
             return self._custom(eqn, ins)
-        if name in _INLINED:
-            return self._inline(eqn.params[_INLINED[name]], ins)
+        if name in INLINED:
+            return self._inline(eqn.params[INLINED[name]], ins)
         if name == "platform_index":  # a loss is the same on every platform
             platforms = eqn.params["platforms"]
             return [platforms.index(None) if None in platforms else len(platforms) - 1]
         if name == "cond":
             return self._branches(eqn, ins)
-        if name == "scan" and not eqn.params["num_carry"]:
-            return self._mapped(eqn, ins)
+        if name == "scan" and (every := all_rounds(eqn)) is not None:
+            return self._inline(every, ins)
         if name == "scan" and self._rounds(eqn) <= _MOST_STEPS and eqn.params["length"] <= _MOST_ROUNDS:
             return self._loop(eqn, ins)
         return self._note(
@@ -161,13 +162,6 @@ class _Reader:
             self._note("select_n", (which, *outs), {}, [v.aval], _where(eqn))[0]
             for v, *outs in zip(eqn.outvars, *cases, strict=True)
         ]
-
-    def _mapped(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
-        """A loop in which no round knows of the others, as `jax.lax.map` is: all rounds at once."""
-        body, count = eqn.params["jaxpr"], eqn.params["num_consts"]
-        axes = [None if i < count else 0 for i in range(len(ins))]
-        every = jax.vmap(core.jaxpr_as_fun(body), in_axes=axes, axis_size=eqn.params["length"])
-        return self._inline(jax.make_jaxpr(every)(*(v.aval for v in eqn.invars)), ins)
 
     def _rounds(self, eqn: Any) -> int:
         return int(eqn.params["length"]) * len(eqn.params["jaxpr"].jaxpr.eqns)

@@ -77,10 +77,12 @@ def _gather(imp: Importer, step: Step, x: Any, indices: Any) -> Tensor:
     """Entries at index arrays, one for each dimension that is indexed, alone or beside batch dimensions."""
     t = imp.tensor(x)
     numbers, sizes = step.attrs["dimension_numbers"], step.attrs["slice_sizes"]
-    indexed = [imp.integer(d) for d in numbers["start_index_map"]]
-    if any(imp.extents(t.dims[d])[0] != 1 and (isinstance(sizes[d], Varying) or sizes[d] != 1) for d in indexed):
+    start = dict(zip(map(imp.integer, numbers["start_index_map"]), coordinates(imp, indices), strict=True))
+    # Where all entries are taken, they begin with the first, whatever the index says.
+    indexed = [d for d in start if tuple(_each(imp, sizes[d])) != imp.extents(t.dims[d]) or sizes[d] == 1]
+    if any(isinstance(sizes[d], Varying) or sizes[d] != 1 for d in indexed):
         raise Refused("an index that takes more than one entry; use slices at constant places, or jnp.take")
-    at = [_in_range(i) for i in coordinates(imp, indices)]
+    at = [_in_range(start[d]) for d in indexed]
     batch, places = numbers["operand_batching_dims"], numbers["start_indices_batching_dims"]
     collapsed = numbers["collapsed_slice_dims"]
     offset = [d for d in range(t.rank) if d not in (*collapsed, *batch)]

@@ -31,12 +31,6 @@ class Lookups(Slices):
     def take(self, x: Any, index: Any, dim: int) -> Tensor:
         """The dimension `dim` of `x` replaced by all dimensions of the index, as `np.take` does."""
         t, at = self.single(self.tensor(x), dim), self.tensor(index)
-        counted, first = shifted(at.node)
-        if counted.op == "iota" and t.dims[dim]:
-            n, whole = self.sizes_of(counted.attrs[0]), self.extents(t.dims[dim])
-            if n != whole and first >= 0 and all(first + m <= k for m, k in zip(n, whole, strict=True)):
-                t = self.slice(t, dim, [first] * self.count, [first + m for m in n])
-                at = Tensor(counted, at.dims)
         full = ((),) * dim + at.dims + ((),) * (t.rank - dim - 1)
         return self.gather(self._widen(t, dim, at.rank), Tensor(at.node, full), dim)
 
@@ -75,8 +69,8 @@ class Lookups(Slices):
 
     def gather(self, x: tuple[Tensor, Dim], index: Tensor, dim: int) -> Tensor:
         """Entries at an index that lines up with all other dimensions."""
-        t, source = x
-        others, along = t, source
+        x, index = self._cut(x, index)
+        others, along = x
         if not along or along[0].startswith("#"):  # the same wherever it is looked up
             nodes, dims = self.align([Tensor(others.node, others.dims), index])
             return Tensor(nodes[0], dims)
@@ -128,6 +122,18 @@ class Lookups(Slices):
                 self.same(counted, axis)
             return Tensor(tied(moved, apart, counted, {}), dims)
         return Tensor(ir.take(moved, ir.as_kind(node, Kind.INDEX), apart), dims)
+
+    def _cut(self, x: tuple[Tensor, Dim], index: Tensor) -> tuple[tuple[Tensor, Dim], Tensor]:
+        """Entries at a range within a dimension are those of a slice, at their places."""
+        others, along = x
+        counted, first = shifted(index.node)
+        if counted.op == "iota" and along:
+            n, whole = self.sizes_of(counted.attrs[0]), self.extents(along)
+            if n != whole and first >= 0 and all(first + m <= k for m, k in zip(n, whole, strict=True)):
+                t = Tensor(others.node, (*others.dims, along))
+                t = self.slice(t, others.rank, [first] * self.count, [first + m for m in n])
+                return (Tensor(t.node, t.dims[:-1]), t.dims[-1]), Tensor(counted, index.dims)
+        return x, index
 
     def _usable(self, index: Node) -> None:
         """Refuse positions that are worked out in floats beyond what these hold exactly."""

@@ -93,10 +93,16 @@ def unguarded(index: Node) -> Node:
 
 def shifted(index: Node) -> tuple[Node, int]:
     """Positions from a constant on, as positions and the constant."""
-    inner = index.args[0] if index.op == "cast" else index
-    if inner.op == "add" and inner.args[1].op == "constant" and float(inner.args[1].attrs[0]).is_integer():
-        first = inner.args[0]
-        return first.args[0] if first.op == "cast" else first, int(inner.args[1].attrs[0])
+    if index.op == "cast":
+        inner, first = shifted(index.args[0])
+        return (inner, first) if inner.op == "iota" else (index, 0)
+    constants = [a for a in index.args if a.op == "constant" and float(a.attrs[0]).is_integer()]
+    if index.op in ("add", "sub", "mul") and len(constants) == 1 and (index.op != "sub" or index.args[1] is constants[0]):
+        by = int(constants[0].attrs[0])
+        inner, first = shifted(index.args[1 if index.args[0] is constants[0] else 0])
+        if index.op == "mul":
+            return (inner, first) if by == 1 else (index, 0)
+        return inner, first + by if index.op == "add" else first - by
     return index, 0
 
 
