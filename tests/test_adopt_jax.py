@@ -107,6 +107,57 @@ def discounted(pred, true):
     return jax.lax.scan(lambda carry, x: (0.9 * carry + jnp.mean((x[0] - x[1]) ** 2), None), 0.0, (pred, true))[0]
 
 
+def saturated(pred, true):
+    return jax.lax.scan(lambda carry, x: (jnp.tanh(carry + x[0] - x[1]), None), jnp.zeros(4), (pred, true))[0].sum()
+
+
+def advantages(values, rewards, done):
+    """Generalised advantage estimation (Schulman and others, 2016)."""
+
+    def step(carry, x):
+        value, following, reward, ends = x
+        carry = reward + 0.99 * following * (1 - ends) - value + 0.99 * 0.95 * (1 - ends) * carry
+        return carry, carry
+
+    found = jax.lax.scan(step, jnp.zeros(()), (values[:-1], values[1:], rewards, done), reverse=True)[1]
+    return jnp.mean(found**2)
+
+
+def smoothed_rows(pred, decay=0.7):
+    def smooth(row):
+        return jax.lax.scan(lambda c, x: (decay * c + x, decay * c + x), 0.0, row, reverse=True)[1]
+
+    return jnp.mean(jax.vmap(smooth)(pred) ** 2)
+
+
+def running(pred):
+    """Mean and variance, of which one follows from the other, and a drawdown."""
+
+    def step(carry, x):
+        mean, variance, top, count = carry
+        variance = 0.9 * variance + 0.1 * (x - mean) ** 2
+        top = jnp.maximum(top, x)
+        return (0.9 * mean + 0.1 * x, variance, top, count + 1), (top - x) + jnp.log(variance) / (1.0 + count)
+
+    return jnp.mean(jax.lax.scan(step, (0.0, 1.0, -jnp.inf, 0), pred)[1])
+
+
+def jumps(pred):
+    return jax.lax.fori_loop(1, pred.shape[0], lambda i, total: total + jnp.sum((pred[i] - pred[i - 1]) ** 2), 0.0)
+
+
+def recurrence(factors, terms):
+    def after(a, b):
+        return a[0] * b[0], b[0] * a[1] + b[1]
+
+    return jnp.mean(jax.lax.associative_scan(after, (factors, terms), axis=1)[1] ** 2)
+
+
+def von_mises(angles, true, concentration):
+    normaliser = jnp.log(jax.scipy.special.i0e(concentration)) + concentration
+    return jnp.mean(normaliser - concentration * jnp.cos(angles - true))
+
+
 def pooled(pred, true):
     def pool(x):
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (2, 2), (1, 1), "VALID")
@@ -161,6 +212,21 @@ CASES = {
     "chosen by value": (chosen_by_value, [real, real], [NC, NC]),
     "rounded straight through": (lambda p, t: ((rounded(3 * p) - t) ** 2).mean(), [real, real], [NC, NC]),
     "reversed gradient": (lambda p, t: ((reversed_gradient(p) - t) ** 2).mean(), [real, real], [NC, NC]),
+    "discounted": (discounted, [real, real], [NC, NC]),
+    "advantages": (advantages, [real, real, binary], [[(7,), (10,)], N, N]),
+    "smoothed rows": (smoothed_rows, [real], [NC]),
+    "running": (running, [real], [N]),
+    "jumps": (jumps, [real], [NC]),
+    "recurrence": (recurrence, [unit, real], [NC, NC]),
+    "cumulative extremes": (lambda p: jnp.mean(jax.lax.associative_scan(jnp.maximum, p)), [real], [N]),
+    "spread weights": (lambda p: jnp.mean(jnp.linspace(0.5, 2.0, p.shape[1]) * p**2), [real], [NC]),
+    "inverse error function": (lambda p: jnp.mean(jax.scipy.special.erfinv(p)), [unit], [NC]),
+    "von Mises": (von_mises, [real, real, unit], [NC, NC, NC]),
+    "largest of segments": (
+        lambda p, y: jnp.sum(jax.ops.segment_max(p, y, num_segments=3) ** 2),
+        [real, classes(3)],
+        [N, N],
+    ),
     "pooled": (pooled, [real, real], [NC, NC]),
     "hazard": (lambda h, t: -jnp.mean(t * jnp.log(jnp.cumprod(h, axis=1))), [unit, binary], [NC, NC]),
     "segments": (lambda p, y: jnp.sum(jax.ops.segment_sum(p, y, num_segments=3) ** 2), [real, classes(3)], [N, N]),
@@ -204,7 +270,7 @@ def until_large(pred):
 REFUSED = {
     "a branch of Python": (lambda p: p.sum() if p.sum() > 0 else -p.sum(), "decision"),
     "a loop on values": (until_large, "while.*number of rounds depends on values"),
-    "a loop over the batch": (lambda p: discounted(p, 2 * p), "depend on the sizes of its inputs"),
+    "a loop over the batch": (lambda p: saturated(p, 2 * p), "depend on the sizes of its inputs"),
     "random numbers": (lambda p: (p * jax.random.uniform(jax.random.key(0), p.shape)).sum(), "random numbers"),
     "a rule that clips": (lambda p: clipped_gradient(p).sum(), "not linear in the gradient"),
     "a decomposition": (lambda p: jnp.linalg.svd(p, compute_uv=False).sum(), "svd"),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import enum
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
@@ -53,8 +52,7 @@ class JaxFrontEnd:
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
         """Call the function once under `make_jaxpr`."""
-        scan = mock.patch.object(jax.lax, "associative_scan", in_turn)  # which is written out otherwise, for its length
-        with scan, kept(self.function, parameters) as rest:
+        with _scans_as_loops(), kept(self.function, parameters) as rest:
             closed = jax.make_jaxpr(lambda *a: self.function(*a, **rest))(*map(_narrow, arrays))
         if len(closed.jaxpr.outvars) != 1:
             raise AdoptionError("the loss returned several values; expected one array")
@@ -85,6 +83,17 @@ class JaxFrontEnd:
 def front_end(function: Callable[..., Any]) -> JaxFrontEnd:
     """The front end for one function."""
     return JaxFrontEnd(function)
+
+
+@contextmanager
+def _scans_as_loops() -> Iterator[None]:
+    """`jax.lax.associative_scan`, which tracing writes out for one length, as a loop that holds for every one."""
+    original = jax.lax.associative_scan
+    jax.lax.associative_scan = in_turn
+    try:
+        yield
+    finally:
+        jax.lax.associative_scan = original
 
 
 def _narrow(a: np.ndarray) -> np.ndarray:
@@ -119,6 +128,8 @@ class _Reader:
         name = eqn.primitive.name
         if name in ("custom_jvp_call", "custom_vjp_call"):
             return self._custom(eqn, ins)
+        if eqn.params.get("name") == "_linspace" and _reaches_its_end(eqn):
+            return self._note("linspace", ins, {}, [v.aval for v in eqn.outvars], _where(eqn))
         if name in INLINED:
             return self._inline(eqn.params[INLINED[name]], ins)
         if name == "platform_index":  # a loss is the same on every platform
@@ -203,6 +214,12 @@ class _Reader:
             self._note("surrogate", (out, slope), {}, [v.aval], where)[0] if is_float(v.aval) else out
             for v, out, slope in zip(eqn.outvars, outs, slopes, strict=True)
         ]
+
+
+def _reaches_its_end(eqn: Any) -> bool:
+    """Whether this call of `jnp.linspace` gives a vector of several numbers, and the end among them."""
+    operations = [e.primitive.name for e in eqn.params["jaxpr"].jaxpr.eqns]
+    return eqn.outvars[0].aval.ndim == 1 and len(eqn.invars) == 2 and "concatenate" in operations
 
 
 def _attribute(value: Any) -> Any:

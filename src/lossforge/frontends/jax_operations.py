@@ -8,6 +8,7 @@ from typing import Any
 
 from lossforge import ir
 from lossforge.frontends import spectral, windows
+from lossforge.frontends.approximations import bessel_i0e, bessel_i1e, erf_inverse
 from lossforge.frontends.places import Stacked, coordinates, scattered
 from lossforge.frontends.positional import Dim, Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Step, Varying
@@ -48,6 +49,13 @@ def _iota(imp: Importer, step: Step) -> Tensor:
     d = step.attrs["dimension"]
     counter = imp.positions([s[d] for s in step.shapes[0]], d, len(step.shapes[0][0]))
     return imp.cast(imp.expand(counter, step.shapes[0]), kind_of(step.dtypes[0]))
+
+
+def _linspace(imp: Importer, step: Step, start: Any, stop: Any) -> Tensor:
+    counts = [s[0] for s in step.shapes[0]]
+    last = Tensor(imp.symbol([n - 1 for n in counts]), ())
+    share = imp.elementwise("div", imp.arange(counts), last)
+    return imp.map(lambda a, b, x: a + (b - a) * x, start, stop, share)
 
 
 def _select(imp: Importer, step: Step, which: Any, *cases: Any) -> Tensor:
@@ -163,8 +171,12 @@ def _dynamic_update_slice(imp: Importer, step: Step, x: Any, update: Any, *start
     )
 
 
-def _scatter(combine: Callable[[Importer, Any, Any], Tensor] | None) -> Rule:
-    """Writing entries: in a block at a constant place, or one by one at index arrays."""
+_COLLECTED = {"add": ("sum", 0.0), "mul": ("prod", 1.0), "maximum": ("max", -math.inf), "minimum": ("min", math.inf)}
+"""For each way of writing upon what is there, the reduction of what meets at one place, and what changes nothing."""
+
+
+def _scatter(by: str | None) -> Rule:
+    """Writing entries (None), or combining them: in a block at a constant place, or one by one at index arrays."""
 
     def rule(imp: Importer, step: Step, x: Any, indices: Any, updates: Any) -> Tensor:
         t, new, at = imp.tensor(x), imp.tensor(updates), coordinates(imp, indices)
@@ -181,13 +193,13 @@ def _scatter(combine: Callable[[Importer, Any, Any], Tensor] | None) -> Rule:
                 block[d] = (block[d][0], (1,) * imp.count)
 
             def act(old: Tensor, n: Tensor) -> Tensor:
-                return n if combine is None else combine(imp, old, n)
+                return n if by is None else imp.elementwise(by, old, n)
 
             return imp.cast(_put(imp, t, new, block, act), t.node.kind)
-        if sorted(indexed) != sorted(inserted) or combine not in (None, _add):
+        if sorted(indexed) != sorted(inserted):
             raise Refused("writing blocks at index arrays; use jnp.where")
         ranged = [_in_range(i) for i in at]
-        return imp.cast(_put_each(imp, step, t, new, ranged, indexed, beside, combine is None), t.node.kind)
+        return imp.cast(_put_each(imp, step, t, new, ranged, indexed, beside, by), t.node.kind)
 
     return rule
 
@@ -223,17 +235,17 @@ def _put_each(
     at: Sequence[Tensor],
     indexed: Sequence[int],
     beside: Mapping[int, int],
-    replaces: bool,
+    by: str | None,
 ) -> Tensor:
     """Updates at index arrays; dimensions of these that lie beside one of `x`, or count its entries, take its place."""
     rank = max(i.rank for i in at)
     counting = next((k for k, i in enumerate(at) if rank == 1 and not beside and i.node.op == "iota"), None)
     homes = dict(beside) if counting is None else {0: indexed[counting]}
     if len(homes) < rank:
-        if beside or list(indexed) != list(range(len(indexed))) or (replaces and new.node.axes):
+        if beside or list(indexed) != list(range(len(indexed))) or (by is None and new.node.axes):
             raise Refused("writing at index arrays that may hold a place twice; use jnp.where")
-        if not replaces:
-            return imp.elementwise("add", x, scattered(imp, at, new, step.shapes[0]))
+        if by is not None:
+            return imp.elementwise(by, x, scattered(imp, at, new, step.shapes[0], *_COLLECTED[by]))
         touched = scattered(imp, at, Tensor(ir.constant(1.0), new.dims), step.shapes[0])
         return imp.elementwise("where", imp.elementwise("gt", touched, 0.0), Tensor(new.node, ()), x)
 
@@ -252,17 +264,13 @@ def _put_each(
         equal = imp.elementwise("eq", position, placed(index, ()))
         here = equal if here is None else imp.elementwise("and", here, equal)
     updates = placed(new, [i for i in range(x.rank) if i not in indexed and i not in homes.values()])
-    if not replaces:
-        updates = imp.elementwise("add", x, updates)
+    if by is not None:
+        updates = imp.elementwise(by, x, updates)
     return updates if here is None else imp.elementwise("where", here, updates, x)
 
 
 def _negative(imp: Importer, x: Any) -> Tensor:
     return imp.elementwise("neg", x)
-
-
-def _add(imp: Importer, x: Any, y: Any) -> Tensor:
-    return imp.elementwise("add", x, y)
 
 
 def _in_range(index: Tensor) -> Tensor:
@@ -516,6 +524,7 @@ _REAL: Mapping[str, Rule] = {
     "pow": arithmetic("pow"), "integer_pow": _power, "square": _formula(lambda x: x * x), "rem": _formula(_rem),
     "exp2": _formula(lambda x: _f("exp", x * math.log(2))), "cbrt": _formula(lambda x: _f("sign", x) * _f("abs", x) ** (1 / 3)),
     "rsqrt": _formula(lambda x: 1.0 / _f("sqrt", x)), "is_finite": _formula(lambda x: _f("lt", _f("abs", x), float("inf"))),
+    "erf_inv": _formula(erf_inverse), "bessel_i0e": _formula(bessel_i0e), "bessel_i1e": _formula(bessel_i1e),
     "polygamma": lambda imp, step, n, x: imp.elementwise("polygamma", n, x), "surrogate": _surrogate,
     "and": _logical("and"), "or": _logical("or"), "not": _logical("not"), "xor": _logical("ne"),
     "reduce_sum": _reduce("sum"), "reduce_max": _reduce("max"), "reduce_min": _reduce("min"), "reduce_prod": _reduce("prod"),
@@ -526,14 +535,12 @@ _REAL: Mapping[str, Rule] = {
     "expand_dims": lambda imp, step, x: imp.reshape(x, step.shapes[0]),
     "transpose": lambda imp, step, x: imp.permute(x, step.attrs["permutation"]),
     "convert_element_type": _converted,
-    "dot_general": _dot, "iota": _iota, "select_n": _select, "slice": _slice, "gather": _gather,
+    "dot_general": _dot, "iota": _iota, "linspace": _linspace, "select_n": _select, "slice": _slice, "gather": _gather,
     "dynamic_slice": _dynamic_slice, "dynamic_update_slice": _dynamic_update_slice,
-    "scatter": _scatter(None), "scatter-add": _scatter(_add), "scatter_add": _scatter(_add),
-    "scatter-sub": lambda imp, step, x, at, y: _scatter(_add)(imp, step, x, at, _negative(imp, y)),
-    "scatter-mul": _scatter(lambda imp, x, y: imp.elementwise("mul", x, y)),
-    "scatter_mul": _scatter(lambda imp, x, y: imp.elementwise("mul", x, y)),
-    "scatter-max": _scatter(lambda imp, x, y: imp.elementwise("maximum", x, y)),
-    "scatter-min": _scatter(lambda imp, x, y: imp.elementwise("minimum", x, y)),
+    "scatter": _scatter(None), "scatter-add": _scatter("add"), "scatter_add": _scatter("add"),
+    "scatter-sub": lambda imp, step, x, at, y: _scatter("add")(imp, step, x, at, _negative(imp, y)),
+    "scatter-mul": _scatter("mul"), "scatter_mul": _scatter("mul"),
+    "scatter-max": _scatter("maximum"), "scatter-min": _scatter("minimum"),
     "cumsum": _scan("sum"), "cumprod": _scan("prod"), "cummax": _scan("max"), "cummin": _scan("min"),
     "cumlogsumexp": _scan("logsumexp"), "pad": _pad, "conv_general_dilated": _convolution,
     "reduce_window_sum": _window("sum"), "reduce_window_max": _window("max"),

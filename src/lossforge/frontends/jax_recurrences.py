@@ -8,10 +8,12 @@ that it depends on known for all rounds.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax import numpy as jnp
 from jax.extend import core
@@ -26,6 +28,8 @@ _MOST_CARRIED = 16
 
 def in_turn(fn: Callable[..., Any], elems: Any, reverse: bool = False, axis: int = 0) -> Any:
     """What `jax.lax.associative_scan` gives, entry after entry: a loop whose rounds can be solved for, if any can."""
+    leaves: list[Any]
+    tree: Any
     leaves, tree = jax.tree.flatten(elems)
     at = [axis % x.ndim for x in leaves]
     parts = [jnp.expand_dims(jnp.moveaxis(x, d, 0), d + 1) for x, d in zip(leaves, at, strict=True)]
@@ -54,110 +58,137 @@ class _By(enum.Enum):
 
 def all_rounds(eqn: Any) -> Any:
     """A jaxpr of the equation's operands, without a loop; None if the rounds of this `scan` cannot be solved for."""
-    given = eqn.params
-    body, length, reverse = given["jaxpr"], given["length"], given["reverse"]
-    first, count = given["num_consts"], given["num_carry"]
-    if not length or count > _MOST_CARRIED:
+    body, count = eqn.params["jaxpr"], eqn.params["num_carry"]
+    if not eqn.params["length"] or count > _MOST_CARRIED:
         return None
-    inputs = range(len(body.jaxpr.invars))
-    ways = [_dependences(body.jaxpr, {first + j})[:count] for j in range(count)]  # of each new value on the j-th old one
+    # Of each new value on the j-th old one.
+    ways = [_dependences(body.jaxpr, {eqn.params["num_consts"] + j})[:count] for j in range(count)]
     order = _order(ways)
-    handed = body.jaxpr.outvars[:count]
-    if order is None or any(
-        ways[k][k] is _By.ANY or (ways[k][k] is _By.LINEAR and not is_float(handed[k].aval)) for k in order
-    ):
+    if order is None:
         return None
-    function = core.jaxpr_as_fun(body)
-    growths = _growths(body, ways, first)
-
-    def every(*values: Any) -> list[Any]:
-        constants, state, arrays = values[:first], values[first : first + count], values[first + count :]
-        before, after, final, solved = list(state), list(state), list(state), [False] * count
-
-        def of_all(act: Callable[..., Any]) -> Any:
-            """What a function of the state and of its entries gives for each round."""
-            axes = tuple(0 if s else None for s in solved), (0,) * len(arrays)
-            return jax.vmap(act, in_axes=axes, axis_size=length)(tuple(before), tuple(arrays))
-
-        for k in order:
-            start = state[k]
-
-            def new(c: Any, others: Sequence[Any], entries: Sequence[Any], k: int = k) -> Any:
-                return function(*constants, *others[:k], c, *others[k + 1 :], *entries)[k]
-
-            def slope(others: Sequence[Any], entries: Sequence[Any], new: Any = new, c: Any = start) -> Any:
-                return jax.jvp(lambda c: new(c, others, entries), (jnp.zeros_like(c),), (jnp.ones_like(c),))[1]
-
-            entries = [a[0] for a in arrays]
-            if ways[k][k] is _By.ITSELF:
-                after[k] = jnp.broadcast_to(start, (length, *start.shape))
-                continue
-            if ways[k][k] is _By.NOTHING:
-                after[k] = of_all(lambda *given: new(start, *given))
-                final[k] = _end(after[k], reverse)
-            elif ways[k][k] is _By.SUM:
-                changing = {i for i in inputs[first:] if i != first + k}
-                if _dependences(body.jaxpr, changing)[k] is _By.NOTHING:
-                    literal = eqn.invars[first + k]
-                    begin = literal.val if isinstance(literal, core.Literal) else start
-                    growth = growths.get(k, new(jnp.zeros_like(start), state, entries))
-                    before[k], after[k], final[k] = _counted(begin, growth, length, reverse)
-                    solved[k] = True
-                    continue
-                terms = of_all(lambda *given: new(jnp.zeros_like(start), *given))
-                after[k] = start + lax.cumsum(terms, axis=0, reverse=reverse)
-                final[k] = start + jnp.sum(terms, axis=0)
-            elif ways[k][k] is _By.LINEAR:
-                terms = of_all(lambda *given: new(jnp.zeros_like(start), *given))
-                moving = jax.make_jaxpr(slope)(state, entries).jaxpr
-                steady = _dependences(moving, set(range(len(moving.invars))))[0] is _By.NOTHING
-                factors = slope(state, entries) if steady else of_all(slope)
-                between, until, onwards = _products(factors, steady, terms, reverse)
-                after[k] = jnp.sum(between * terms[:, None], axis=0) + until * start
-                final[k] = jnp.sum(onwards * terms, axis=0) + _end(until, reverse) * start
-            else:
-                larger = ways[k][k] is _By.LARGER
-                terms = of_all(lambda *given: new(start, *given))
-                after[k] = (lax.cummax if larger else lax.cummin)(terms, axis=0, reverse=reverse)
-                final[k] = (jnp.max if larger else jnp.min)(terms, axis=0)
-            before[k] = jnp.concatenate([after[k][1:], start[None]] if reverse else [start[None], after[k][:-1]])
-            solved[k] = True
-        results = of_all(lambda carried, entries: tuple(function(*constants, *carried, *entries)[count:]))
-        kept = {v: after[k] for k, v in enumerate(handed) if not isinstance(v, core.Literal)}
-        of_rounds = zip(body.jaxpr.outvars[count:], results, strict=True)
-        return [*final, *(r if isinstance(v, core.Literal) else kept.get(v, r) for v, r in of_rounds)]
-
-    return jax.make_jaxpr(every)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars))
+    for k in order:
+        if ways[k][k] is _By.ANY or (ways[k][k] is _By.LINEAR and not is_float(body.jaxpr.outvars[k].aval)):
+            return None
+    loop = _Loop(eqn, tuple(ways[k][k] for k in range(count)), order, _growths(eqn))
+    zeros = [np.zeros(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    return jax.make_jaxpr(lambda *values: _Rounds(loop, values).results())(*zeros)
 
 
-def _growths(body: Any, ways: Sequence[Sequence[_By]], first: int) -> dict[int, Any]:
-    """The numbers by which counters grow, which are all that is known before the loop is."""
-    others = [_dependences(body.jaxpr, {i for i in range(len(body.jaxpr.invars)) if i != first + k})[k] for k in range(len(ways))]
-    counters = [k for k, way in enumerate(others) if way is _By.NOTHING and ways[k][k] is _By.SUM]
+@dataclass(frozen=True)
+class _Loop:
+    """A `scan` whose rounds can be solved for."""
+
+    eqn: Any
+    ways: tuple[_By, ...]
+    """How each value that is handed on depends on the one before it."""
+    order: Sequence[int]
+    """In which they are solved for."""
+    growths: Mapping[int, Any]
+    """The numbers by which counters grow."""
+
+
+class _Rounds:
+    """The values of all rounds of a loop, as they are solved for."""
+
+    def __init__(self, loop: _Loop, values: Sequence[Any]) -> None:
+        given = loop.eqn.params
+        self.loop = loop
+        self.length, self.reverse, self.body = int(given["length"]), bool(given["reverse"]), given["jaxpr"]
+        self.first, count = given["num_consts"], given["num_carry"]
+        self.constants, self.arrays = values[: self.first], values[self.first + count :]
+        self.start = values[self.first : self.first + count]
+        self.before, self.after, self.final = list(self.start), list(self.start), list(self.start)
+        """Each value before and after each round, and at the end."""
+        self.known = [False] * count
+        """Whether `before` holds that of each round; it does not for a value that stays what it is."""
+
+    def results(self) -> list[Any]:
+        """What the loop gives."""
+        for k in self.loop.order:
+            self._solve(k)
+        count = len(self.start)
+        results = self._of_all(lambda carried, entries: tuple(self._body(carried, entries)[count:]))
+        outvars = self.body.jaxpr.outvars
+        handed_on = {v: self.after[k] for k, v in enumerate(outvars[:count]) if not isinstance(v, core.Literal)}
+        given = zip(outvars[count:], results, strict=True)
+        return [*self.final, *(r if isinstance(v, core.Literal) else handed_on.get(v, r) for v, r in given)]
+
+    def _body(self, carried: Sequence[Any], entries: Sequence[Any]) -> Any:
+        return core.jaxpr_as_fun(self.body)(*self.constants, *carried, *entries)
+
+    def _of_all(self, act: Callable[..., Any]) -> Any:
+        """What a function of the values before a round and of its entries gives for each round."""
+        axes = tuple(0 if known else None for known in self.known), (0,) * len(self.arrays)
+        return jax.vmap(act, in_axes=axes, axis_size=self.length)(tuple(self.before), tuple(self.arrays))
+
+    def _solve(self, k: int) -> None:
+        start, way, reverse = self.start[k], self.loop.ways[k], self.reverse
+
+        def new(c: Any, others: Sequence[Any], entries: Sequence[Any]) -> Any:
+            return self._body((*others[:k], c, *others[k + 1 :]), entries)[k]
+
+        def terms(c: Any) -> Any:
+            return self._of_all(lambda others, entries: new(c, others, entries))
+
+        nothing = jnp.zeros_like(start)
+        if way is _By.ITSELF:
+            self.after[k] = jnp.broadcast_to(start, (self.length, *start.shape))
+            return
+        if way is _By.SUM and k in self.loop.growths:
+            literal, growth = self.loop.eqn.invars[self.first + k], self.loop.growths[k]
+            begin = literal.val if isinstance(literal, core.Literal) else start
+            rounds = _rounds(self.length, reverse, start)
+            grown = rounds if growth == 1 else rounds * growth
+            self.before[k] = grown if isinstance(begin, int) and begin == 0 else grown + begin
+            self.after[k] = self.before[k] + growth
+            self.final[k] = begin + self.length * growth
+            self.known[k] = True
+            return
+        if way is _By.NOTHING:
+            self.after[k] = terms(start)
+            self.final[k] = self.after[k][0 if reverse else self.length - 1]
+        elif way is _By.SUM:
+            parts = terms(nothing)
+            self.after[k] = start + lax.cumsum(parts, axis=0, reverse=reverse)
+            self.final[k] = start + jnp.sum(parts, axis=0)
+        elif way is _By.LINEAR:
+
+            def slope(others: Sequence[Any], entries: Sequence[Any]) -> Any:
+                return jax.jvp(lambda c: new(c, others, entries), (nothing,), (jnp.ones_like(start),))[1]
+
+            example = self.start, [a[0] for a in self.arrays]
+            moving = jax.make_jaxpr(slope)(*example).jaxpr
+            steady = _dependences(moving, set(range(len(moving.invars))))[0] is _By.NOTHING
+            parts, factors = terms(nothing), slope(*example) if steady else self._of_all(slope)
+            between, until, onwards = _products(factors, steady, parts, reverse)
+            self.after[k] = jnp.sum(between * parts[:, None], axis=0) + until * start
+            self.final[k] = jnp.sum(onwards * parts, axis=0) + until[0 if reverse else self.length - 1] * start
+        else:
+            larger, parts = way is _By.LARGER, terms(start)
+            self.after[k] = (lax.cummax if larger else lax.cummin)(parts, axis=0, reverse=reverse)
+            self.final[k] = (jnp.max if larger else jnp.min)(parts, axis=0)
+        earlier = self.after[k][1:] if reverse else self.after[k][:-1]
+        self.before[k] = jnp.concatenate([earlier, start[None]] if reverse else [start[None], earlier])
+        self.known[k] = True
+
+
+def _growths(eqn: Any) -> dict[int, Any]:
+    """The numbers by which counters grow, the only ones that are known before the loop is."""
+    body, first, count = eqn.params["jaxpr"], eqn.params["num_consts"], eqn.params["num_carry"]
+    inputs = range(len(body.jaxpr.invars))
+    others = [_dependences(body.jaxpr, {i for i in inputs if i != first + k})[k] for k in range(count)]
+    counters = [k for k, way in enumerate(others) if way is _By.NOTHING and not body.jaxpr.outvars[k].aval.ndim]
     if not counters:
         return {}
     found = core.jaxpr_as_fun(body)(*(jnp.zeros(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars))
-    return {k: found[k].item() for k in counters if not found[k].ndim}
-
-
-def _counted(start: Any, growth: Any, length: int, reverse: bool) -> tuple[Any, Any, Any]:
-    """A value that grows alike in each round: before it, after it, and at the end."""
-    rounds = _rounds(length, reverse, growth)
-    grown = rounds if isinstance(growth, int) and growth == 1 else rounds * growth
-    before = grown if isinstance(start, int) and start == 0 else grown + start
-    return before, before + growth, start + length * growth
+    return {k: found[k].item() for k in counters}
 
 
 def _rounds(length: int, reverse: bool, like: Any) -> Any:
     """The number of each round, over the axes of what it hands on."""
     numbers = jnp.arange(length)
     numbers = length - 1 - numbers if reverse else numbers
-    return jnp.reshape(numbers, (length, *(1,) * jnp.ndim(like))).astype(jnp.asarray(like).dtype)
-
-
-def _end(values: Any, reverse: bool) -> Any:
-    """The entry of the last round."""
-    return values[0] if reverse else values[len(values) - 1]
+    return jnp.reshape(numbers, (length, *(1,) * like.ndim)).astype(like.dtype)
 
 
 def _products(factors: Any, steady: bool, terms: Any, reverse: bool) -> tuple[Any, Any, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lossforge.frontends import spectral, windows
+from lossforge.frontends.approximations import NAMED
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for, slice_ends
 from lossforge.frontends.recording import Ref, Step, Varying
 from lossforge.frontends.rules import arithmetic, kind_of
@@ -288,6 +289,7 @@ _REAL: Mapping[str, Rule] = {
     **{k: _logical(v) for k, v in {
         "logical_and": "and", "logical_or": "or", "logical_not": "not", "bitwise_and": "and", "bitwise_or": "or",
         "bitwise_xor": "ne", "invert": "not"}.items()},
+    **{k: _formula(v) for k, v in NAMED.items()},
     "square": _formula(lambda x: x * x), "reciprocal": _formula(lambda x: 1.0 / x),
     "positive": lambda imp, step, x: imp.tensor(x), "clip": _clip, "getitem": _getitem,
     "astype": lambda imp, step, x: imp.cast(x, kind_of(step.dtypes[0])), "constant": lambda imp, step, x: imp.tensor(x),

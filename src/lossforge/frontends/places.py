@@ -25,8 +25,15 @@ def coordinates(imp: Importer, index: Any) -> list[Tensor]:
     return [imp.select(t, t.rank - 1, i) for i in range(count)]
 
 
-def scattered(imp: Importer, places: Sequence[Tensor], updates: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    """Updates added up where their coordinates say; a comparison with every position."""
+def scattered(
+    imp: Importer,
+    places: Sequence[Tensor],
+    updates: Tensor,
+    shapes: Sequence[tuple[int, ...]],
+    op: str = "sum",
+    neutral: float = 0.0,
+) -> Tensor:
+    """Updates added up, or reduced in another way, where their coordinates say; a comparison with every position."""
     rank, extents = max(p.rank for p in places), list(zip(*shapes, strict=True))
     count = len(places)
     here: Tensor | None = None
@@ -39,4 +46,4 @@ def scattered(imp: Importer, places: Sequence[Tensor], updates: Tensor, shapes: 
     rest = updates.rank - rank
     mask = Tensor(here.node, here.dims + ((),) * rest)
     moved = Tensor(updates.node, updates.dims[:rank] + ((),) * count + updates.dims[rank:])
-    return imp.reduce("sum", imp.elementwise("where", mask, moved, 0.0), list(range(rank)))
+    return imp.reduce(op, imp.elementwise("where", mask, moved, neutral), list(range(rank)))

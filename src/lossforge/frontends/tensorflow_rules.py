@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lossforge import ir
-from lossforge.frontends import spectral, windows
+from lossforge.frontends import approximations, spectral, windows
 from lossforge.frontends.places import Stacked, coordinates, scattered
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
 from lossforge.frontends.recording import Step, Varying, rounded
@@ -699,6 +699,8 @@ _REAL: Mapping[str, Rule] = {
     **{k: arithmetic(v) for k, v in {
         "AddV2": "add", "Add": "add", "Sub": "sub", "Mul": "mul", "RealDiv": "div", "Maximum": "maximum", "Minimum": "minimum",
         "Neg": "neg", "Abs": "abs", "Sign": "sign", "Pow": "pow"}.items()}, "SelectV2": _select, "Select": _select,
+    **{op: _formula(approximations.NAMED[name]) for op, name in {
+        "Erfinv": "erfinv", "Ndtri": "ndtri", "BesselI0": "i0", "BesselI1": "i1", "BesselI0e": "i0e", "BesselI1e": "i1e"}.items()},
     "Square": _formula(lambda x: x * x), "SquaredDifference": _formula(lambda x, y: (x - y) * (x - y)),
     "Rsqrt": _formula(lambda x: 1.0 / _f("sqrt", x)), "Reciprocal": _formula(lambda x: 1.0 / x), "Inv": _formula(lambda x: 1.0 / x),
     "Relu": _formula(lambda x: _f("maximum", x, 0.0)), "DivNoNan": _div_no_nan, "ClipByValue": _clip,

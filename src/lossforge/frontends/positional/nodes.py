@@ -97,7 +97,11 @@ def shifted(index: Node) -> tuple[Node, int]:
         inner, first = shifted(index.args[0])
         return (inner, first) if inner.op == "iota" else (index, 0)
     constants = [a for a in index.args if a.op == "constant" and float(a.attrs[0]).is_integer()]
-    if index.op in ("add", "sub", "mul") and len(constants) == 1 and (index.op != "sub" or index.args[1] is constants[0]):
+    if (
+        index.op in ("add", "sub", "mul")
+        and len(constants) == 1
+        and (index.op != "sub" or index.args[1] is constants[0])
+    ):
         by = int(constants[0].attrs[0])
         inner, first = shifted(index.args[1 if index.args[0] is constants[0] else 0])
         if index.op == "mul":
