@@ -158,6 +158,11 @@ def von_mises(angles, true, concentration):
     return jnp.mean(normaliser - concentration * jnp.cos(angles - true))
 
 
+def hardest(pred, true, share=0.7):
+    errors = jnp.abs(pred - true).reshape(-1)
+    return jnp.mean(jax.lax.top_k(errors, int(share * errors.size))[0])
+
+
 def pooled(pred, true):
     def pool(x):
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (2, 2), (1, 1), "VALID")
@@ -227,6 +232,8 @@ CASES = {
         [real, classes(3)],
         [N, N],
     ),
+    "hardest share": (hardest, [real, real], [NC, NC]),
+    "hardest tenth": (lambda p: jnp.mean(jax.lax.top_k(p**2, max(1, p.shape[0] // 10))[0]), [real], [[(8,), (64,)]]),
     "pooled": (pooled, [real, real], [NC, NC]),
     "hazard": (lambda h, t: -jnp.mean(t * jnp.log(jnp.cumprod(h, axis=1))), [unit, binary], [NC, NC]),
     "segments": (lambda p, y: jnp.sum(jax.ops.segment_sum(p, y, num_segments=3) ** 2), [real, classes(3)], [N, N]),

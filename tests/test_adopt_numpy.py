@@ -211,6 +211,12 @@ def temporal_difference(values, rewards):
     return np.mean((rewards + 0.9 * values[1:] - values[:-1]) ** 2)
 
 
+def trimmed(pred, true):
+    errors = np.sort((pred - true) ** 2)
+    cut = int(0.15 * len(errors))
+    return np.mean(errors[cut : len(errors) - cut])
+
+
 CASES = {
     "huber in place": (huber_in_place, [real, real], [NC, NC]),
     "huber of SciPy": (lambda p, t, delta=0.7: special.huber(delta, p - t).mean(), [real, real], [NC, NC]),
@@ -268,6 +274,7 @@ CASES = {
     "mmd": (mmd, [real, real], [NC, [(4, 4), (7, 5)]]),
     "emd": (lambda p, q: np.mean(np.sum(np.abs(np.cumsum(p - q, axis=1)), axis=1)), [unit, unit], [NC, NC]),
     "dice of each class": (dice_of_each_class, [unit, one_hot], [[(5, 3), (8, 3)], [(5, 3), (8, 3)]]),
+    "trimmed": (trimmed, [real, real], [[(20,), (33,)], [(20,), (33,)]]),
     "median": (lambda p, t: np.mean(np.median(np.abs(p - t), axis=1)), [real, real], [NC, NC]),
     "slopes": (lambda p, t: np.mean((np.gradient(p, axis=0) - np.gradient(t, axis=0)) ** 2), [real, real], [NC, NC]),
     "convolved": (smooth, [real, real], [N, N]),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ _LARGEST_FURTHER = 2**16
 """Entries of an array at sizes that nothing was recorded at ..."""
 _LARGEST_COMPARED = 2**17
 """... and at the second of those that it was recorded at, where those of the examples can stand for them."""
+_LONG = 997
+"""Entries along which shares and orders are compared."""
 _TOLERANCE = 1e-4
 """Of the largest entry, in float32, which some libraries compute in throughout."""
 _ROUNDING = 1e-3
@@ -31,6 +34,14 @@ _EXACT = 1e-6
 
 class OtherGradient(AdoptionError):
     """The value is that of the original, the gradient is not."""
+
+
+class OfFew(AdoptionError):
+    """It agrees for few entries along an axis, but not for many."""
+
+    def __init__(self, message: str, axis: Axis) -> None:
+        super().__init__(message)
+        self.axis = axis
 
 
 def verify(original: Original, read: Read, parameters: Mapping[str, float], node: Node, order: Sequence[Axis]) -> None:
@@ -44,6 +55,7 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
     first, second = read.shapes
     second = second if entries(second) <= _LARGEST_COMPARED else first
     compared = comparison.holds(drawn(first), original.numbers)
+    compared |= _at_length(read, node, lambda shapes: comparison.holds(drawn(shapes), original.numbers, beyond=True))
     if second is not first:
         compared |= comparison.holds(drawn(second), original.numbers)
     if entries(read.further) <= _LARGEST_FURTHER:
@@ -60,6 +72,38 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
             f"{original.name}: the original gives no finite value on drawn inputs, so it cannot be compared; give examples "
             f"of legal values (probabilities, labels …)"
         )
+
+
+def _at_length(read: Read, node: Node, holds: Callable[[Sequence[tuple[int, ...]]], bool]) -> bool:
+    """Whether it could be compared along many entries, where these are counted: a share of few may be another of many.
+
+    Raises:
+        AdoptionError: it differs, or shares of sizes were guessed and cannot be tried.
+    """
+    nodes = ir.topological([node])
+    counts = [n for n in nodes if n.op == "floor" and n.args[0].op == "mul" and not n.axes]
+    of_shares = {n.attrs[0] for n in ir.topological(counts) if n.op == "size"}
+    joined = {n.attrs[1]: n.attrs[0] for n in nodes if n.op == "join"}
+    sorted_axes = {ir.original(n.attrs[0]) for n in nodes if n.op == "argsort"}
+    long = of_shares | {a for axis in sorted_axes for a in joined.get(axis, (axis,))}
+    if not long:
+        return False
+    ports = read.importer.ports
+    sizes = {a: n for p, s in zip(ports, read.further, strict=True) for a, n in zip(p.order, s, strict=True)}
+    first = next((a for a in sizes if a in long and len(set(read.importer.sizes.get(a, ()))) > 1), None)
+    if first is not None:
+        others = math.prod(n for a, n in sizes.items() if a in long and a != first)
+        sizes = {a: max(n, _LONG // others) if unprimed(a) == first else n for a, n in sizes.items()}
+    shapes = [tuple(sizes[a] for a in p.order) for p in ports]
+    try:
+        compared = first is not None and entries(shapes) <= _LARGEST_FURTHER and holds(shapes)
+    except AdoptionError as error:
+        raise OfFew(str(error), str(first)) from None
+    if of_shares and not compared:
+        raise AdoptionError(
+            "it takes a share of its entries, which cannot be told from so few; make the number of entries an argument"
+        )
+    return compared
 
 
 def square(

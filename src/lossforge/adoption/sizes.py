@@ -23,6 +23,8 @@ _CHANNELS_LAST = ((3, 23, 29, 5, 19, 31, 37, 41), (5, 29, 37, 7, 23, 41, 43, 47)
 """For such as have the channels behind space."""
 _LARGEST = ((23, 29, 19, 31, 37, 41, 43, 47), (29, 31, 23, 37, 41, 43, 47, 53))
 """For losses that cut windows out of their inputs."""
+LENGTHS = (97, 101)
+"""Of an axis of whose entries a share is taken: enough to tell by how many there are which share it is, to a hundredth."""
 _LARGEST_RECORDED = 2**20
 """Entries of an array of drawn sizes; a loss that needs more is tried at sizes near those of its examples."""
 
@@ -39,6 +41,8 @@ class Sizes(Reader):
         super().__init__(original)
         self.kept: dict[Axis, int] = {}
         """Axes that keep the size of the examples, since the function takes other steps at other sizes."""
+        self.lengths: dict[Axis, tuple[int, int]] = {}
+        """Axes that must be long."""
         self.stuck: dict[Axis, int] = {}
         """Axes that have one size only."""
 
@@ -64,7 +68,7 @@ class Sizes(Reader):
             kept_sizes = {self.table.root(r): n for r, n in self.kept.items()}
             pinned = {**kept_sizes, **{r: example[r] for r in free if r in {self.table.root(f) for f in fixed}}}
             for stay in (kept_sizes, pinned) if pinned != kept_sizes else (kept_sizes,):
-                chosen = [drawn(free, example, d, stay) for d in sizes]
+                chosen = [drawn(free, example, d, stay | self._long(k)) for k, d in enumerate(sizes)]
                 if sizes is _LARGEST and entries(self.shapes(chosen[0])) > _LARGEST_RECORDED:
                     continue
                 try:
@@ -82,6 +86,10 @@ class Sizes(Reader):
             return self._restricted(kept, problem, self.runs)
         except (AdoptionError, Different) as error:
             return self._restricted(kept, error, self.reads)
+
+    def _long(self, which: int) -> dict[Axis, int]:
+        """The sizes of axes that must be long."""
+        return {self.table.root(r): n[which] for r, n in self.lengths.items()}
 
     def _restricted(
         self,

@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from lossforge import ir
-from lossforge.adoption.agreement import square, verify
+from lossforge.adoption.agreement import OfFew, square, verify
 from lossforge.adoption.means import before_mean, mean
 from lossforge.adoption.naming import name_axes
 from lossforge.adoption.original import Original
 from lossforge.adoption.reading import Read
-from lossforge.adoption.sizes import DRAWS, LARGER, Sizes, drawn
+from lossforge.adoption.sizes import DRAWS, LARGER, LENGTHS, Sizes, drawn
 from lossforge.compiler import Definition, Reduction
 from lossforge.errors import AdoptionError, BroadcastWarning, NotDifferentiableError
 from lossforge.frontends.positional import SELECTED, Refused
@@ -118,6 +118,13 @@ class Study(Sizes):
         fixed += tuple((a, n) for r, n in self.stuck.items() for a, o in importer.origin.items() if o == r)
         try:
             self._verify(node, order)
+        except OfFew as error:
+            root = importer.origin[error.axis]
+            if self.lengths or root in self.stuck:
+                raise
+            self.lengths = {root: LENGTHS}
+            self._look_anew()
+            return self.definition(whole=whole)
         except AdoptionError:
             if not self._look_at_units() and not self._look_at_rows() and not self._look_at_sizes():
                 raise

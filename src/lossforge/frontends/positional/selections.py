@@ -53,21 +53,8 @@ class Selections(Elementwise):
             found = self._one_each(held, atoms, numbers, dim)
             if found is not None:
                 return found
-        name = None
-        for known, selection in self.selections.items():
-            if self.sizes[known] == numbers and len(selection.axes) == len(atoms):
-                if relabel(held, dict(zip(atoms, selection.axes, strict=True))) is selection.mask:
-                    name = known
-        if name is None:
-            name = SELECTED + self.number("selection")
-            copies = {a: f"{self.copies.get(a, a)}~{name[1:]}" for a in atoms}
-            for a, b in copies.items():
-                self.sizes[b], self.size_nodes[b] = self.sizes_of(a), self.size(a)
-                self.origin[b], self.copies[b] = self.origin[unprimed(a)], self.copies.get(a, a)
-            total = ir.total(ir.as_kind(held, Kind.FLOAT), atoms)
-            total = ir.elementwise("maximum", total, 1.0) if guarded else total
-            self.selections[name] = Selection(relabel(held, copies), tuple(copies.values()))
-            self.sizes[name], self.size_nodes[name], self.origin[name] = numbers, total, name
+        total = ir.total(ir.as_kind(held, Kind.FLOAT), atoms)
+        name = self.selection(held, atoms, numbers, ir.elementwise("maximum", total, 1.0) if guarded else total)
         over_axes = self.selections[name].axes
         start = sum(len(self.held(a)) for i in range(dim) for a in m.dims[i])
         places = over_axes[start : start + sum(len(self.held(a)) for a in m.dims[dim])]
@@ -76,6 +63,21 @@ class Selections(Elementwise):
         ):  # places among the selected, whose numbers depend on values
             return Tensor(ir.iota(name), ((name,),), places=places, within=m.dims[dim])
         return Tensor(self._counted(places), ((name,),), places=places)
+
+    def selection(self, held: Node, atoms: Sequence[Axis], numbers: tuple[int, ...], total: Node) -> Axis:
+        """The axis of the entries of `atoms` where a mask holds, `total` many: that of an equal selection, or a new one."""
+        for known, selection in self.selections.items():
+            if self.sizes[known] == numbers and len(selection.axes) == len(atoms):
+                if relabel(held, dict(zip(atoms, selection.axes, strict=True))) is selection.mask:
+                    return known
+        name = SELECTED + self.number("selection")
+        copies = {a: f"{self.copies.get(a, a)}~{name[1:]}" for a in atoms}
+        for a, b in copies.items():
+            self.sizes[b], self.size_nodes[b] = self.sizes_of(a), self.size(a)
+            self.origin[b], self.copies[b] = self.origin[unprimed(a)], self.copies.get(a, a)
+        self.selections[name] = Selection(relabel(held, copies), tuple(copies.values()))
+        self.sizes[name], self.size_nodes[name], self.origin[name] = numbers, total, name
+        return name
 
     def picked(self, x: Tensor, dim: int, index: Tensor) -> Tensor | None:
         """`x` at the positions of a selection, if it has the very axes that were selected."""

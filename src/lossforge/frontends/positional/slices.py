@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lossforge import ir
+from lossforge.frontends.positional.nodes import relabel
 from lossforge.frontends.positional.orders import Orders
 from lossforge.frontends.positional.values import Refused, Tensor
 from lossforge.frontends.recording import Varying
-from lossforge.ir import Axis, Kind, Stencil
+from lossforge.ir import Axis, Kind, Node, Stencil
+
+_ROUND_SHARES = tuple(dict.fromkeys(
+    k / parts for parts in (2, 10, 4, 3, 5, 8, 6, 20, 7, 9, 16, 32, 100) for k in range(1, parts)
+))  # fmt: skip
 
 
 class Slices(Orders):
@@ -73,7 +79,51 @@ class Slices(Orders):
         if len(set(trims)) == 1 and len(set(lengths)) == 1:
             tail = self.slide(self.along("flip", t, dim), dim, Stencil(start=trims[0], count=lengths[0]))
             return self.along("flip", tail, dim)
-        raise Refused("a slice whose ends are not constant, or that leaves entries out; use a where over positions")
+        return self._part_of(t, dim, start, stop)
+
+    def _part_of(self, t: Tensor, dim: int, start: Sequence[int], stop: Sequence[int]) -> Tensor:
+        """The entries between ends of which one is a share of the size, as a tenth of them: selected by their positions."""
+        (axis,) = t.dims[dim]
+        first, last = self._portion(axis, start), self._portion(axis, stop)
+        if first is None or last is None:
+            raise Refused("a slice whose ends are not constant, or that leaves entries out; use a where over positions")
+        if (
+            first.op == "constant"
+        ):  # there is one entry at least, as such a function sees to, or else nothing to compare with
+            last = ir.elementwise("maximum", last, first + 1.0)
+        at = self.counter(axis)
+        held = ir.elementwise("lt", at, last)
+        if any(start):
+            held = ir.elementwise("and", ir.elementwise("ge", at, first), held)
+        numbers = tuple(b - a for a, b in zip(start, stop, strict=True))
+        name = self.selection(held, (axis,), numbers, last - first)
+        node = relabel(t.node, {axis: self.selections[name].axes[0]})
+        return Tensor(node, (*t.dims[:dim], (name,), *t.dims[dim + 1 :]))
+
+    def _portion(self, axis: Axis, values: Sequence[int]) -> Node | None:
+        """A number of entries as a formula: constant, counted from either end, or a share of the size, rounded."""
+        sizes = self.sizes_of(axis)
+        if len(set(values)) == 1:
+            return ir.constant(float(values[0]))
+        rest = {n - v for n, v in zip(sizes, values, strict=True)}
+        if len(rest) == 1:
+            return self.size(axis) - float(rest.pop())
+        for node, shares in self._shares():
+            counts = [share * n for share, n in zip(shares, sizes, strict=True)]
+            if [math.floor(c) for c in counts] == list(values):
+                return ir.elementwise("floor", self.size(axis) * node)
+            if [n - math.floor(c) for c, n in zip(counts, sizes, strict=True)] == list(values):
+                return self.size(axis) - ir.elementwise("floor", self.size(axis) * node)
+        return None
+
+    def _shares(self) -> Iterator[tuple[Node, Sequence[float]]]:
+        """Shares that a function may take: by a parameter, or else by a number with few digits, the roundest first."""
+        for name, given in self.recording.environment.items():
+            yield ir.input_(name), given
+            yield 1.0 - ir.input_(name), [1 - v for v in given]
+            yield ir.input_(name) / 100.0, [v / 100 for v in given]
+        for share in _ROUND_SHARES:
+            yield ir.constant(share), (share,) * self.count
 
     def _share(self, t: Tensor, dim: int, start: Sequence[int], lengths: Sequence[int]) -> Tensor | None:
         """One of a constant number of equal shares of a dimension: a half, a third."""
