@@ -248,6 +248,7 @@ _MOST_WRITTEN = 4096
 
 # ------------------------------------------------------------------------------------- numbers as formulas
 
+_FEW_DIGITS = 3
 _NEAR = 2e-6  # libraries keep some numbers in float32; drawn sizes differ by far more
 
 
@@ -344,7 +345,19 @@ def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int
                 if all(n and _close(v, factor * n**sign) for v, n in zip(values, inner, strict=True)):
                     made = ir.elementwise(op, node)
                     return [((factor * made if sign == 1 else factor / made), factor)]
-    return []
+    return [(node, 1.0) for node in _shared(values, factors + lessened)]
+
+
+def _shared(values: Sequence[float], factors: Sequence[tuple[Node, Sequence[float]]]) -> Iterator[Node]:
+    """a + b / n with numbers a, b of few digits: what smoothing leaves to a class, beside what it spreads over n of them."""
+    for node, numbers in factors:
+        if len(set(numbers)) == 1 or not all(numbers):
+            continue
+        k = next(i for i, n in enumerate(numbers) if n != numbers[0])
+        slope = (values[k] - values[0]) / (1 / numbers[k] - 1 / numbers[0])
+        a, b = round(values[0] - slope / numbers[0], _FEW_DIGITS), round(slope, _FEW_DIGITS)
+        if b and all(_close(v, a + b / n) for v, n in zip(values, numbers, strict=True)):
+            yield a + b / node
 
 
 def _product(chosen: Sequence[Any], powers: Sequence[int], factor: float, offset: int) -> Node:
