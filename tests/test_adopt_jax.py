@@ -163,6 +163,29 @@ def hardest(pred, true, share=0.7):
     return jnp.mean(jax.lax.top_k(errors, int(share * errors.size))[0])
 
 
+def symmetric(rng, shape):
+    """Positive definite matrices, in the last two dimensions."""
+    x = rng.normal(size=shape)
+    return (x @ np.swapaxes(x, -1, -2) / shape[-1] + np.eye(shape[-1])).astype(np.float32)
+
+
+def process(x, y):
+    """The likelihood of a Gaussian process."""
+    factor = jnp.linalg.cholesky(jnp.exp(-0.5 * (x[:, None] - x[None]) ** 2) + 0.1 * jnp.eye(len(x)))
+    return 0.5 * y @ jax.scipy.linalg.cho_solve((factor, True), y) + jnp.sum(jnp.log(jnp.diag(factor)))
+
+
+def far_from(x, mean, covariance):
+    less = x - mean
+    distances = jax.vmap(lambda v: v @ jnp.linalg.solve(covariance, v))(less)
+    again = jnp.einsum("bi,ij,bj->b", less, jnp.linalg.inv(covariance), less)
+    return jnp.mean(distances + again) + jnp.linalg.slogdet(covariance)[1] + jnp.linalg.det(covariance)
+
+
+def normal_density(x, mean, covariance):
+    return -jnp.mean(jax.scipy.stats.multivariate_normal.logpdf(x, mean, covariance))
+
+
 def pooled(pred, true):
     def pool(x):
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (2, 2), (1, 1), "VALID")
@@ -234,6 +257,9 @@ CASES = {
     ),
     "hardest share": (hardest, [real, real], [NC, NC]),
     "hardest tenth": (lambda p: jnp.mean(jax.lax.top_k(p**2, max(1, p.shape[0] // 10))[0]), [real], [[(8,), (64,)]]),
+    "process": (process, [real, real], [N, N]),
+    "Mahalanobis": (far_from, [real, real, symmetric], [NC, [(4,), (5,)], [(4, 4), (5, 5)]]),
+    "full normal density": (normal_density, [real, real, symmetric], [NC, [(4,), (5,)], [(4, 4), (5, 5)]]),
     "pooled": (pooled, [real, real], [NC, NC]),
     "hazard": (lambda h, t: -jnp.mean(t * jnp.log(jnp.cumprod(h, axis=1))), [unit, binary], [NC, NC]),
     "segments": (lambda p, y: jnp.sum(jax.ops.segment_sum(p, y, num_segments=3) ** 2), [real, classes(3)], [N, N]),

@@ -192,6 +192,19 @@ CASES = {
         [int32_classes(3), real],
         [[(3, 5, 5), (2, 4, 6)], [(3, 5, 5, 4), (2, 4, 6, 3)]],
     ),
+    "half of the rows": (
+        lambda y, p: tf.reduce_mean(tf.math.top_k(tf.reduce_mean((y - p) ** 2, 1), tf.shape(y)[0] // 2)[0]),
+        [real, real],
+        [NC, NC],
+    ),
+    "volume": (lambda y, p: tf.linalg.logdet(tf.transpose(p) @ p + tf.eye(tf.shape(p)[1])), [real, real], [NC, NC]),
+    "regressed": (
+        lambda y, p: tf.reduce_mean(
+            (y - p @ tf.linalg.solve(tf.transpose(p) @ p + tf.eye(tf.shape(p)[1]), tf.transpose(p) @ y)) ** 2
+        ),
+        [real, real],
+        [NC, NC],
+    ),
     "selected, at least one": (positives, [binary, real], [NC, NC]),
     "gather_nd": (likelihood, [int32_classes(4), simplex], [N, NC]),
     "cox": (cox, [binary, real], [N, N]),
@@ -375,14 +388,8 @@ REFUSED = {
         lambda y_true, y_pred: tf.while_loop(lambda s: tf.reduce_sum(s) < 9.0, lambda s: (s * 2.0,), (y_pred**2,))[0],
         "While.*number of turns",
     ),
-    "inverse": (lambda y_true, y_pred: tf.reduce_sum(tf.linalg.inv(y_true @ y_pred)), "MatrixInverse"),
+    "singular values": (lambda y_true, y_pred: tf.reduce_sum(tf.linalg.svd(y_true @ y_pred, compute_uv=False)), "Svd"),
     "no gradient": (lambda y_true, y_pred: tf.reduce_mean(y_true), "does not depend on 'y_pred'"),
-    "half of the rows": (
-        lambda y_true, y_pred: tf.reduce_mean(
-            tf.math.top_k(tf.reduce_mean(y_true - y_pred, 1), tf.shape(y_true)[0] // 2)[0]
-        ),
-        "",
-    ),
 }
 
 

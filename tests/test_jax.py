@@ -96,6 +96,9 @@ def _structures() -> dict[str, Node]:
     for op in sorted(ir.INDEX_REDUCTIONS):
         table[op] = ir.take(m, ir.reduction(op, m * m, {"b"}), "b") * ir.reduction("sum", n * n, {"b"})
     copy = ir.rename(m, "a", "a2")
+    same = ir.where(ir.elementwise("eq", ir.iota("a"), ir.iota("a2")), 2.0, 0.0)
+    gram = ir.reduction("sum", m * copy, {"b"}) + same
+    others = ir.reduction("sum", n * n, {"b", "c"})
     return table | {
         "take": ir.take(m * m, i, "b") * ir.reduction("sum", n * n, {"b"}),
         "iota": m * m * ir.as_kind(ir.iota("b"), Kind.FLOAT) * n,
@@ -110,6 +113,9 @@ def _structures() -> dict[str, Node]:
         "cut": ir.reduction("sum", ir.window(m * m, "b", "b2", ir.extent(1), ir.extent(1)), {"b2"}) * m * n,
         "join": ir.reduction("logsumexp", ir.join(m * m, ("b", "a"), "ab"), {"ab"}) * m * n,
         "split": ir.split(ir.flip(ir.join(m * m, ("a", "b"), "ab"), "ab"), "ab", ("a", "b")) * m * n,
+        "inverse": ir.matrix("inverse", gram, "a", "a2") * others,
+        "log-determinant": ir.matrix("logdet", gram, "a", "a2") * ir.matrix("detsign", gram, "a", "a2") * others,
+        "Cholesky": ir.elementwise("sin", ir.matrix("cholesky", gram, "a", "a2")) * others,
         "contraction": ir.elementwise("sin", ir.reduction("sum", m * n, {"b"})),
     }
 

@@ -143,6 +143,8 @@ X, Y, V, INDEX = (p.node for p in PORTS)
 ANY = ir.input_("s", ("*s",))
 HERE = ir.elementwise("eq", ir.iota("b"), INDEX)
 FIRST = ir.constant(0, Kind.INDEX)
+EACH = ir.rename(X, "b", "d") * X
+GRAM = ir.reduction("sum", EACH, "c") + ir.where(ir.elementwise("eq", ir.iota("b"), ir.iota("d")), 2.0, 0.0)
 STRUCTURE = {
     **{f"{op} over one axis": ir.reduction(op, X, "b") for op in sorted(ir.REDUCTIONS | ir.INDEX_REDUCTIONS)},
     **{f"{op} over two axes": ir.reduction(op, X, "ac") for op in sorted(ir.REDUCTIONS)},
@@ -165,6 +167,9 @@ STRUCTURE = {
     "positions as numbers": X * ir.as_kind(ir.iota("c"), Kind.FLOAT) / ir.size("b"),
     "function of sizes": ir.elementwise("log", ir.size("a") * ir.size("c")) * V,
     "condition on sizes": ir.where(ir.elementwise("gt", ir.size("b"), 3.0), X, 0.0),
+    "inverse": ir.matrix("inverse", GRAM, "b", "d"),
+    "log-determinant": ir.matrix("logdet", GRAM, "b", "d") * ir.matrix("detsign", GRAM, "b", "d"),
+    "Cholesky": ir.matrix("cholesky", GRAM, "b", "d"),
     "cut": ir.window(X, "b", "d", ir.extent(1), ir.extent(0, {"a": 1})),
     "cut and pad": ir.window(X, "b", "b", ir.extent(2), ir.extent(-2)),
     "pad": ir.window(Y, "c", "d", ir.extent(-1), ir.extent(-2)),

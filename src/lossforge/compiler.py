@@ -399,14 +399,14 @@ def is_local(value: Node, argument: Node) -> bool:
         if node.args and node is not argument:
             if node.op == "rename" or not value.axes <= node.axes:
                 return False
-            if node.op in ir.STRUCTURAL and node.op != "rename" and _touched(node) & value.axes:
+            if node.op in ir.STRUCTURAL | ir.MATRIX and node.op != "rename" and _touched(node) & value.axes:
                 return False
     return True
 
 
 def _touched(node: Node) -> frozenset[Axis]:
-    """The axes of its operand along which a structural operation moves entries."""
-    return frozenset(node.attrs[0]) if node.op == "join" else frozenset({node.attrs[0]})
+    """The axes of its operand along which an operation moves entries, or mixes those of matrices."""
+    return frozenset(node.attrs[0]) if node.op in ir.MATRIX | {"join"} else frozenset({node.attrs[0]})
 
 
 # ------------------------------------------------------------------------------------- derivatives of programs

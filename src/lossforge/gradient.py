@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from lossforge import matrices
 from lossforge.errors import NotDifferentiableError, UnsupportedError
 from lossforge.ir import (
+    MATRIX,
     STRUCTURAL,
     Axis,
     Kind,
@@ -278,6 +280,8 @@ def _pull(node: Node, adjoint: Node, active: set[Node]) -> list[tuple[Node, Node
     if node.op in ("sum", "max", "min", "logsumexp", "prod"):
         weight = _weight(node)
         return [(x, weight, times(adjoint, weight))]
+    if node.op in MATRIX - {"detsign"}:
+        return [(x, None, matrices.pull(node, adjoint))]
     if node.op in STRUCTURAL and node.op != "argsort":
         return [(x, None, pull_structural(node, adjoint))]
     return []  # argmax, argmin, argsort: flat
@@ -409,6 +413,11 @@ def _push(node: Node, delta: Delta, value: Node, add: Callable[[Delta, Node], No
         old, new = node.attrs
         moved = rename(value, old, new) if old in value.axes else value
         add(frozenset((new if a == old else a, s) for a, s in delta), moved)
+    elif node.op in MATRIX:
+        if any(a in node.attrs[0] for a, _ in delta):
+            raise UnsupportedError(f"second derivatives entry by entry through {node.op} are not available; use hvp")
+        if node.op != "detsign":
+            add(delta, matrices.push(node, value))
     elif node.op in ("window", "slide", "join", "split", "flip", "cumsum"):
         touched = {"window": {node.attrs[0]}, "join": set(node.attrs[0])}.get(node.op, {node.attrs[0]})
         if any(a in touched for a, _ in delta):

@@ -14,7 +14,7 @@ import numpy as np
 
 from lossforge import special
 from lossforge.errors import ShapeError
-from lossforge.ir import STRUCTURAL, Coarse, Extent, Kind, Node, Port, original, topological
+from lossforge.ir import MATRIX, STRUCTURAL, Coarse, Extent, Kind, Node, Port, original, topological
 from lossforge.primitives import PRIMITIVES
 
 _NUMPY: Mapping[str, Callable[..., Any]] = {
@@ -95,6 +95,17 @@ class Float64:
         along: Any = axes[0] if op in ("argmax", "argmin") else axes
         return np.asarray(getattr(np, op)(x, axis=along, keepdims=True))
 
+    def matrix(self, op: str, x: np.ndarray) -> np.ndarray:
+        """An operation on the matrices of the last two dimensions, which stay; NaN where there is no result."""
+        try:
+            if op == "inverse":
+                return np.linalg.inv(x)
+            if op == "cholesky":
+                return np.linalg.cholesky(x)
+            return np.asarray(np.linalg.slogdet(x)[op == "logdet"])[..., None, None]
+        except np.linalg.LinAlgError:
+            return np.full_like(x, np.nan)
+
 
 class HighPrecision:
     """Arithmetic with mpmath, entry by entry, through the references of the operation table.
@@ -115,6 +126,21 @@ class HighPrecision:
         if kind is not Kind.FLOAT:
             return plain.astype(np.int64 if kind is Kind.INDEX else np.bool_)
         return self._map(self.context.mpf, 1)(plain.astype(object))
+
+    def matrix(self, op: str, x: np.ndarray) -> np.ndarray:
+        """An operation on the matrices of the last two dimensions, which stay."""
+        m, n = self.context, x.shape[-1]
+
+        def one(entries: np.ndarray) -> np.ndarray:
+            given = m.matrix(entries.tolist())
+            if op in ("inverse", "cholesky"):
+                found = m.inverse(given) if op == "inverse" else m.cholesky(given)
+                return np.array([[found[i, j] for j in range(n)] for i in range(n)], dtype=object)
+            value = m.det(given)
+            return np.array([[m.log(abs(value)) if op == "logdet" else m.sign(value)]], dtype=object)
+
+        rows = [one(entries) for entries in x.reshape(-1, n, n)]
+        return np.stack(rows).reshape(*x.shape[:-2], *rows[0].shape)
 
     def _map(self, function: Callable[..., Any], arity: int) -> Callable[..., np.ndarray]:
         ufunc = np.frompyfunc(function, arity, 1)
@@ -331,6 +357,10 @@ def _step(
         return np.where(inside, picked, number.array(np.nan, Kind.FLOAT)) if node.kind is Kind.FLOAT else picked
     if node.op == "rename":
         return np.swapaxes(args[0], place[node.attrs[0]], place[node.attrs[1]])
+    if node.op in MATRIX:
+        pair = [place[a] for a in node.attrs[0]]
+        moved = [*(i for i in range(rank) if i not in pair), *pair]
+        return number.matrix(node.op, args[0].transpose(moved)).transpose(np.argsort(moved))
     if node.op in STRUCTURAL:
         return _structural(node, args[0], place, lengths)
     if node.op == "table":

@@ -350,6 +350,18 @@ def table(values: Sequence[float | int | bool], order: Sequence[Axis], shape: Se
     return intern("table", (), (tuple(order), tuple(shape), tuple(values)), frozenset(order), kind)
 
 
+MATRIX = frozenset({"inverse", "logdet", "detsign", "cholesky"})
+"""Operations on matrices that lie along two axes."""
+
+
+def matrix(op: str, x: Node, row: Axis, column: Axis) -> Node:
+    """The inverse of each matrix along two axes, log |det|, the sign of det, or L with L Lᵀ = x, read from the lower half."""
+    for axis in (row, column):
+        x = x if axis in x.axes else _spread(x, axis)
+    axes = x.axes - {row, column} if op in ("logdet", "detsign") else x.axes
+    return intern(op, (as_kind(x, Kind.FLOAT),), ((row, column),), axes, Kind.FLOAT)
+
+
 STRUCTURAL = frozenset({"take", "rename", "window", "slide", "join", "split", "flip", "cumsum", "argsort"})
 """Operations that move entries along axes."""
 
@@ -405,6 +417,8 @@ def rebuild(node: Node, args: Sequence[Node]) -> Node:
         return as_kind(args[0], node.kind)
     if node.op in STRUCTURAL:
         return _rebuild_structural(node, args[0])
+    if node.op in MATRIX:
+        return matrix(node.op, args[0], *node.attrs[0])
     if not args:
         return node
     return elementwise(node.op, *args)

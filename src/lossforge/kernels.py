@@ -130,7 +130,7 @@ def bind(
     if copies - {n.attrs[1] for n in nodes if n.op == "rename"} or any("~" in a for a in copies):
         raise UnsupportedError("kernels do not spell copies of axes whose renaming was simplified away")
     for node in nodes:
-        if node.op in ("table", "window", "slide", "join", "split", "flip", "cumsum", "argsort"):
+        if node.op in ir.MATRIX | {"table", "window", "slide", "join", "split", "flip", "cumsum", "argsort"}:
             raise UnsupportedError(f"kernels do not spell {node.op}")
         if node.op in ("take", "iota") and (len(node.attrs) > 1 or node.args and node.attrs[0] in node.args[1].axes):
             raise UnsupportedError("kernels do not spell a sorted order, or an axis of constant size")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from lossforge.gradient import pull_structural
 from lossforge.ir import (
+    MATRIX,
     STRUCTURAL,
     Axes,
     Kind,
@@ -69,6 +70,8 @@ def _passes(node: Node, position: int, live: Node | None) -> Node | None:
     if node.op == "where":
         condition = node.args[0]
         return _combine("and", live, condition if position == 1 else elementwise("not", condition))
+    if node.op in MATRIX:  # every entry of a matrix tells on all of the result
+        return None
     if node.op in STRUCTURAL and (live is not None or node.op in ("take", "window", "slide")):
         # The adjoint of 1 where it is live and 0 elsewhere counts the live entries that an entry reaches.
         reached = pull_structural(node, constant(1.0) if live is None else as_kind(live, Kind.FLOAT))

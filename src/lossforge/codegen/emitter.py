@@ -154,6 +154,10 @@ class Backend:
         """Positions in increasing order of the entries along a dimension; ties stay in order."""
         raise UnsupportedError(f"{self.name} text does not spell argsort")
 
+    def matrix(self, op: str, text: str) -> str:
+        """An operation of `ir.MATRIX` on the matrices of the last two dimensions, which stay."""
+        raise UnsupportedError(f"{self.name} text does not spell {op}")
+
     def array(self, values: str, kind: Kind, like: str) -> str:
         """An array of a nested list; floats have the dtype of `like`."""
         raise UnsupportedError(f"{self.name} text does not spell an array of constants")
@@ -245,7 +249,7 @@ class _Emitter:
     def _is_flat(self) -> bool:
         ports = (*self.program.inputs, *self.program.outputs)
         bundles = {p.order for p in ports if p.order}
-        if any(n.op in ir.STRUCTURAL and n.op not in ("take", "rename") for n in self.nodes):
+        if any(n.op in ir.STRUCTURAL | ir.MATRIX and n.op not in ("take", "rename") for n in self.nodes):
             return False
         only_one = len(self.axes) <= 1 and all(len(b) == 1 and b[0].startswith("*") for b in bundles)
         return only_one and not self.copies
@@ -620,9 +624,18 @@ class _Emitter:
             return b.softmax(node.op, self._operand(node.args[0]), self._place(axis)), _ATOM, False
         if node.op in ir.STRUCTURAL:
             return self._structural(node), _ATOM, False
+        if node.op in ir.MATRIX:
+            return self._matrix(node), _ATOM, False
         if node.op == "table":
             return self._table(node), _ATOM, False
         return self._elementwise(node)
+
+    def _matrix(self, node: Node) -> str:
+        """An operation on matrices, which are moved to the end, and back."""
+        at = [self._place(a) for a in node.attrs[0]]
+        order = [*(i for i in range(self.rank) if i not in at), *at]
+        text = self.backend.transpose(self._operand(node.args[0]), order)
+        return self.backend.transpose(self.backend.matrix(node.op, text), [order.index(i) for i in range(self.rank)])
 
     def _table(self, node: Node) -> str:
         order, shape, values = node.attrs

@@ -131,6 +131,11 @@ class _JAX(Backend):
     def argsort(self, text: str, axis: int) -> str:
         return f"jnp.argsort({text}, axis={axis}, stable=True)"
 
+    def matrix(self, op: str, text: str) -> str:
+        if op in ("inverse", "cholesky"):
+            return f"jnp.linalg.{'inv' if op == 'inverse' else op}({text})"
+        return f"jnp.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
+
     def array(self, values: str, kind: Kind, like: str) -> str:
         dtype = {Kind.FLOAT: f"{like}.dtype", Kind.INDEX: "int", Kind.BOOL: "bool"}[kind]
         return f"jnp.array({values}, {dtype})"

@@ -138,6 +138,11 @@ class _NumPy(Backend):
     def argsort(self, text: str, axis: int) -> str:
         return f'np.argsort({text}, axis={axis}, kind="stable")'
 
+    def matrix(self, op: str, text: str) -> str:
+        if op in ("inverse", "cholesky"):
+            return f"np.linalg.{'inv' if op == 'inverse' else op}({text})"
+        return f"np.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
+
     def array(self, values: str, kind: Kind, like: str) -> str:
         dtype = {Kind.FLOAT: f"{like}.dtype", Kind.INDEX: "np.int64", Kind.BOOL: "bool"}[kind]
         return f"np.array({values}, {dtype})"

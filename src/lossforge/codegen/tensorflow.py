@@ -188,6 +188,11 @@ class _TensorFlow(Backend):
     def argsort(self, text: str, axis: int) -> str:
         return f"tf.cast(tf.argsort({text}, {axis}, stable=True), tf.int64)"
 
+    def matrix(self, op: str, text: str) -> str:
+        if op in ("inverse", "cholesky"):
+            return f"tf.linalg.{'inv' if op == 'inverse' else op}({text})"
+        return f"tf.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
+
     def array(self, values: str, kind: Kind, like: str) -> str:
         dtype = {Kind.FLOAT: f"{like}.dtype", Kind.INDEX: "tf.int64", Kind.BOOL: "tf.bool"}[kind]
         return f"tf.constant({values}, {dtype})"

@@ -151,6 +151,11 @@ class _Torch(Backend):
     def argsort(self, text: str, axis: int) -> str:
         return f"torch.argsort({text}, dim={axis}, stable=True)"
 
+    def matrix(self, op: str, text: str) -> str:
+        if op in ("inverse", "cholesky"):
+            return f"torch.linalg.{'inv' if op == 'inverse' else op}({text})"
+        return f"torch.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
+
     def array(self, values: str, kind: Kind, like: str) -> str:
         dtype = {Kind.FLOAT: f"{like}.dtype", Kind.INDEX: "torch.int64", Kind.BOOL: "torch.bool"}[kind]
         return f"torch.tensor({values}, dtype={dtype}, device={like}.device)"

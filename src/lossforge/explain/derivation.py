@@ -230,6 +230,8 @@ class _Deriver:
             return intern("softmax", (x,), (c.node.attrs[0],), x.axes, Kind.FLOAT)
         if c.node.op in STRUCTURAL - {"take"} or _is_permuted(c.node):
             return constant(1.0)  # entries are moved; the term of the chain rule moves them back
+        if c.node.op in ir.MATRIX:
+            return ir.input_("mixes all entries")  # how, is in the term of the chain rule
         if c.node.op == "take":
             at = elementwise("eq", iota(c.node.attrs[0]), self._in_steps(c.node.args[1], c.node))
             return ir.where(at, 1.0, 0.0)
@@ -260,7 +262,7 @@ class _Deriver:
         above = constant(1.0)
         if c.node is not self.value:
             above = input_(f"∂{self.root}/∂{self._name(c.node)}", c.node.axes)
-        if c.node.op in STRUCTURAL - {"take"} or _is_permuted(c.node):
+        if c.node.op in (STRUCTURAL - {"take"}) | ir.MATRIX or _is_permuted(c.node):
             (moved,) = vjp([(c.node, above)], [c.argument])
             return self._in_steps(moved if moved is not None else constant(0.0), c.node)
         if not is_elementwise(c.node):

@@ -14,11 +14,13 @@ import numpy as np
 from jax.extend import core
 
 from lossforge.errors import AdoptionError
-from lossforge.frontends.jax_custom import QUICK, custom_rule, is_float
+from lossforge.frontends.jax_custom import QUICK, custom_rule, is_float, is_own
 from lossforge.frontends.jax_operations import RULES
 from lossforge.frontends.jax_recurrences import INLINED, all_rounds, in_turn
 from lossforge.frontends.recording import Recording, Ref, Step, as_written, kept, kept_numbers, rounded
 
+_WHOLE = frozenset({"inv", "solve", "_solve", "det", "slogdet"})
+"""Functions of `jax.numpy.linalg` that are read as such, not as the decompositions which they are made of."""
 _MOST_ROUNDS = 64
 _MOST_STEPS = 1024
 
@@ -130,6 +132,8 @@ class _Reader:
             return self._custom(eqn, ins)
         if eqn.params.get("name") == "_linspace" and _reaches_its_end(eqn):
             return self._note("linspace", ins, {}, [v.aval for v in eqn.outvars], _where(eqn))
+        if eqn.params.get("name") in _WHOLE and is_own(eqn.params["jaxpr"]):
+            return self._note(eqn.params["name"].lstrip("_"), ins, {}, [v.aval for v in eqn.outvars], _where(eqn))
         if name in INLINED:
             return self._inline(eqn.params[INLINED[name]], ins)
         if name == "platform_index":  # a loss is the same on every platform

@@ -30,8 +30,7 @@ def custom_rule(eqn: Any) -> Any:
     Raises:
         AdoptionError: the rule is no derivative, since it is not linear.
     """
-    of = getattr(eqn.params["call_jaxpr"].jaxpr.debug_info, "func_filename", None)
-    if of and Path(of).is_relative_to(Path(jax.__file__).parent):  # JAX's own rules are derivatives
+    if is_own(eqn.params["call_jaxpr"]):  # JAX's own rules are derivatives
         return None
     operands = eqn.invars
     moving = [i for i, v in enumerate(operands) if not isinstance(v, core.Literal) and is_float(v.aval)]
@@ -92,6 +91,12 @@ def custom_rule(eqn: Any) -> Any:
         return [next(left) if is_float(v.aval) else jax.numpy.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars]
 
     return jax.make_jaxpr(linear)(*(jax.numpy.zeros(v.aval.shape, v.aval.dtype) for v in operands))
+
+
+def is_own(closed: Any) -> bool:
+    """Whether a jaxpr is that of a function of JAX."""
+    of = getattr(closed.jaxpr.debug_info, "func_filename", None)
+    return of is not None and Path(of).is_relative_to(Path(jax.__file__).parent)
 
 
 _SIZES = re.compile(r"\[[0-9,]*\]|shape=\([0-9, ]*\)")

@@ -58,6 +58,20 @@ def _linspace(imp: Importer, step: Step, start: Any, stop: Any) -> Tensor:
     return imp.map(lambda a, b, x: a + (b - a) * x, start, stop, share)
 
 
+def _solve(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
+    a, b = imp.tensor(x), imp.tensor(y)
+    n = imp.extents(a.dims[-1])
+    if a.rank == b.rank and imp.extents(b.dims[-2]) != n == imp.extents(b.dims[-1]):  # vectors, by jax.vmap
+        return imp.transpose(imp.solve(a, imp.transpose(b)))
+    return imp.solve(a, b)
+
+
+def _triangular_solve(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
+    given = step.attrs
+    half = imp.triangle(x, given["lower"], given["unit_diagonal"])
+    return imp.solve(imp.transpose(half) if given["transpose_a"] else half, y, given["left_side"])
+
+
 def _select(imp: Importer, step: Step, which: Any, *cases: Any) -> Tensor:
     kind = kind_of(step.dtypes[0])
     if len(cases) == 2:
@@ -535,7 +549,12 @@ _REAL: Mapping[str, Rule] = {
     "expand_dims": lambda imp, step, x: imp.reshape(x, step.shapes[0]),
     "transpose": lambda imp, step, x: imp.permute(x, step.attrs["permutation"]),
     "convert_element_type": _converted,
-    "dot_general": _dot, "iota": _iota, "linspace": _linspace, "select_n": _select, "slice": _slice, "gather": _gather,
+    "dot_general": _dot, "iota": _iota, "linspace": _linspace,
+    "cholesky": lambda imp, step, x: imp.matrix("cholesky", x), "triangular_solve": _triangular_solve,
+    "inv": lambda imp, step, x: imp.matrix("inverse", x), "solve": _solve,
+    "slogdet": lambda imp, step, x: (imp.matrix("detsign", x), imp.matrix("logdet", x)),
+    "det": lambda imp, step, x: imp.determinant(x),
+    "select_n": _select, "slice": _slice, "gather": _gather,
     "dynamic_slice": _dynamic_slice, "dynamic_update_slice": _dynamic_update_slice,
     "scatter": _scatter(None), "scatter-add": _scatter("add"), "scatter_add": _scatter("add"),
     "scatter-sub": lambda imp, step, x, at, y: _scatter("add")(imp, step, x, at, _negative(imp, y)),

@@ -358,46 +358,28 @@ def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> 
     return np.sum(np.abs(x) ** ord, axis=axes, keepdims=keepdims) ** (1 / ord)
 
 
-def _entries(a: Any) -> list[list[Any]]:
-    n, m = np.shape(a)[-2:]
-    if n != m or n > 3:
-        refuse(f"a {n} × {m} matrix: determinants and inverses are known up to 3 × 3, where their formulas are short")
-    return [[a[..., i, j] for j in range(n)] for i in range(n)]
+def _matrix(op: str) -> Callable[[Any], Any]:
+    """A function of ``np.linalg`` of square matrices, by its name there or that of what it gives."""
+    functions: dict[str, Callable[[Any], Any]] = {
+        "inverse": np.linalg.inv,
+        "cholesky": np.linalg.cholesky,
+        "det": np.linalg.det,
+        "detsign": lambda x: np.linalg.slogdet(x)[0],
+        "logdet": lambda x: np.linalg.slogdet(x)[1],
+    }
+    return lambda a: a.tape.note(op, (a,), {}, np.asarray(functions[op](plain(a))))
 
 
-def _cofactors(m: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    n = len(m)
-    if n == 1:
-        return [[np.ones_like(m[0][0])]]
-    result = []
-    for i in range(n):
-        row = []
-        for j in range(n):
-            rest = [[m[r][c] for c in range(n) if c != j] for r in range(n) if r != i]
-            minor = rest[0][0] if n == 2 else rest[0][0] * rest[1][1] - rest[0][1] * rest[1][0]
-            row.append(minor if (i + j) % 2 == 0 else -minor)
-        result.append(row)
-    return result
-
-
-def _det(a: Any) -> Any:
-    m = _entries(a)
-    return sum(x * c for x, c in zip(m[0][1:], _cofactors(m)[0][1:], strict=True)) + m[0][0] * _cofactors(m)[0][0]
+_inv = _matrix("inverse")
 
 
 def _slogdet(a: Any) -> tuple[Any, Any]:
-    found = _det(a)
-    return np.sign(found), np.log(np.abs(found))
-
-
-def _inv(a: Any) -> Any:
-    cofactors, found = _cofactors(_entries(a)), _det(a)
-    rows = [np.stack([cofactors[j][i] for j in range(len(cofactors))], axis=-1) for i in range(len(cofactors))]
-    return np.stack(rows, axis=-2) / found[..., None, None]
+    return _matrix("detsign")(a), _matrix("logdet")(a)
 
 
 def _solve(a: Any, b: Any) -> Any:
-    return matmul(_inv(a), b)
+    inverse = _inv(a) if type(a) is Recorder else np.linalg.inv(a)
+    return matmul(inverse, b)
 
 
 # ------------------------------------------------------------------------------------- shapes
@@ -759,7 +741,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "outer": _outer, "inner": _inner, "dot": _dot, "vdot": _vdot, "tensordot": _tensordot, "einsum": _einsum,
     "kron": _kron, "cross": _cross, "norm": _norm, "vector_norm": lambda x, *, axis=None, ord=2, keepdims=False: _norm(
         np.ravel(x) if axis is None else x, ord, axis, keepdims),
-    "det": _det, "slogdet": _slogdet, "inv": _inv, "solve": _solve,
+    "det": _matrix("det"), "cholesky": _matrix("cholesky"), "slogdet": _slogdet, "inv": _inv, "solve": _solve,
     "trace": lambda a, offset=0, axis1=0, axis2=1, *rest: np.sum(_diagonal(a, offset, axis1, axis2), axis=-1),
     "concatenate": concatenate, "stack": stack, "hstack": _hstack, "column_stack": _column_stack,
     "vstack": lambda arrays, **o: np.concatenate([np.atleast_2d(x) for x in arrays], axis=0),

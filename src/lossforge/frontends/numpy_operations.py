@@ -246,6 +246,10 @@ def _correlation(imp: Importer, step: Step, x: Any, kernel: Any) -> Tensor:
     return Tensor(found.node, found.dims[2:])
 
 
+def _matrix(op: str) -> Rule:
+    return lambda imp, step, x: imp.matrix(op, x)
+
+
 _PLAIN = {
     "exp": "exp", "log": "log", "log1p": "log1p", "expm1": "expm1", "sqrt": "sqrt", "sin": "sin", "cos": "cos", "tan": "tan",
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arctan2": "atan2", "sinh": "sinh", "cosh": "cosh", "tanh": "tanh",
@@ -290,6 +294,8 @@ _REAL: Mapping[str, Rule] = {
         "logical_and": "and", "logical_or": "or", "logical_not": "not", "bitwise_and": "and", "bitwise_or": "or",
         "bitwise_xor": "ne", "invert": "not"}.items()},
     **{k: _formula(v) for k, v in NAMED.items()},
+    "inverse": _matrix("inverse"), "logdet": _matrix("logdet"), "detsign": _matrix("detsign"), "det": lambda imp, step, x: imp.determinant(x),
+    "cholesky": _matrix("cholesky"),
     "square": _formula(lambda x: x * x), "reciprocal": _formula(lambda x: 1.0 / x),
     "positive": lambda imp, step, x: imp.tensor(x), "clip": _clip, "getitem": _getitem,
     "astype": lambda imp, step, x: imp.cast(x, kind_of(step.dtypes[0])), "constant": lambda imp, step, x: imp.tensor(x),

@@ -18,6 +18,14 @@ from lossforge.frontends.rules import arithmetic, cut, kind_of
 from lossforge.ir import Kind
 
 
+def _adjoint(imp: Importer, step: Step, x: Any) -> Tensor:
+    return imp.transpose(x) if step.attrs.get("adjoint") else imp.tensor(x)
+
+
+def _triangular_solve(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
+    return imp.solve(_adjoint(imp, step, imp.triangle(x, bool(step.attrs["lower"]))), y)
+
+
 def _formula(function: Callable[..., Any]) -> Rule:
     return lambda imp, step, *args: imp.cast(imp.map(function, *args), kind_of(step.dtypes[0]))
 
@@ -701,6 +709,10 @@ _REAL: Mapping[str, Rule] = {
         "Neg": "neg", "Abs": "abs", "Sign": "sign", "Pow": "pow"}.items()}, "SelectV2": _select, "Select": _select,
     **{op: _formula(approximations.NAMED[name]) for op, name in {
         "Erfinv": "erfinv", "Ndtri": "ndtri", "BesselI0": "i0", "BesselI1": "i1", "BesselI0e": "i0e", "BesselI1e": "i1e"}.items()},
+    "MatrixInverse": lambda imp, step, x: imp.matrix("inverse", _adjoint(imp, step, x)),
+    "Cholesky": lambda imp, step, x: imp.matrix("cholesky", x), "MatrixDeterminant": lambda imp, step, x: imp.determinant(x),
+    "LogMatrixDeterminant": lambda imp, step, x: (imp.matrix("detsign", x), imp.matrix("logdet", x)),
+    "MatrixSolve": lambda imp, step, x, y: imp.solve(_adjoint(imp, step, x), y), "MatrixTriangularSolve": _triangular_solve,
     "Square": _formula(lambda x: x * x), "SquaredDifference": _formula(lambda x, y: (x - y) * (x - y)),
     "Rsqrt": _formula(lambda x: 1.0 / _f("sqrt", x)), "Reciprocal": _formula(lambda x: 1.0 / x), "Inv": _formula(lambda x: 1.0 / x),
     "Relu": _formula(lambda x: _f("maximum", x, 0.0)), "DivNoNan": _div_no_nan, "ClipByValue": _clip,

@@ -10,7 +10,7 @@ Reshapes, permutations and broadcasts therefore leave no trace in the graph.
 
 An `Importer` is made in layers, each a class in a file of its own that extends the one beneath it: axes, ranges,
 alignment, literals, elementwise, selections, shapes, reductions, orders, slices, lookups, concatenation, writing,
-diagonals. Front ends call its methods from the rules of their library's operations.
+diagonals, matrices. Front ends call its methods from the rules of their library's operations.
 """
 
 from lossforge.frontends.positional.axis_table import SELECTED, AxisTable, Restart

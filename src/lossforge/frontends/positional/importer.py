@@ -8,14 +8,14 @@ from typing import Any
 from lossforge import ir
 from lossforge.errors import AdoptionError, LossforgeError
 from lossforge.frontends.positional.axis_table import SELECTED, unprimed
-from lossforge.frontends.positional.diagonals import Diagonals
 from lossforge.frontends.positional.literals import LARGEST_TABLE, too_large
+from lossforge.frontends.positional.matrices import Matrices
 from lossforge.frontends.positional.values import Refused, Tensor
 from lossforge.frontends.recording import Ref, Step, needed
 from lossforge.ir import Node
 
 
-class Importer(Diagonals):
+class Importer(Matrices):
     """One attempt to read a recording as a graph."""
 
     def run(self) -> Tensor:

@@ -102,7 +102,7 @@ class Lookups(Slices):
                 return Tensor(ir.take(source_node, order, order.attrs[0]), dims)
         # The source axis must not be mistaken for one of the others: it takes part under a name of its own.
         apart = axis
-        if axis in elsewhere or any(axis == a for d in index.dims for a in d):
+        if any(unprimed(a) == unprimed(axis) for a in (*elsewhere, *(a for d in index.dims for a in d))):
             apart = unprimed(axis) + "_from"
             self.sizes.setdefault(apart, self.sizes_of(axis))
             self.origin.setdefault(apart, self.origin[unprimed(axis)])
