@@ -113,9 +113,9 @@ def _structures() -> dict[str, Node]:
         "cut": ir.reduction("sum", ir.window(m * m, "b", "b2", ir.extent(1), ir.extent(1)), {"b2"}) * m * n,
         "join": ir.reduction("logsumexp", ir.join(m * m, ("b", "a"), "ab"), {"ab"}) * m * n,
         "split": ir.split(ir.flip(ir.join(m * m, ("a", "b"), "ab"), "ab"), "ab", ("a", "b")) * m * n,
-        "inverse": ir.matrix("inverse", gram, "a", "a2") * others,
+        "inverse": ir.reduction("logsumexp", ir.matrix("inverse", gram, "a", "a2"), {"a2"}) * others,
         "log-determinant": ir.matrix("logdet", gram, "a", "a2") * ir.matrix("detsign", gram, "a", "a2") * others,
-        "Cholesky": ir.elementwise("sin", ir.matrix("cholesky", gram, "a", "a2")) * others,
+        "Cholesky": ir.reduction("logsumexp", ir.matrix("cholesky", gram, "a", "a2"), {"a2"}) * others,
         "contraction": ir.elementwise("sin", ir.reduction("sum", m * n, {"b"})),
     }
 
