@@ -19,9 +19,8 @@ from lossforge import ir
 from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.numba import Kernel, Total, emit_kernel
 from lossforge.codegen.numpy import numpy_backend
-from lossforge.errors import UnsupportedError
 from lossforge.frontends.signature import dimensions
-from lossforge.interpreter import Float64
+from lossforge.interpreter import Float64, derive_lengths, structural
 from lossforge.ir import Axis, Kind, Node, Port, Program
 from lossforge.placement import UNROLLED, Lie, as_one, choose_layout, dense, merge_axes
 from lossforge.primitives import PRIMITIVES
@@ -29,13 +28,28 @@ from lossforge.runtime.blas import matmul
 from lossforge.runtime.buffers import GradientBuffers
 from lossforge.runtime.cache import FASTMATH, compile_kernel
 from lossforge.runtime.threads import CROSSOVER, get_num_threads, run_chunks
-from lossforge.schedule import Product, Scalars, Schedule, Step, Sweep, base, between, reads, schedule
+from lossforge.schedule import (
+    Move,
+    Product,
+    Scalars,
+    Schedule,
+    Step,
+    Sweep,
+    between,
+    is_slice,
+    operands,
+    reads,
+    schedule,
+)
 
 CHUNK = 1 << 16
 """Entries that a task should have at least, so that handing it out costs nothing beside."""
 
 FEW = 4096
 """Entries for which NumPy's operations cost less than compiling a kernel, and hardly more at each call."""
+
+MANY = 4
+"""Sweeps that take seconds to compile together, which a loss of few entries seldom makes up for."""
 
 EXACT = frozenset({"nsz"})
 """Flags for kernels in which a value computed twice must be the same bits twice."""
@@ -60,7 +74,9 @@ def extents(program: Program, arrays: Sequence[np.ndarray | None]) -> dict[Axis,
     for a in {a for n in nodes for a in n.axes} - found.keys():
         if ir.original(a) in found:  # a copy whose renaming was simplified away
             found[a] = found[ir.original(a)]
-    return found
+    lengths = {a: math.prod(shape) for a, shape in found.items()}
+    derive_lengths(nodes, lengths)
+    return found | {a: (n,) for a, n in lengths.items() if a not in found}
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,8 @@ class Bound:
                 self.steps.append(self._few(step) if self._is_few(step) else self._sweep(step))
             elif isinstance(step, Product):
                 self.steps.append(self._product(step))
+            elif isinstance(step, Move):
+                self.steps.append(self._move(step))
             else:
                 self.steps.append(self._scalars(step))
         self.templates = {}  # the arrays themselves are not kept
@@ -147,7 +165,7 @@ class Bound:
                 found.append(None)
             else:
                 return None
-        return None if any(isinstance(s, Product) for s in self.schedule.steps) else tuple(found)
+        return None if any(isinstance(s, Product | Move) for s in self.schedule.steps) else tuple(found)
 
     def at(self, inputs: Sequence[float], outputs: Sequence[int]) -> list[float]:
         """Run on memory by its addresses, of inputs and outputs that lie as bound; returns outputs that are numbers.
@@ -326,12 +344,60 @@ class Bound:
         here = [renamed.get(a, a) for a in axes]
         return array.astype(real or self.real, copy=False).transpose([here.index(a) for a in order])
 
+    # ------------------------------------------------------------------ moves
+
+    def _move(self, step: Move) -> Callable[[dict[Node, Any]], None]:
+        """An operation on a whole array by NumPy; a slice is a view."""
+        node = step.node
+        if node.op == "window" and is_slice(node) and (view := self._view(node)):
+            return view
+        axes = sorted(step.x.axes | node.axes)
+        place = {a: i for i, a in enumerate(axes)}
+        kept, order = [a for a in axes if a in step.x.axes], [a for a in axes if a in node.axes]
+        spread = [self.sizes[a] if a in step.x.axes else 1 for a in axes]
+        shape = [self.sizes[a] for a in order]
+        dtype = {Kind.FLOAT: self.real, Kind.INDEX: np.dtype(np.int64), Kind.BOOL: np.dtype(bool)}
+        held = dtype[step.x.kind]
+        self.lies[node] = dense(order, shape, dtype[node.kind])
+
+        def run_step(values: dict[Node, Any]) -> None:
+            given = self._operand(step.x, values, kept, held).reshape(spread)
+            moved = structural(node, given, place, self.sizes).reshape(shape)
+            values[node] = np.ascontiguousarray(moved, dtype[node.kind]), tuple(order)
+
+        return run_step
+
+    def _view(self, node: Node) -> Callable[[dict[Node, Any]], None] | None:
+        """A slice of an array in memory, whose entries stay where they are; None if that has no such axis alone."""
+        x = node.args[0]
+        old, new, start, _ = node.attrs
+        lie = self.lies.get(x)
+        if x.op == "rename" or lie is None or len(self.shapes[old]) != 1:
+            return None
+        order = next((p.order for p in self.program.inputs if p.node is x), None)
+        first = sum(n * (self.sizes[a] if a else 1) for a, n in start)
+        part = slice(first, first + self.sizes[new])
+        self.lies[node] = Lie(tuple((new if a == old else a, n) for a, n in lie.strides), lie.dtype)
+
+        def run_step(values: dict[Node, Any]) -> None:
+            value = values[x]
+            array, axes = (value, order) if order is not None else value
+            dimension = dimensions(axes, array.ndim)[old].start
+            view = array[(slice(None),) * dimension + (part,)]
+            values[node] = view, tuple(new if a == old else a for a in axes)
+
+        return run_step
+
     # ------------------------------------------------------------------ sweeps over few entries
 
     def _is_few(self, sweep: Sweep) -> bool:
-        """Whether a sweep only works on results of earlier ones, and on so few that a kernel would not pay."""
+        """Whether a sweep is over so few entries that a kernel would not pay: beside others, or one of many to compile."""
         entries = math.prod(self.sizes[a] for a in (*sweep.outer, *sweep.inner))
-        return entries <= FEW and all(n.op in ir.REDUCTIONS for n in reads(sweep))
+        read = reads(sweep)
+        positions = {n.attrs[0] for n in between(sweep) if n.op == "iota"}
+        alone = positions - {a for n in read for a in n.axes}  # a file of NumPy's would not know how many there are
+        beside = all(n.op in ir.REDUCTIONS | ir.WHOLE for n in read)
+        return entries <= FEW and not alone and (beside or len(self.schedule.sweeps) > MANY)
 
     def _few(self, sweep: Sweep) -> Callable[[dict[Node, Any]], None]:
         """The sweep as NumPy's operations, in float64."""
@@ -353,9 +419,6 @@ class Bound:
         inputs = tuple(Port(given[n], tuple(sorted(n.axes))) for n in leaves)
         outputs = tuple(Port(n, r.order) for n, r in zip(nodes, results, strict=True))
         backend = numpy_backend()
-        known = {a for p in inputs for a in p.order}
-        if {n.attrs[0] for n in ir.topological(nodes) if n.op == "iota" and n.attrs[0] not in known}:
-            raise UnsupportedError("kernels do not spell positions along a copy of an axis alone")
         text = assemble(backend, [emit(Program(inputs, outputs, tuple(f"y{i}" for i in range(len(outputs)))), backend)])
         function = compile_text(text, "program", "numpy")
         for r in results:
@@ -552,8 +615,8 @@ class Bound:
 
 def _operands(step: Step) -> tuple[Node, ...]:
     """The arrays that a step reads."""
-    if isinstance(step, Product):
-        return base(step.x), base(step.y)
+    if isinstance(step, Product | Move):
+        return operands(step.node)
     return reads(step) if isinstance(step, Sweep) else ()
 
 

@@ -222,7 +222,7 @@ def evaluate(
     for node in order:  # a renamed axis has the size of the one it copies
         if node.op == "rename" and node.attrs[0] in lengths:
             lengths[node.attrs[1]] = lengths[node.attrs[0]]
-    _derive_lengths(order, lengths)
+    derive_lengths(order, lengths)
     last = {a: node for node in order for a in node.args}
     wanted = {*outputs, *(port.node for port in values)}
     for node in order:
@@ -243,8 +243,8 @@ def _count(part: Extent, lengths: Mapping[str, int]) -> int:
     return sum(n * (lengths[axis] if axis else 1) for axis, n in part)
 
 
-def _derive_lengths(order: Sequence[Node], lengths: dict[str, int]) -> None:
-    """The sizes of axes that no input has."""
+def derive_lengths(order: Sequence[Node], lengths: dict[str, int]) -> None:
+    """Add the sizes of axes that no input has."""
     for _ in order:
         before = len(lengths)
         for node in order:
@@ -283,7 +283,7 @@ def _derive_lengths(order: Sequence[Node], lengths: dict[str, int]) -> None:
                 return
 
 
-def _structural(node: Node, x: np.ndarray, place: Mapping[str, int], lengths: Mapping[str, int]) -> np.ndarray:
+def structural(node: Node, x: np.ndarray, place: Mapping[str, int], lengths: Mapping[str, int]) -> np.ndarray:
     """`window`, `slide`, `join`, `split`, `flip`, `cumsum` and `argsort`."""
     if node.op == "slide":
         return _slide(node, x, place, lengths)
@@ -362,7 +362,7 @@ def _step(
         moved = [*(i for i in range(rank) if i not in pair), *pair]
         return number.matrix(node.op, args[0].transpose(moved)).transpose(np.argsort(moved))
     if node.op in STRUCTURAL:
-        return _structural(node, args[0], place, lengths)
+        return structural(node, args[0], place, lengths)
     if node.op == "table":
         order, shape, values = node.attrs
         array = number.array(np.array(values).reshape(shape), node.kind)

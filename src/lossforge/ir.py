@@ -365,6 +365,9 @@ def matrix(op: str, x: Node, row: Axis, column: Axis) -> Node:
 STRUCTURAL = frozenset({"take", "rename", "window", "slide", "join", "split", "flip", "cumsum", "argsort"})
 """Operations that move entries along axes."""
 
+WHOLE = STRUCTURAL - {"take", "rename"}
+"""Those that no loop over entries can do: they need their operand as an array."""
+
 
 def _spread(x: Node, axis: Axis) -> Node:
     """`x` repeated along an axis that it lacks."""

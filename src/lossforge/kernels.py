@@ -10,7 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,7 @@ from lossforge.pieces import Pieces
 from lossforge.placement import as_one
 from lossforge.runtime.switch import use_kernels
 from lossforge.runtime.threads import get_num_threads
-
-Ready: TypeAlias = Bound | Pieces
-"""A program for arrays of certain shapes, strides and dtypes, ready to run."""
+from lossforge.tables import Ready, WithTables, as_inputs
 
 _MAX_BOUND = 512
 _bound: OrderedDict[Any, Ready] = OrderedDict()
@@ -125,20 +123,31 @@ def bind(
     formats: Sequence[str | None] | None = None,
 ) -> Ready:
     """Everything about a call that depends on shapes, strides and dtypes alone."""
+    if formats is None:
+        formats = [None if a is None else str(a.dtype) for a in arrays]
+    program, tables = as_inputs(program, real)
+    if not tables:
+        return _bind(program, arrays, real, dtypes, formats)
+    held = [str(t.dtype) for t in tables]
+    return WithTables(_bind(program, [*arrays, *tables], real, dtypes, [*formats, *held]), tuple(tables))
+
+
+def _bind(
+    program: Program,
+    arrays: Sequence[np.ndarray | None],
+    real: str,
+    dtypes: Sequence[str | None],
+    formats: Sequence[str | None],
+) -> Ready:
     nodes = ir.topological([o.node for o in program.outputs])
-    copies = {a for n in nodes for a in n.axes if ir.original(a) != a}
-    if copies - {n.attrs[1] for n in nodes if n.op == "rename"} or any("~" in a for a in copies):
-        raise UnsupportedError("kernels do not spell copies of axes whose renaming was simplified away")
     for node in nodes:
-        if node.op in ir.MATRIX | {"table", "window", "slide", "join", "split", "flip", "cumsum", "argsort"}:
+        if node.op in ir.MATRIX:
             raise UnsupportedError(f"kernels do not spell {node.op}")
-        if node.op in ("take", "iota") and (len(node.attrs) > 1 or node.args and node.attrs[0] in node.args[1].axes):
-            raise UnsupportedError("kernels do not spell a sorted order, or an axis of constant size")
+        if node.op == "slide" and node.attrs[2] is not None:
+            raise UnsupportedError("kernels do not spell convolutions: every tap would be an array of its own")
     split = _must_split(program, arrays)
     if split:
         program = _split(program, split)
-    if formats is None:
-        formats = [None if a is None else str(a.dtype) for a in arrays]
     return Pieces.of(program, arrays, real, dtypes, formats) or Bound(program, arrays, real, dtypes, formats)
 
 

@@ -127,8 +127,12 @@ class Pieces:
         """The kernels of a piece, then those that follow all pieces."""
         return [*self.bounds[min(self.rows, self.size)].kernels, *self.rest.kernels]
 
-    def __call__(self, arrays: Sequence[Any], out: Sequence[np.ndarray] | None = None) -> tuple[np.ndarray, ...]:
-        """Run on arrays of the same shapes, strides and dtypes; into `out`, if given."""
+    def at(self, inputs: Sequence[float], outputs: Sequence[int]) -> list[float]:
+        """Not to be called, as `rooms` says."""
+        raise NotImplementedError
+
+    def __call__(self, arrays: Sequence[Any], out: Sequence[np.ndarray | None] | None = None) -> tuple[np.ndarray, ...]:
+        """Run on arrays of the same shapes, strides and dtypes; into arrays in C order, for outputs that have one."""
         direct = [BUFFERS.take(shape, held_dtype(dtype)) for shape, dtype, _ in self.direct]
         accumulated: dict[int, list[np.ndarray]] = {}
         ufuncs = [COMBINE[node.op] for node in self.plan.accumulated]
@@ -162,8 +166,9 @@ class Pieces:
         if out is None:
             return results
         for room, result in zip(out, results, strict=True):
-            np.copyto(room, result)
-        return tuple(out)
+            if room is not None:
+                np.copyto(room, result)
+        return tuple(r if room is None else room for room, r in zip(out, results, strict=True))
 
 
 __all__ = ["Pieces"]

@@ -7,7 +7,11 @@ axes several times. It
 - evaluates *inner* reductions: those over exactly the inner axes (a softmax's normaliser), whose result is at once
   available for the same position;
 - accumulates *totals*: all other reductions, whose result is available to later steps only;
-- writes *stores*: gradients, and operands of matrix products.
+- writes *stores*: gradients, and operands of matrix products and moves.
+
+What moves whole arrays (a cumulative sum, a sorted order, padding, making several axes one) is a step between sweeps.
+A slice moves nothing: it is taken of the inputs, as a view, so that a sweep over some classes or over neighbours in an
+image is one like any other.
 
 Elementwise values are never stored: each loop computes what it needs from the inputs and from reduced values. The
 inner axes are chosen so that the fewest entries are moved. Sizes are not known here; where rows turn out to be too
@@ -58,13 +62,25 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Move:
+    """An operation of `ir.WHOLE`, done on a whole array."""
+
+    node: Node
+
+    @property
+    def x(self) -> Node:
+        """Its operand."""
+        return self.node.args[0]
+
+
+@dataclass(frozen=True)
 class Scalars:
     """Numbers without axes, from totals and parameters."""
 
     nodes: tuple[Node, ...]
 
 
-Step: TypeAlias = Sweep | Product | Scalars
+Step: TypeAlias = Sweep | Product | Move | Scalars
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ def between(sweep: Sweep) -> tuple[Node, ...]:
     found: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
-        if node in found or node.op in ("constant", "size", "iota"):
+        if node in found or node.op in ("constant", "size"):
             return
         found[node] = None
         if node in sweep.reductions or not _is_boundary(node, sweep):
@@ -106,7 +122,7 @@ def between(sweep: Sweep) -> tuple[Node, ...]:
 
 
 def _is_boundary(node: Node, sweep: Sweep) -> bool:
-    return node.op == "input" or (node.op in REDUCTIONS and node not in sweep.reductions)
+    return node.op == "input" or node.op in ir.WHOLE or (node.op in REDUCTIONS and node not in sweep.reductions)
 
 
 # ------------------------------------------------------------------------------------- preparing the graph
@@ -115,7 +131,39 @@ def _is_boundary(node: Node, sweep: Sweep) -> bool:
 def _prepare(program: Program) -> tuple[Node, ...]:
     """The outputs with marks erased, log-sum-exps as reductions that a sweep can run, and matrix products apart."""
     simple = simplify(erase_gradient_marks([o.node for o in program.outputs]))
-    return tuple(factor_sums(decompose(transform(simple, _single_entry))))
+    return tuple(factor_sums(transform(_slice_inputs(decompose(transform(simple, _single_entry))), _moved_as_numbers)))
+
+
+def _moved_as_numbers(node: Node, args: tuple[Node, ...]) -> Node:
+    """A move of truth values or indices that a sweep has to store first, which it does as numbers."""
+    made = ir.rebuild(node, args)
+    if made.op in ir.WHOLE and (x := made.args[0]).kind is not Kind.FLOAT and x.op not in {"input", *ir.WHOLE}:
+        return ir.as_kind(ir.rebuild(made, (ir.as_kind(x, Kind.FLOAT),)), made.kind)
+    return made
+
+
+def _slice_inputs(roots: Sequence[Node]) -> list[Node]:
+    """Slices of what is computed at each entry as the same of slices, down to the inputs, of which they are views."""
+
+    def visit(node: Node, args: tuple[Node, ...]) -> Node:
+        made = ir.rebuild(node, args)
+        if made.op != "window" or not is_slice(made):
+            return made
+        (x,), (old, new, start, _) = made.args, made.attrs
+        offset = dict(start).get("", 0)
+        if x.op == "iota" and len(x.attrs) == 1 and len(start) == (offset != 0):
+            return ir.as_kind(ir.iota(new) + offset, Kind.INDEX) if offset else ir.iota(new)
+        if not x.args or x.op in REDUCTIONS | ir.INDEX_REDUCTIONS | ir.STRUCTURAL or x.kind is Kind.INDEX:
+            return made
+        sliced = [visit(made, (a,)) if old in a.axes else a for a in x.args]
+        return ir.rebuild(x, sliced)
+
+    return transform(roots, visit)
+
+
+def is_slice(window: Node) -> bool:
+    """Whether a window lies within its operand, wherever its size lies."""
+    return all(n > 0 for part in window.attrs[2:] for _, n in part)
 
 
 def _single_entry(node: Node, args: tuple[Node, ...]) -> Node:
@@ -168,6 +216,11 @@ def base(operand: Node) -> Node:
     return operand
 
 
+def operands(node: Node) -> tuple[Node, ...]:
+    """The arrays that a matrix product, or a move, is of."""
+    return tuple(base(a) for a in (node.args if node.op in ir.WHOLE else node.args[0].args))
+
+
 def _contraction(node: Node, uses: dict[Node, int]) -> bool:
     """Whether a sum is a matrix product: of two factors, each of which lacks axes of the other."""
     if node.op != "sum" or node.args[0].op != "mul" or uses[node.args[0]] != 1:
@@ -214,6 +267,9 @@ def _traffic(candidate: Schedule) -> tuple[float, int]:
     moved = 0.0
     for sweep in candidate.sweeps:
         moved += sum(weight(n.axes) for n in (*reads(sweep), *sweep.stores))
+    for step in candidate.steps:
+        if isinstance(step, Move) and not (step.node.op == "window" and is_slice(step.node)):
+            moved += 2 * weight(step.node.axes)
     return moved, len(candidate.steps)
 
 
@@ -234,6 +290,7 @@ class _Scheduler:
                 self.uses[a] += 1
         self.reductions = [n for n in self.nodes if n.op in REDUCTIONS | ir.INDEX_REDUCTIONS]
         self.contractions = {n for n in self.reductions if _contraction(n, self.uses)}
+        self.apart = self.contractions | {n for n in self.nodes if n.op in ir.WHOLE}
         self.moved: set[Node] = set()
         # A reduced value that is looked up at another position must have been stored.
         for n in self.nodes:
@@ -250,8 +307,8 @@ class _Scheduler:
             if n.op in REDUCTIONS | ir.INDEX_REDUCTIONS:
                 if axis in n.axes:
                     found.append(n)
-                continue
-            stack.extend(n.args)
+            elif n.op not in ir.WHOLE:
+                stack.extend(n.args)
         return found
 
     def _is_inner(self, node: Node) -> bool:
@@ -267,18 +324,16 @@ class _Scheduler:
         produced: dict[int, list[Node]] = {}
         for n in self.nodes:
             ready = max((available[a] for a in n.args), default=0)
-            if n.op in REDUCTIONS | ir.INDEX_REDUCTIONS and not self._is_inner(n):
-                if n in self.contractions:
-                    x, y = n.args[0].args
-                    for operand in (base(x), base(y)):
-                        if not self._is_view(operand):
-                            produced.setdefault(available[operand], []).append(operand)
-                            ready = max(ready, available[operand] + 1)
+            if n in self.apart or (n.op in REDUCTIONS | ir.INDEX_REDUCTIONS and not self._is_inner(n)):
+                for operand in operands(n) if n in self.apart else ():
+                    if not self._is_view(operand):
+                        produced.setdefault(available[operand], []).append(operand)
+                        ready = max(ready, available[operand] + 1)
                 produced.setdefault(ready, []).append(n)
                 ready += 1
             available[n] = ready
         for o in self.outputs:
-            if o.axes and o.op != "input" and o not in self.contractions:
+            if o.axes and o.op != "input" and o not in self.apart:
                 produced.setdefault(available[o], []).append(o)
         steps: list[Step] = []
         last = max([*produced, *(available[o] for o in self.outputs)], default=0)
@@ -288,11 +343,13 @@ class _Scheduler:
             if numbers:
                 steps.append(Scalars(numbers))
             wanted = list(dict.fromkeys(produced.get(round_, ())))
-            steps += self._sweeps([n for n in wanted if n not in self.contractions])
+            steps += self._sweeps([n for n in wanted if n not in self.apart])
             for n in wanted:
                 if n in self.contractions:
                     x, y = n.args[0].args
                     steps.append(Product(n, x, y, tuple(n.attrs[0])))
+                elif n in self.apart:
+                    steps.append(Move(n))
         final = tuple(
             o
             for o in self.outputs
@@ -303,10 +360,8 @@ class _Scheduler:
         return Schedule(self.program, tuple(self.outputs), tuple(steps), self.inner)
 
     def _is_view(self, node: Node) -> bool:
-        """Whether a product finds the operand in memory."""
-        if node in self.contractions or self._is_total(node):
-            return True
-        return node.op == "input"
+        """Whether a product or a move finds the operand in memory."""
+        return node in self.apart or self._is_total(node) or node.op == "input"
 
     def _scalars(
         self, wanted: Iterable[Node], available: dict[Node, int], round_: int, known: set[Node]
@@ -325,11 +380,13 @@ class _Scheduler:
                 return
             if node.op in REDUCTIONS and available[node] <= round_ and not self._is_inner(node):
                 return
+            if node.op in ir.WHOLE:
+                return
             for a in node.args:
                 visit(a)
 
         for n in wanted:
-            for a in n.args if n.op in REDUCTIONS and not self._is_inner(n) else (n,):
+            for a in n.args if n in self.apart or (n.op in REDUCTIONS and not self._is_inner(n)) else (n,):
                 visit(a)
         known.update(found)
         return tuple(found)
@@ -374,7 +431,7 @@ class _Scheduler:
         seen: set[Node] = set()
         while stack:
             n = stack.pop()
-            if n in seen or self._is_total(n):
+            if n in seen or self._is_total(n) or n.op in ir.WHOLE:
                 continue
             seen.add(n)
             if n.op in REDUCTIONS:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lossforge import kernels
-from lossforge.binding import Bound, Room
+from lossforge.binding import Room
 from lossforge.ir import Program
 from lossforge.runtime.buffers import SMALL
 from lossforge.runtime.openmp import team_of
@@ -131,7 +131,7 @@ class Ready:
         self.numbers = tuple(i for i, p in enumerate(program.outputs) if not p.order)
         self.at: Callable[[Sequence[float], Sequence[int]], list[float]] | None = None
         self.makers: list[Callable[[], Tensor] | None] = []
-        if isinstance(bound, Bound) and bound.rooms is not None:
+        if bound.rooms is not None:
             self.at = bound.at
             self.makers = [None if room is None else _maker(room) for room in bound.rooms]
 

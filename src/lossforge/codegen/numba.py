@@ -841,6 +841,8 @@ class _KernelEmitter:
         """The operand at another position along an axis; NaN outside of it."""
         x, index = node.args
         axis = node.attrs[0]
+        if self.blocked and axis == self.lane:  # what blocks keep for each lane is there for the present one alone
+            raise UnsupportedError("kernels do not spell a lookup along an axis whose entries they work on in blocks")
         name = self._fresh("at")
         self._emit(scope, f"{name} = {self._value(scope, index)}")
         inside = self._fresh("inside")

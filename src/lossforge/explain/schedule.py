@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from lossforge.compiler import Plan
 from lossforge.explain.formula import formula
 from lossforge.ir import Node, constant, elementwise, rebuild, reduction, transform
-from lossforge.schedule import Product, Schedule, Sweep, decompose, reads, schedule
+from lossforge.schedule import Move, Product, Schedule, Sweep, decompose, is_slice, reads, schedule
 
 BYTES = 4
 """Of an entry in float32, for which the figures are given."""
@@ -42,6 +42,9 @@ def schedule_text(plan: Plan) -> str:
             lines += _sweep(number, step, write)
         elif isinstance(step, Product):
             lines.append(f"matrix product over {', '.join(step.axes)} (BLAS): {write(step.node)}")
+        elif isinstance(step, Move):
+            viewed = step.node.op == "window" and is_slice(step.node)
+            lines.append(f"{'slice, a view' if viewed else 'whole array (NumPy)'}: {write(step.node)}")
     lines += _moved(made, plan)
     return "\n".join(lines)
 
