@@ -540,6 +540,29 @@ def test_the_largest_of_computed_entries_is_found_again(dtype: str, rng: np.rand
         check_gradient(multiclass_hinge, (scores, target), dtype)
 
 
+@lf.loss("batch x d, batch y d -> batch")
+def chamfer(pred, true):
+    """Each point's distance to the nearest one of the other set, both ways: from few distances, which are stored."""
+    distance = lf.sqrt(lf.sum((pred - true) ** 2, "d"))
+    return lf.mean(lf.min(distance, "y"), "x") + lf.mean(lf.min(distance, "x"), "y")
+
+
+@lf.loss("batch d, batch -> batch")
+def batch_hard(pred, label):
+    """Many sweeps over few entries."""
+    distance = lf.sqrt(lf.sum((pred - lf.rename(pred, "batch", "other")) ** 2, "d") + 1e-12)
+    same = lf.where(label == lf.rename(label, "batch", "other"), 1.0, 0.0)
+    return lf.softplus(lf.max(distance * same, "other") - lf.min(distance + 1e8 * same, "other"))
+
+
+@pytest.mark.parametrize("size", [5, 40])
+def test_the_nearest_of_computed_distances_is_found_again(size: int, rng: np.random.Generator) -> None:
+    """As the test above, where some of the loops are over so few entries that NumPy would do them."""
+    points = [rng.normal(size=(2, size, 3)).astype("float32") for _ in range(2)]
+    check_gradient(chamfer, tuple(points), "float32")
+    check_gradient(batch_hard, (points[0][0], rng.integers(0, 2, size)), "float32")
+
+
 def test_an_elementwise_loss_is_one_sweep() -> None:
     (only,) = sweeps(huber)
     assert len(only.totals) == len(only.stores) == 1

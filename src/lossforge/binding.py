@@ -397,7 +397,8 @@ class Bound:
         positions = {n.attrs[0] for n in between(sweep) if n.op == "iota"}
         alone = positions - {a for n in read for a in n.axes}  # a file of NumPy's would not know how many there are
         beside = all(n.op in ir.REDUCTIONS | ir.WHOLE for n in read)
-        return entries <= FEW and not alone and (beside or len(self.schedule.sweeps) > MANY)
+        few = entries <= FEW and not alone and (beside or len(self.schedule.sweeps) > MANY)
+        return few and self.fastmath is not EXACT  # NumPy's bits are others
 
     def _few(self, sweep: Sweep) -> Callable[[dict[Node, Any]], None]:
         """The sweep as NumPy's operations, in float64."""
@@ -621,13 +622,18 @@ def _operands(step: Step) -> tuple[Node, ...]:
 
 
 def _seeks_ties(outputs: Sequence[Node]) -> bool:
-    """Whether entries are compared with the largest of them, which is computed in another loop."""
+    """Whether computed entries are compared with one that was picked among them, which is computed in another loop."""
     return any(
-        n.op in ("eq", "ne")
-        and all(a.op != "constant" for a in n.args)
-        and any(a.op in ("max", "min") and a.args[0].op != "input" for a in n.args)
+        n.op in ir.COMPARISONS and all(a.op != "constant" for a in n.args) and any(_is_picked(a) for a in n.args)
         for n in ir.topological(outputs)
     )
+
+
+def _is_picked(node: Node) -> bool:
+    """Whether a value is one of several computed ones: an extreme, or one at a place in their order."""
+    while node.op in ir.STRUCTURAL and node.op != "take":
+        node = node.args[0]
+    return node.op in ("max", "min", "take") and node.args[0].op != "input"
 
 
 _QUICK: Mapping[str, str] = {

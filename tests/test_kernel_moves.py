@@ -1,0 +1,128 @@
+"""Kernels beside operations on whole arrays: slices, padding, sorted orders, running sums, reshapes, tables.
+
+Against the reference interpreter, value and gradient, as in `tests/test_kernels.py`: 32 ulp of the largest entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lossforge import ir, kernels
+from lossforge.compiler import vjp_program
+from lossforge.interpreter import evaluate
+from lossforge.ir import Kind, Node, Port, Program, elementwise, extent, input_, reduction
+from lossforge.schedule import Move, schedule
+from test_kernels import close
+
+X = Port(input_("x", "abc"), ("a", "b", "c"))
+SHAPES = {"few": (2, 5, 7), "many": (3, 40, 60)}
+
+
+def sliced(x: Node, axis: str, start: int, trim: int) -> Node:
+    """x[start : size - trim] along an axis."""
+    return ir.window(x, axis, f"{axis}_{start}_{trim}", extent(start), extent(trim))
+
+
+def difference(x: Node, axis: str) -> Node:
+    new = f"{axis}_less"
+    return ir.window(x, axis, new, extent(1), extent()) - ir.window(x, axis, new, extent(), extent(1))
+
+
+def exp(x: Node) -> Node:
+    return elementwise("exp", x)
+
+
+def softmax(x: Node, axis: str) -> Node:
+    return exp(x - reduction("logsumexp", x, (axis,)))
+
+
+def weighted(x: Node) -> Node:
+    weights = np.linspace(0.5, 2.0, 5)
+    return x * ir.table(tuple(weights), ("k",), (5,), Kind.FLOAT)
+
+
+def ordered(x: Node, axis: str) -> Node:
+    return ir.take(x, ir.argsort(x, axis), axis)
+
+
+def shifted(x: Node, axis: str) -> Node:
+    return ir.window(x, axis, axis, extent(-1), extent(1))
+
+
+def every_other(x: Node, axis: str) -> Node:
+    return ir.slide(x, axis, "coarse", None, ir.Stencil(step=2))
+
+
+MOVES: dict[str, Callable[[Node], Node]] = {
+    "slice": lambda x: sliced(exp(x), "b", 1, 0),
+    "slice of the axis that is contiguous": lambda x: sliced(exp(x), "c", 2, 1),
+    "slice of a slice": lambda x: ir.window(sliced(x * x, "b", 1, 0), "b_1_0", "inner", extent(1), extent(1)),
+    "neighbours": lambda x: elementwise("abs", difference(exp(x), "c")),
+    "neighbours along another axis": lambda x: elementwise("abs", difference(exp(x), "b")),
+    "classes but the first": lambda x: sliced(softmax(x, "b"), "b", 1, 0),
+    "sum of the classes but the first": lambda x: reduction("sum", sliced(softmax(x, "b"), "b", 1, 0), ("b_1_0",)),
+    "slice of a sum": lambda x: sliced(reduction("sum", exp(x), ("c",)), "b", 1, 1),
+    "slice of a comparison": lambda x: ir.where(sliced(elementwise("gt", x, 0.1), "b", 1, 0), sliced(x, "b", 1, 0), 2.0),
+    "slice of positions": lambda x: sliced(x * ir.as_kind(ir.iota("b"), Kind.FLOAT), "b", 1, 0),
+    "padding": lambda x: ir.window(exp(x), "b", "wide", extent(-1), extent(-2)),
+    "padding of a comparison": lambda x: ir.where(
+        ir.window(elementwise("gt", x, 0.1), "b", "wide", extent(-1), extent(-2)),
+        ir.window(x, "b", "wide", extent(-1), extent(-2)), 2.0,
+    ),
+    "shift": lambda x: x * shifted(exp(x), "c"),
+    "every other": lambda x: every_other(exp(x), "c"),
+    "reshape": lambda x: ir.join(exp(x), ("b", "c"), "flat") + reduction("sum", x, ("b", "c")),
+    "reverse": lambda x: x * ir.flip(exp(x), "b"),
+    "running sum": lambda x: ir.cumsum(softmax(x, "b"), "b"),
+    "running sum from behind": lambda x: x * ir.cumsum(exp(x), "c", reverse=True),
+    "sorted": lambda x: ordered(x * x, "c") * ir.as_kind(ir.iota("c"), Kind.FLOAT),
+    "sorted along an outer axis": lambda x: ordered(exp(x), "b") * ir.as_kind(ir.iota("b"), Kind.FLOAT),
+    "largest two": lambda x: sliced(ordered(exp(x), "b"), "b", 3, 0),
+    "table": lambda x: weighted(softmax(x, "b")),
+    "two moves, one after the other": lambda x: ir.cumsum(ordered(x, "b"), "b") * x,
+}  # fmt: skip
+
+
+def program_of(move: Callable[[Node], Node]) -> Program:
+    moved = move(X.node)
+    entries = moved * moved
+    for axis in sorted(moved.axes):  # each entry counts differently
+        entries = entries * (1.0 + 0.01 * ir.as_kind(ir.iota(axis), Kind.FLOAT))
+    loss = reduction("sum", entries, entries.axes)
+    return Program((X,), (Port(loss, ()),), ("loss",), (None,))
+
+
+@pytest.mark.parametrize("order", ["abc", "cab", "bca"])
+@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize("name", MOVES)
+def test_moves(name: str, size: str, order: str, rng: np.random.Generator) -> None:
+    program = program_of(MOVES[name])
+    backward = vjp_program(program, ("x",))
+    both = replace(backward, outputs=(*program.outputs, *backward.outputs), output_names=("loss", "gradient_x"),
+                   like=(None, "x"))  # fmt: skip
+    shape = dict(zip("abc", SHAPES[size], strict=True))
+    array = rng.normal(size=[shape[a] for a in order]).astype("float32").transpose([order.index(a) for a in "abc"])
+    got = kernels.run(both, [array, 1.5], "float32", (None, "float32"))
+    want = evaluate([o.node for o in both.outputs], {X: array.astype(float), both.inputs[1]: np.array(1.5)})
+    close(got[0], want[0], "float32")
+    close(got[1], want[1], "float32")
+
+
+def test_a_slice_of_an_input_is_a_view() -> None:
+    made = schedule(program_of(MOVES["neighbours"]))
+    assert [s.x for s in made.steps if isinstance(s, Move)] == [X.node, X.node]
+    assert len(made.sweeps) == 1
+
+
+def test_a_table_is_given_at_every_call(rng: np.random.Generator) -> None:
+    program = program_of(MOVES["table"])
+    bound = kernels.bind(program, [rng.normal(size=(2, 5, 7))], "float64", [None])
+    for _ in range(2):
+        array = rng.normal(size=(2, 5, 7))
+        (got,) = bound([array])
+        (want,) = evaluate([o.node for o in program.outputs], {X: array})
+        close(got, want, "float64")
