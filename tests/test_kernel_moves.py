@@ -1,4 +1,4 @@
-"""Kernels beside operations on whole arrays: slices, padding, sorted orders, running sums, reshapes, tables.
+"""Kernels beside operations on whole arrays: slices, padding, sorted orders, running sums, reshapes, inverses, tables.
 
 Against the reference interpreter, value and gradient, as in `tests/test_kernels.py`: 32 ulp of the largest entry.
 """
@@ -53,6 +53,13 @@ def shifted(x: Node, axis: str) -> Node:
     return ir.window(x, axis, axis, extent(-1), extent(1))
 
 
+def gram(x: Node) -> Node:
+    """A positive definite matrix for each a."""
+    products = reduction("sum", x * ir.rename(x, "b", "row"), ("c",))
+    eye = elementwise("eq", ir.iota("b"), ir.iota("row"))
+    return products + ir.where(eye, 3.0, 0.0)
+
+
 def every_other(x: Node, axis: str) -> Node:
     return ir.slide(x, axis, "coarse", None, ir.Stencil(step=2))
 
@@ -83,6 +90,9 @@ MOVES: dict[str, Callable[[Node], Node]] = {
     "sorted along an outer axis": lambda x: ordered(exp(x), "b") * ir.as_kind(ir.iota("b"), Kind.FLOAT),
     "largest two": lambda x: sliced(ordered(exp(x), "b"), "b", 3, 0),
     "table": lambda x: weighted(softmax(x, "b")),
+    "inverse": lambda x: ir.matrix("inverse", gram(x), "row", "b"),
+    "determinant": lambda x: ir.matrix("logdet", gram(x), "row", "b") * reduction("sum", x, ("b", "c")),
+    "root of a matrix": lambda x: ir.matrix("cholesky", gram(x), "row", "b"),
     "two moves, one after the other": lambda x: ir.cumsum(ordered(x, "b"), "b") * x,
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.numba import Kernel, Total, emit_kernel
 from lossforge.codegen.numpy import numpy_backend
 from lossforge.frontends.signature import dimensions
-from lossforge.interpreter import Float64, derive_lengths, structural
+from lossforge.interpreter import Float64, derive_lengths, of_whole
 from lossforge.ir import Axis, Kind, Node, Port, Program
 from lossforge.placement import UNROLLED, Lie, as_one, choose_layout, dense, merge_axes
 from lossforge.primitives import PRIMITIVES
@@ -357,12 +357,14 @@ class Bound:
         spread = [self.sizes[a] if a in step.x.axes else 1 for a in axes]
         shape = [self.sizes[a] for a in order]
         dtype = {Kind.FLOAT: self.real, Kind.INDEX: np.dtype(np.int64), Kind.BOOL: np.dtype(bool)}
-        held = dtype[step.x.kind]
+        held = np.dtype(np.float64) if node.op in ir.MATRIX else dtype[step.x.kind]
+        number = Float64()
         self.lies[node] = dense(order, shape, dtype[node.kind])
 
         def run_step(values: dict[Node, Any]) -> None:
             given = self._operand(step.x, values, kept, held).reshape(spread)
-            moved = structural(node, given, place, self.sizes).reshape(shape)
+            with np.errstate(all="ignore"):
+                moved = of_whole(node, given, number, place, self.sizes).reshape(shape)
             values[node] = np.ascontiguousarray(moved, dtype[node.kind]), tuple(order)
 
         return run_step

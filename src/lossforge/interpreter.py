@@ -14,7 +14,7 @@ import numpy as np
 
 from lossforge import special
 from lossforge.errors import ShapeError
-from lossforge.ir import MATRIX, STRUCTURAL, Coarse, Extent, Kind, Node, Port, original, topological
+from lossforge.ir import MATRIX, WHOLE, Coarse, Extent, Kind, Node, Port, original, topological
 from lossforge.primitives import PRIMITIVES
 
 _NUMPY: Mapping[str, Callable[..., Any]] = {
@@ -283,8 +283,18 @@ def derive_lengths(order: Sequence[Node], lengths: dict[str, int]) -> None:
                 return
 
 
-def structural(node: Node, x: np.ndarray, place: Mapping[str, int], lengths: Mapping[str, int]) -> np.ndarray:
-    """`window`, `slide`, `join`, `split`, `flip`, `cumsum` and `argsort`."""
+def of_whole(
+    node: Node,
+    x: np.ndarray,
+    number: Float64 | HighPrecision,
+    place: Mapping[str, int],
+    lengths: Mapping[str, int],
+) -> np.ndarray:
+    """An operation of `ir.WHOLE`, of an array with a dimension for each axis, where `place` says."""
+    if node.op in MATRIX:
+        pair = [place[a] for a in node.attrs[0]]
+        turned = [*(i for i in range(x.ndim) if i not in pair), *pair]
+        return number.matrix(node.op, x.transpose(turned)).transpose(np.argsort(turned))
     if node.op == "slide":
         return _slide(node, x, place, lengths)
     if node.op in ("join", "split"):
@@ -357,12 +367,8 @@ def _step(
         return np.where(inside, picked, number.array(np.nan, Kind.FLOAT)) if node.kind is Kind.FLOAT else picked
     if node.op == "rename":
         return np.swapaxes(args[0], place[node.attrs[0]], place[node.attrs[1]])
-    if node.op in MATRIX:
-        pair = [place[a] for a in node.attrs[0]]
-        moved = [*(i for i in range(rank) if i not in pair), *pair]
-        return number.matrix(node.op, args[0].transpose(moved)).transpose(np.argsort(moved))
-    if node.op in STRUCTURAL:
-        return structural(node, args[0], place, lengths)
+    if node.op in WHOLE:
+        return of_whole(node, args[0], number, place, lengths)
     if node.op == "table":
         order, shape, values = node.attrs
         array = number.array(np.array(values).reshape(shape), node.kind)

@@ -365,8 +365,8 @@ def matrix(op: str, x: Node, row: Axis, column: Axis) -> Node:
 STRUCTURAL = frozenset({"take", "rename", "window", "slide", "join", "split", "flip", "cumsum", "argsort"})
 """Operations that move entries along axes."""
 
-WHOLE = STRUCTURAL - {"take", "rename"}
-"""Those that no loop over entries can do: they need their operand as an array."""
+WHOLE = (STRUCTURAL | MATRIX) - {"take", "rename"}
+"""What no loop over entries can do: these operations need their operand as an array."""
 
 
 def _spread(x: Node, axis: Axis) -> Node:

@@ -140,11 +140,8 @@ def _bind(
     formats: Sequence[str | None],
 ) -> Ready:
     nodes = ir.topological([o.node for o in program.outputs])
-    for node in nodes:
-        if node.op in ir.MATRIX:
-            raise UnsupportedError(f"kernels do not spell {node.op}")
-        if node.op == "slide" and node.attrs[2] is not None:
-            raise UnsupportedError("kernels do not spell convolutions: every tap would be an array of its own")
+    if any(n.op == "slide" and n.attrs[2] is not None for n in nodes):
+        raise UnsupportedError("kernels do not spell convolutions: every tap would be an array of its own")
     split = _must_split(program, arrays)
     if split:
         program = _split(program, split)

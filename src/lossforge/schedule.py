@@ -9,7 +9,8 @@ axes several times. It
 - accumulates *totals*: all other reductions, whose result is available to later steps only;
 - writes *stores*: gradients, and operands of matrix products and moves.
 
-What moves whole arrays (a cumulative sum, a sorted order, padding, making several axes one) is a step between sweeps.
+What needs whole arrays (a cumulative sum, a sorted order, padding, making several axes one, an inverse) is a step
+between sweeps.
 A slice moves nothing: it is taken of the inputs, as a view, so that a sweep over some classes or over neighbours in an
 image is one like any other.
 
@@ -153,7 +154,7 @@ def _slice_inputs(roots: Sequence[Node]) -> list[Node]:
         offset = dict(start).get("", 0)
         if x.op == "iota" and len(x.attrs) == 1 and len(start) == (offset != 0):
             return ir.as_kind(ir.iota(new) + offset, Kind.INDEX) if offset else ir.iota(new)
-        if not x.args or x.op in REDUCTIONS | ir.INDEX_REDUCTIONS | ir.STRUCTURAL or x.kind is Kind.INDEX:
+        if not x.args or x.op in REDUCTIONS | ir.INDEX_REDUCTIONS | ir.STRUCTURAL | ir.WHOLE or x.kind is Kind.INDEX:
             return made
         sliced = [visit(made, (a,)) if old in a.axes else a for a in x.args]
         return ir.rebuild(x, sliced)
