@@ -152,7 +152,8 @@ class Slices(Orders):
         size = self.size(axis)
         for a, n in sorted(terms.items()):
             if n:
-                size = size - float(n) * (self.size(a) if a else ir.constant(1.0))
+                part = float(abs(n)) if not a else self.size(a) if abs(n) == 1 else float(abs(n)) * self.size(a)
+                size = size - part if n > 0 else size + part
         new = self.made_of(axis, stem, lengths, size, {a for d in t.dims for a in d}) if stem else axis
         node = ir.window(t.node, axis, new, first, last)
         return Tensor(node, (*t.dims[:dim], (new,), *t.dims[dim + 1 :]))
