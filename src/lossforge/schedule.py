@@ -154,7 +154,7 @@ def _slice_inputs(roots: Sequence[Node]) -> list[Node]:
         offset = dict(start).get("", 0)
         if x.op == "iota" and len(x.attrs) == 1 and len(start) == (offset != 0):
             return ir.as_kind(ir.iota(new) + offset, Kind.INDEX) if offset else ir.iota(new)
-        if not x.args or x.op in REDUCTIONS | ir.INDEX_REDUCTIONS | ir.STRUCTURAL | ir.WHOLE or x.kind is Kind.INDEX:
+        if not x.args or x.op in REDUCTIONS | ir.INDEX_REDUCTIONS | ir.STRUCTURAL | ir.WHOLE:
             return made
         sliced = [visit(made, (a,)) if old in a.axes else a for a in x.args]
         return ir.rebuild(x, sliced)
