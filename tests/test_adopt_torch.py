@@ -320,6 +320,103 @@ def guards_of_guards(embeddings, labels):
     return loss
 
 
+def lovasz_of_present(probs, labels):
+    """Classes that do not occur are left out of the mean."""
+    losses = []
+    for c in range(probs.shape[1]):
+        here = (labels == c).float()
+        if here.sum() == 0:
+            continue
+        errors, order = torch.sort((here - probs[:, c]).abs(), 0, descending=True)
+        there = here[order.data]
+        union = there.sum() + (1 - there).cumsum(0)
+        overlap = 1 - (there.sum() - there.cumsum(0)) / union
+        losses.append(torch.dot(errors, torch.cat([overlap[:1], overlap[1:] - overlap[:-1]])))
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total if len(losses) == 1 else total / len(losses)
+
+
+def lovasz_image_by_image(logits, labels):
+    losses = []
+    for x, y in zip(logits, labels, strict=True):
+        errors, order = torch.sort((1 - x * (2.0 * y - 1)).view(-1), 0, descending=True)
+        there = y.view(-1)[order.data].float()
+        jaccard = 1 - (there.sum() - there.cumsum(0)) / (there.sum() + (1 - there).cumsum(0))
+        jaccard[1:] = jaccard[1:] - jaccard[:-1]
+        losses.append(torch.dot(F.relu(errors), jaccard))
+    return sum(losses) / len(losses)
+
+
+def lovasz_of_known(logits, labels, unknown=2):
+    known = labels != unknown
+    x, y = logits[known], labels[known].float()
+    if len(y) == 0:
+        return logits.sum() * 0
+    errors, order = torch.sort(1 - x * (2.0 * y - 1), descending=True)
+    there = y[order]
+    jaccard = 1 - (there.sum() - there.cumsum(0)) / (there.sum() + (1 - there).cumsum(0))
+    if len(there) > 1:
+        jaccard[1:] = jaccard[1:] - jaccard[:-1]
+    return torch.dot(F.relu(errors), jaccard)
+
+
+def depth_image_by_image(pred, true):
+    losses = []
+    for p, t in zip(pred, true, strict=True):
+        known = t > 0
+        if known.any():
+            losses.append((p[known] - t[known]).abs().mean())
+    return torch.stack(losses).mean()
+
+
+def prototypes(features, labels):
+    total, count = 0.0, 0
+    for c in range(4):
+        if (labels == c).sum() > 0:
+            mine = features[labels == c]
+            total = total + (mine - mine.mean(0)).pow(2).mean()
+            count += 1
+    return total / max(count, 1)
+
+
+def harmonised(pred, true, bins=3):
+    """Weights by the number of entries in each bin, which are Python's numbers."""
+    gap = (pred.sigmoid().detach() - true).abs()
+    weights, used = torch.zeros_like(pred), 0
+    for k in range(bins):
+        inside = (gap >= k / bins) & (gap < (k + 1) / bins)
+        count = inside.sum().item()
+        if count > 0:
+            weights[inside] = pred.numel() / count
+            used += 1
+    if used > 0:
+        weights = weights / used
+    return F.binary_cross_entropy_with_logits(pred, true, weights)
+
+
+def hard_or_hardest(pred, true, least=4):
+    losses = F.mse_loss(pred, true, reduction="none").flatten()
+    hard = losses[losses > 1.0]
+    if hard.numel() < least:
+        hard = losses.topk(least)[0]
+    return hard.mean()
+
+
+def hardest(pred, labels, share=0.3):
+    losses = F.cross_entropy(pred, labels, reduction="none").sort(descending=True)[0]
+    keep = int(share * len(losses))
+    return losses[:keep].sum() / keep
+
+
+def two_or_more(embeddings, labels):
+    positive = embeddings[labels == 1]
+    if len(positive) > 1:
+        return positive.var(0).mean()
+    return embeddings.pow(2).mean()
+
+
 def positive_first(z, w):
     """SimCLR as it is mostly written: the positive of each row before its negatives, which is the class of label 0."""
     x = F.normalize(torch.cat([z, w]), dim=1)
@@ -519,6 +616,18 @@ CASES = {
     "distance of boxes": (box_distance, [positive, positive], [((6, 4), (9, 4))] * 2),
     "lovasz, in float32": (lovasz_of_floats, [real, binary], [N, N]),
     "simclr, positive first": (positive_first, [real, real], [NC, NC]),
+    "lovasz of the classes present": (lovasz_of_present, [simplex, classes(3)], [NC, N]),
+    "depth, image by image": (depth_image_by_image, [real, real], [MAP, MAP]),
+    "prototypes": (prototypes, [real, classes(3)], [NC, N]),
+    "harmonised gradients": (harmonised, [real, binary], [NC, NC]),
+    "hard entries, or the hardest": (hard_or_hardest, [real, real], [NC, NC]),
+    "the hardest entries": (hardest, [real, classes(4)], [[(9, 4), (20, 5)], [(9,), (20,)]]),
+    "the smallest of some": (
+        lambda p, t: torch.sort((p - t).abs()[p > t])[0][:2].sum() + (p - t)[p > t].cumsum(0).mean(), [real, real], [NC, NC]),
+    "lovasz of known labels": (lovasz_of_known, [real, classes(3)], [MAP, MAP]),
+    "lovasz, image by image": (lovasz_image_by_image, [real, classes(2)], [MAP, MAP]),
+    "decisions": (lambda p, t: (p - t).pow(2).mean() if p.sum() > 0 else (p - t).abs().mean(), [real, real], [NC, NC]),
+    "a number of the values": (lambda p, t: ((p - t) / max(t.abs().max().item(), 0.1)).pow(2).mean(), [real, real], [NC, NC]),
     "decoupled": (decoupled, [real, real], [NC, NC]),
     "distance to a label": (
         lambda p, t: ((torch.arange(p.shape[1]) - t[:, None]).abs() * p).mean(), [real, classes(4)], [NC, N]),
@@ -564,11 +673,11 @@ def test_published_loss(name: str) -> None:
 @pytest.mark.parametrize(
     ("fn", "said"),
     [
-        (lambda p: p.sum() if p.sum() > 0 else -p.sum(), r"test_adopt_torch.py:\d+ .*decision from values"),
+        (lambda p: p.sum() if sum(i for i in range(9) if p[i % 6, 0] > i) > 3 else -p.sum(), r"test_adopt_torch.py:\d+ .*decisions? from values"),
         (lambda p: p * p if p.sum() > 0 else p.sum(), "decision from values"),
-        (lambda p: p / p.sum().item(), "Python number"),
+        (lambda p: p / float(p.sum()), "Python number"),
         (lambda p: p[p > 0], "selection|truth values"),
-        (lambda p: torch.sort(p[p > 0])[0][:2].sum(), "truth values"),
+        (lambda p: (torch.roll(p[p > 0], 1, 0) * p[p > 0]).sum(), "truth values"),
         (lambda p: F.dropout(p, 0.5).sum(), "random"),
         (lambda p: p.mul_(2).sum(), "in place"),
         (lambda p: torch.linalg.svdvals(p).sum(), "svd"),
@@ -582,7 +691,16 @@ def test_refusals_name_the_operation(fn: Callable[..., Any], said: str) -> None:
 
 @pytest.mark.parametrize("labels", [[1, 1, 1, 1], [1, 2, 3, 4], [1, 1, 2, 3], [2, 2, 2, 2], [0, 0, 0, 0]])
 @pytest.mark.parametrize(
-    "fn", [contrastive_pairs, average_precision, ways_of_other_shapes, all_or_some, guards_of_guards]
+    "fn",
+    [
+        contrastive_pairs,
+        average_precision,
+        ways_of_other_shapes,
+        all_or_some,
+        guards_of_guards,
+        prototypes,
+        two_or_more,
+    ],
 )
 def test_guards_against_nothing(fn: Callable[..., Any], labels: list[int], rng: np.random.Generator) -> None:
     """What is done where there is no pair is done here too, with its gradient."""

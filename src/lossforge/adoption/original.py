@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lossforge.adoption.sampling import Sampler
-from lossforge.adoption.thresholds import thresholds
+from lossforge.adoption.thresholds import fractions, thresholds
 from lossforge.errors import AdoptionError, LossforgeError
 from lossforge.frontends.recording import FrontEnd, Recording
 from lossforge.ir import Kind
@@ -34,7 +34,11 @@ class Original:
         kinds = {"f": Kind.FLOAT, "b": Kind.BOOL, "i": Kind.INDEX}
         self.kinds = [kinds[a.dtype.kind] for a in arrays]
         self.samplers = [Sampler(a) for a in arrays]
-        self._thresholds = thresholds(getattr(front, "function", None)) if numbers else []
+        self._thresholds = thresholds(getattr(front, "function", None), numbers) if numbers else {}
+        given = [v for v in {**self.options, **self.numbers}.values() if type(v) in (int, float)]
+        known = [*given, *(v / 100 for v in given), *fractions(getattr(front, "function", None))]
+        self.shares = [v for k in known for v in (k, 1 - k) if 0 < v < 1]
+        """Parts that numbers of entries may be of sizes."""
         self._recordings: dict[Any, Recording | LossforgeError] = {}
         self._answers: dict[Any, tuple[np.ndarray, list[np.ndarray] | None]] = {}
 
@@ -49,11 +53,20 @@ class Original:
         Raises:
             LossforgeError: it cannot be recorded.
         """
-        key = (tuple(shapes), tuple(sorted(changed.items())))
+        return self._recorded(self.front.record, shapes, changed)
+
+    def usual(self, shapes: Sequence[tuple[int, ...]], **changed: float) -> Recording:
+        """What it does on its usual way, where decisions may lead to others; see `record`."""
+        return self._recorded(getattr(self.front, "usual", self.front.record), shapes, changed)
+
+    def _recorded(
+        self, record: Callable[..., Recording], shapes: Sequence[tuple[int, ...]], changed: Mapping[str, float]
+    ) -> Recording:
+        key = (record.__name__, tuple(shapes), tuple(sorted(changed.items())))
         if key not in self._recordings:
             arrays = [s.example(shape) for s, shape in zip(self.samplers, shapes, strict=True)]
             try:
-                self._recordings[key] = self.front.record(arrays, {**self.options, **self.numbers, **changed})
+                self._recordings[key] = record(arrays, {**self.options, **self.numbers, **changed})
             except LossforgeError as error:
                 self._recordings[key] = error
             except Exception as error:
@@ -67,10 +80,10 @@ class Original:
 
     def turning_points(self, name: str) -> list[float]:
         """Values of a number for which the function may take other steps: what it compares with, and numbers beside."""
-        value = self.numbers[name]
-        found = [t + by for t in self._thresholds for by in (0.0, 0.125 * max(abs(t), 1.0), -0.125 * max(abs(t), 1.0))]
+        value, points = self.numbers[name], self._thresholds[name]
+        found = [t + by for t in points for by in (0.0, 0.125 * max(abs(t), 1.0), -0.125 * max(abs(t), 1.0))]
         if isinstance(value, int):
-            found = [int(t) + by for t in self._thresholds for by in (0, 1, -1)]
+            found = [int(t) + by for t in points for by in (0, 1, -1)]
         return [v for v in dict.fromkeys(found) if v != value]
 
     def run(

@@ -54,7 +54,10 @@ class Reader:
             try:
                 rules = {**self.original.front.rules, **LOOPS}
                 examples = self.example()
-                importer = Importer(recording, self.original.names, self.original.kinds, rules, self.table, examples)
+                original = self.original
+                importer = Importer(
+                    recording, original.names, original.kinds, rules, self.table, examples, original.shares
+                )
                 return importer, importer.run()
             except Restart:
                 continue
@@ -117,12 +120,12 @@ class Reader:
             overlay([recording, *others], {})
         except (AdoptionError, Different):
             return False
-        return not any(self._parts(shapes, recording, name, v) for v in self.original.turning_points(name))
+        return not any(self._parts(shapes, name, v) for v in self.original.turning_points(name))
 
-    def _parts(self, shapes: Sequence[tuple[int, ...]], recording: Recording, name: str, value: float) -> bool:
+    def _parts(self, shapes: Sequence[tuple[int, ...]], name: str, value: float) -> bool:
         """Whether the function takes other steps for this value of a number."""
         try:
-            overlay([recording, self.original.record(shapes, **{name: value})], {})
+            overlay([self.original.usual(shapes), self.original.usual(shapes, **{name: value})], {})
         except Different:
             return True
         except AdoptionError:  # it does not take the value

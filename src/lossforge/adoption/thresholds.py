@@ -6,17 +6,38 @@ import dis
 import functools
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from lossforge.adoption.library import python_function, used_by
 
 _MOST = 8
+_NO_NUMBER = frozenset({"CALL", "LOAD_ATTR", "LOAD_METHOD", "BINARY_SUBSCR"})
+"""Operations of the bytecode whose result is no parameter, if it is not called like one: what is asked of an array."""
 
 
-def thresholds(fn: Any) -> list[float]:
-    """The numbers that a function compares something with, or functions of its package which it calls."""
-    found: dict[float, None] = {}
+def thresholds(fn: Any, names: Collection[str]) -> dict[str, list[float]]:
+    """The numbers that a function, or one of its package which it calls, compares something with that may be of these names.
+
+    What is neither a variable nor an attribute of one of these names is not: the length of an array, say.
+    """
+    found: dict[str, dict[float, None]] = {name: {} for name in names}
+    for code in _codes(fn):
+        for compared, number in _comparisons(code):
+            named = str(compared.argval) in found
+            for name in (str(compared.argval),) if named else () if compared.opname in _NO_NUMBER else names:
+                found[name][number] = None
+    return {name: list(numbers)[:_MOST] for name, numbers in found.items()}
+
+
+def fractions(fn: Any) -> list[float]:
+    """The numbers between 0 and 1 that a function holds, or one of its package which it calls."""
+    consts = (c for code in _codes(fn) for c in code.co_consts)
+    return list(dict.fromkeys(c for c in consts if isinstance(c, float) and 0 < c < 1))
+
+
+def _codes(fn: Any) -> Iterator[types.CodeType]:
+    """The code of a function, and of those of its package which it calls."""
     waiting, seen = [fn], set[types.CodeType]()
     home = _package(fn)
     while waiting:
@@ -26,9 +47,15 @@ def thresholds(fn: Any) -> list[float]:
         for function, owner in _functions(value):
             if function.__code__ not in seen:
                 seen.add(function.__code__)
-                found |= dict.fromkeys(_compared_with(function.__code__))
+                yield from _with_inner(function.__code__)
                 waiting += [v for v in used_by(function, owner)[0] if inspect.isroutine(v) and _package(v) == home]
-    return list(found)[:_MOST]
+
+
+def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _with_inner(inner)
 
 
 def _package(value: Any) -> str:
@@ -49,17 +76,13 @@ def _functions(value: Any) -> Iterator[tuple[types.FunctionType, Any]]:
             yield method, value
 
 
-def _compared_with(code: types.CodeType) -> Iterator[float]:
-    steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
+def _comparisons(code: types.CodeType) -> Iterator[tuple[dis.Instruction, float]]:
+    """What a function compares with numbers, or takes for truth values, by the operation that gives it."""
+    steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG", "TO_BOOL")]
     for k, step in enumerate(steps):
-        if step.opname == "COMPARE_OP":
-            yield from (
-                float(i.argval)
-                for i in steps[max(k - 2, 0) : k]
-                if i.opname == "LOAD_CONST" and isinstance(i.argval, int | float) and not isinstance(i.argval, bool)
-            )
-        elif step.opname.startswith("POP_JUMP") and k and steps[k - 1].opname.startswith(("LOAD", "TO_BOOL")):
-            yield 0.0  # a number as a truth value
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            yield from _compared_with(inner)
+        if step.opname == "COMPARE_OP" and k > 1:
+            for number, other in (steps[k - 2 : k], steps[k - 2 : k][::-1]):
+                if number.opname == "LOAD_CONST" and type(number.argval) in (int, float):
+                    yield other, float(number.argval)
+        elif step.opname.startswith("POP_JUMP") and k and steps[k - 1].opname.startswith("LOAD"):
+            yield steps[k - 1], 0.0  # a number as a truth value

@@ -70,25 +70,25 @@ class Recording:
 
 def needed(recording: Recording) -> list[Step]:
     """The steps that the result is worked out from."""
-    wanted: set[int] = set()
-
-    def want(value: Any) -> None:
-        if isinstance(value, Ref):
-            wanted.add(value.index)
-        elif isinstance(value, list | tuple):
-            for v in value:
-                want(v)
-        elif isinstance(value, Mapping):
-            want(tuple(value.values()))
-
-    want(recording.result)
+    wanted = {r.index for r in refs(recording.result)}
     steps = []
     for step in reversed(recording.steps):
-        if wanted & set(step.outputs):
+        if not wanted.isdisjoint(step.outputs):
             steps.append(step)
-            want(step.args)
-            want(step.attrs)
+            wanted |= {r.index for r in refs((step.args, step.attrs))}
     return steps[::-1]
+
+
+def refs(value: Any) -> Iterator[Ref]:
+    """All values of a recording that something is made of."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from refs(v)
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from refs(v)
 
 
 def compact(recording: Recording) -> Recording:

@@ -52,10 +52,35 @@ _PACKED: Mapping[str, Callable[[Step], tuple[Sequence[Any], int]]] = {
 def rolled(recording: Recording) -> Recording:
     """The recording with its loops over dimensions rolled up, from the innermost outwards."""
     while True:
-        found = _Roll(recording).run()
+        found = _Roll(_begun(recording)).run()
         if found is None or len(found.steps) >= len(recording.steps):
             return recording
         recording = found
+
+
+def _begun(recording: Recording) -> Recording:
+    """The recording with a 0 before sums that begin with what a first turn gave, as if that were added to it."""
+    makers = {k: (at, s) for at, s in enumerate(recording.steps) for k in s.outputs}
+    counts = {n for shapes in recording.inputs for n in shapes[0]}
+    fresh = itertools.count(max([len(recording.inputs), *(k + 1 for k in makers)]))
+    behind: dict[int, list[Step]] = {}
+    other: dict[int, Step] = {}
+    chains: dict[int, tuple[int, int]] = {}
+    """For each sum, the step at which it begins, and how many terms there are."""
+    for at, step in enumerate(recording.steps):
+        if TOTALS.get(step.op) != "sum" or len(step.args) != 2 or not isinstance(step.args[0], Ref) or step.attrs:
+            continue
+        first, terms = chains.pop(step.args[0].index, (at, 1))
+        chains[step.outputs[0]] = first, terms + 1
+    for first, terms in chains.values():
+        step = recording.steps[first]
+        source = makers.get(step.args[0].index)
+        if terms in counts and source is not None and source[1].shapes[0] == step.shapes[0]:
+            begun = replace(step, args=(step.args[0], 0), outputs=(next(fresh),))
+            behind.setdefault(source[0], []).append(begun)
+            other[first] = replace(step, args=(Ref(begun.outputs[0]), *step.args[1:]))
+    steps = [s for at, step in enumerate(recording.steps) for s in (other.get(at, step), *behind.get(at, ()))]
+    return replace(recording, steps=tuple(steps)) if other else recording
 
 
 class _Unlike(Exception):
@@ -124,6 +149,8 @@ class _Roll:
         """For a distance, how many steps from each on are like those as far behind them."""
         sizes = {n for shapes in recording.inputs for n in shapes[0]}
         self.counts = sorted({m for n in sizes for m in (n, n - 1) if m > 1}, reverse=True)
+        self.drawn = {n for s in self.steps if s.op == "position.default" for n in s.shapes[0][0]}
+        """The numbers of entries of selections, of which each turn has its own."""
         self.makers = {k: s for s in self.steps for k in s.outputs}
         self.fresh = itertools.count(max([len(recording.inputs), *(k + 1 for k in self.makers)]))
         self.written: dict[int, tuple[_Loop, int, _Key]] = {}
@@ -133,7 +160,7 @@ class _Roll:
     def run(self) -> Recording | None:
         """The recording with loops rolled up; None if there is none."""
         known: dict[Any, int] = {}
-        signs = [known.setdefault((s.op, len(s.args), s.shapes), len(known)) for s in self.steps]
+        signs = [known.setdefault((s.op, len(s.args), self._extents(s)), len(known)) for s in self.steps]
         places: dict[int, list[int]] = {}
         for i, sign in enumerate(signs):
             places.setdefault(sign, []).append(i)
@@ -147,6 +174,12 @@ class _Roll:
         except _Unlike:
             return None
         return compact(replace(self.recording, steps=tuple(self.made), result=result))
+
+    def _extents(self, step: Step) -> Any:
+        """The shapes of a step's results, but for numbers that are drawn."""
+        if not self.drawn:
+            return step.shapes
+        return tuple(tuple(-1 if n in self.drawn else n for n in shape) for of in step.shapes for shape in of)
 
     def _plain(self, at: int) -> int:
         self.made.append(self._collected(self.steps[at]))
@@ -254,6 +287,8 @@ class _Roll:
                 return _place(values)
             raise _Unlike
         if all(v == head or v is head for v in values):
+            return head
+        if self.drawn.issuperset(values):
             return head
         if isinstance(head, int | float) and not isinstance(head, bool) and float(head).is_integer():
             return _place(values)

@@ -18,7 +18,8 @@ from lossforge.frontends.recording import Recording, kept, kept_numbers
 from lossforge.frontends.torch_constants import Constants
 from lossforge.frontends.torch_graph import decompositions, read, stack_traces
 from lossforge.frontends.torch_rules import RULES
-from lossforge.frontends.torch_tracing import Watch, recorded, selections
+from lossforge.frontends.torch_tracing import Watch, selections
+from lossforge.frontends.torch_ways import Ways
 
 
 class TorchFrontEnd:
@@ -34,6 +35,8 @@ class TorchFrontEnd:
                 f"{type(function).__name__} has trainable parameters ({trained}); make them arguments of a function"
             )
         self.rules = RULES
+        self.idle: set[Any] = set()
+        """See `Ways`."""
 
     def signature(self) -> inspect.Signature:
         """The names of the arguments."""
@@ -44,17 +47,28 @@ class TorchFrontEnd:
         return kept_numbers(self.function)
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
-        """Call the function once under `make_fx`."""
+        """The ways that the function takes, each recorded under `make_fx`."""
+        return self._recorded(arrays, parameters, Ways.recorded)
+
+    def usual(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
+        """The way that it takes where there is something to work with."""
+        return self._recorded(arrays, parameters, Ways.usual)
+
+    def _recorded(
+        self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], which: Callable[[Ways], Recording]
+    ) -> Recording:
         tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
         with kept(self.function, parameters) as options, warnings.catch_warnings():
             warnings.simplefilter("ignore")
+
+            drawn: dict[int, int] = {}
 
             def trace(watch: Watch) -> Recording:
                 def call(*args: torch.Tensor) -> Any:
                     with Constants(), watch:
                         return _one(self.function(*args, **options))
 
-                table = {**decompositions(), **selections(arrays, watch)}
+                table = {**decompositions(), **selections(arrays, watch, drawn)}
                 table[torch.ops.aten._local_scalar_dense.default] = watch.decide
                 functional = torch.func.functionalize(call, remove="mutations")
 
@@ -65,7 +79,7 @@ class TorchFrontEnd:
                     make = make_fx(told, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)
                     return read(make(*tensors), arrays)
 
-            return recorded(trace)
+            return which(Ways(trace, self.idle))
 
     def explain(self, error: Exception) -> str:
         """What an exception of the tracer means for the user."""

@@ -11,13 +11,13 @@ the way to the dispatcher, and it stops at an `if` on a tensor and at `x[mask]`.
 
 from __future__ import annotations
 
-import itertools
 import linecache
+import operator
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from lossforge.errors import AdoptionError
-from lossforge.frontends.decisions import raised_on_purpose
-from lossforge.frontends.recording import Recording
-from lossforge.frontends.ways import Unlike, choice
 
 _LIBRARY: Any = torch.library.Library("lossforge", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
@@ -41,37 +38,49 @@ _LIBRARY.impl(
     "CompositeExplicitAutograd",
 )
 
-_OWN = ("/torch/_", "/torch/fx/", "/torch/utils/")
-"""Files whose errors are those of the tracer, not of the function."""
 _MOST_CALLS = 20_000
-_MOST_DECISIONS = 32
-_MOST_WAYS = 24
-_MOST_GUARDS = 4
-_TOO_MANY = "it takes too many decisions from values; use torch.where in place of `if` and `while`"
+_MOST_DECISIONS = 400
+TOO_MANY = "it takes too many decisions from values; use torch.where in place of `if` and `while`"
+
+Answer: TypeAlias = bool | int
+"""What is told of a truth value, or how many entries a selection has."""
+Site: TypeAlias = tuple[tuple[str, int], ...]
+"""A place in the source: the file and the operation of the bytecode, and those where it was called from."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Event:
     """A decision on a truth value, or a selection, of which somebody may ask whether it is empty."""
 
-    answer: bool
-    """What was decided; of a selection, that it is empty."""
     value: torch.Tensor
     """The truth value, or the mask."""
-    count: int | None = None
-    """The number of entries that a selection is given; None for decisions."""
+    key: Any
+    """How it is worked out: the same, whatever was decided before."""
+    usual: Answer
+    """What is told where there is something to work with: the answer, or the number of entries."""
+    answer: Answer
+    """What was told."""
     asked: bool = False
-    """Whether the function looked at the number of entries, or decided on whether there are any."""
-    where: str = field(default_factory=lambda: _user_line())
+    """Whether the function looked at the number of entries of the selection."""
+    where: str = ""
     """The line of the user's source."""
+    site: Site = ()
+
+    @property
+    def selects(self) -> bool:
+        """Whether it is a selection."""
+        return not isinstance(self.usual, bool)
 
 
 class Watch(TorchFunctionMode):
-    """Marks what carries no gradient, and answers decisions on tensors in turn: as `answers` says, then False."""
+    """Marks what carries no gradient, and answers decisions on tensors: as `answers` says for some, else as usual.
 
-    def __init__(self, answers: Sequence[bool]) -> None:
+    At places in `checks`, which only raise errors, the other answer is usual.
+    """
+
+    def __init__(self, answers: Mapping[Any, Answer], checks: Collection[Site] = ()) -> None:
         super().__init__()
-        self.answers = list(answers)
+        self.answers, self.checks = answers, checks
         self.events: list[Event] = []
         self.calls = 0
         self.with_gradients = torch.is_grad_enabled()
@@ -87,31 +96,40 @@ class Watch(TorchFunctionMode):
             return torch.ops.lossforge.stop_gradient(args[0])
         func = _OTHERWISE.get(func, func)
         result = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.item and isinstance(result, torch.SymInt | torch.SymFloat):
+            return torch.ops.lossforge.stop_gradient(args[0].reshape(()))  # a number that is not known yet
         if func in _ASKING and self.events and not _from_library():
             counts = args[0].shape
             for event in self.events:
-                event.asked |= event.count is not None and event.count in counts
+                event.asked |= event.selects and event.answer == event.usual and event.answer in counts
         if self.with_gradients and not torch.is_grad_enabled() and not getattr(func, "__name__", "_").endswith("_"):
             return tree_map_only(torch.Tensor, torch.ops.lossforge.stop_gradient, result)
         return result
 
-    def _next(self) -> bool:
+    def _told(self, value: torch.Tensor, key: Any, usual: Answer) -> Any:
+        """The answer to a question, which is noted."""
+        frame = _user_frame()
+        where, site = _line(frame), _site(frame)
         if len(self.events) >= _MOST_DECISIONS:
-            raise AdoptionError(f"{_user_line()}: {_TOO_MANY}")
-        return self.answers[len(self.events)] if len(self.events) < len(self.answers) else False
+            raise AdoptionError(f"{where}: {TOO_MANY}")
+        if site in self.checks and isinstance(usual, bool):
+            usual = not usual
+        answer = self.answers.get(key, usual)
+        self.events.append(Event(value, key, usual, answer, where=where, site=site))
+        return answer
 
     def decide(self, condition: torch.Tensor) -> Any:
         """What Python is told of a truth value, instead of ``aten::_local_scalar_dense``."""
         if condition.dtype != torch.bool or getattr(condition, "constant", None) is not None:
             return NotImplemented
-        self.events.append(Event(self._next(), condition, asked=_asks_for_any(condition)))
-        return self.events[-1].answer
+        mode = get_proxy_mode()
+        slot = None if mode is None else get_proxy_slot(condition, mode.tracer, None)
+        key = id(condition) if mode is None or slot is None else structure(slot.proxy.node, mode.tracer)
+        return self._told(condition, key, slot is not None and _among_many(slot.proxy.node) is True)
 
-    def select(self, mask: torch.Tensor, count: int) -> int:
+    def select(self, mask: torch.Tensor, key: Any, count: int) -> int:
         """The number of entries of a selection."""
-        empty = self._next()
-        self.events.append(Event(empty, mask, 0 if empty else count))
-        return 0 if empty else count
+        return int(self._told(mask, ("selection", key), count))
 
 
 _SHAPE: Any = torch.Tensor.shape
@@ -127,40 +145,62 @@ def _from_library() -> bool:
     return "/torch/" in frame.f_code.co_filename
 
 
-def _user_line() -> str:
-    """The line of the function that is being recorded."""
+def _user_frame() -> Any:
+    """The frame of the function that is being recorded."""
     frame: Any = sys._getframe(1)
-    while frame is not None and any(own in frame.f_code.co_filename for own in ("/torch/", "/lossforge/", "<")):
+    while frame is not None and any(own in frame.f_code.co_filename for own in _NOT_USERS):
         frame = frame.f_back
+    return frame
+
+
+_NOT_USERS = ("/torch/", "/lossforge/", "<")
+
+
+def _site(frame: Any) -> Site:
+    found = []
+    while frame is not None and not frame.f_code.co_filename.endswith("lossforge/frontends/torch.py"):
+        if not any(own in frame.f_code.co_filename for own in _NOT_USERS):
+            found.append((frame.f_code.co_filename, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(found)
+
+
+def _line(frame: Any) -> str:
+    """The line of the source in which a frame is."""
     if frame is None:
         return ""
     file, line = frame.f_code.co_filename, frame.f_lineno
     return f"{file.rsplit('/', 1)[-1]}:{line} ({linecache.getline(file, line).strip()})"
 
 
-def _asks_for_any(condition: torch.Tensor) -> bool:
-    """Whether a truth value says how many entries of masks hold: none, some or all."""
-    mode = get_proxy_mode()
-    slot = None if mode is None else get_proxy_slot(condition, mode.tracer, None)
-    pending: list[torch.fx.Node] = [] if slot is None else [slot.proxy.node]
-    found = False
-    while pending:
-        node = pending.pop()
-        op = str(node.target).removeprefix("aten.").partition(".")[0]
-        inner = node.all_input_nodes
-        if op in ("any", "all", "sum") and _truth(inner[0]):
-            found = True
-        elif op in _PASSING:
-            pending += inner
-        else:
-            return False
-    return found
+_MANY = 1009
+"""The number of entries for which a mask holds, where there is something to work with and something is left out."""
 
 
-_PASSING = frozenset({
-    "eq", "ne", "gt", "lt", "ge", "le", "logical_not", "logical_and", "logical_or", "bitwise_not", "bitwise_and",
-    "bitwise_or", "add", "_to_copy", "view",
-})  # fmt: skip
+def _among_many(node: torch.fx.Node) -> Any:
+    """A number or truth value that says how many entries of masks hold, where these are many and not all.
+
+    None if it says anything else.
+    """
+    op = str(node.target).removeprefix("aten.").removeprefix("lossforge.").partition(".")[0]
+    if op in ("any", "all", "sum") and _truth(node.all_input_nodes[0]) and not node.meta["val"].ndim:
+        return {"any": True, "all": False, "sum": _MANY}[op]
+    if op not in _PASSING or len(node.args) > 2:
+        return None
+    args = [_among_many(a) if isinstance(a, torch.fx.Node) else a for a in node.args]
+    if any(not isinstance(a, bool | int | float) for a in args[: 1 if op == "view" else None]):
+        return None
+    return _PASSING[op](*args)
+
+
+_PASSING: dict[str, Callable[..., Any]] = {
+    "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "lt": operator.lt, "ge": operator.ge, "le": operator.le,
+    "logical_not": operator.not_, "bitwise_not": operator.not_, "add": operator.add, "mul": operator.mul,
+    **dict.fromkeys(("logical_and", "bitwise_and"), lambda a, b: bool(a) and bool(b)),
+    **dict.fromkeys(("logical_or", "bitwise_or"), lambda a, b: bool(a) or bool(b)),
+    **dict.fromkeys(("_to_copy", "view", "stop_gradient", "clone"), lambda a, *_: a),
+}  # fmt: skip
+"""Operations on such numbers."""
 
 
 def _truth(node: torch.fx.Node) -> bool:
@@ -208,71 +248,14 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
 """What the tracer stops at, in other words."""
 
 
-def recorded(trace: Callable[[Watch], Recording]) -> Recording:
-    """The recording in which every decision on values goes the only way that does not end in an error.
-
-    Such a decision is a check of arguments. If both ways end in a value, and it is decided on whether there are entries
-    to work with, the result is a choice between both. Of any other decision the loss depends on it, and is refused.
-    The trace gives a tuple: the value, and what each event is about.
-    """
-    return _settled(trace, [], itertools.count())
-
-
-def _settled(trace: Callable[[Watch], Recording], given: list[bool], ways: Iterator[int]) -> Recording:
-    """The recording after these answers."""
-    watch, answers = Watch(given), given
-    while True:
-        if next(ways) >= _MOST_WAYS:
-            raise AdoptionError(f"{watch.events[-1].where}: {_TOO_MANY}" if watch.events else _TOO_MANY)
-        try:
-            recording = trace(watch)
-            break
-        except Exception as error:
-            decisions = [i for i, e in enumerate(watch.events) if e.count is None and i >= len(given)]
-            if not decisions or watch.events[decisions[-1]].answer or not raised_on_purpose(error, _OWN):
-                raise
-            answers = [*(e.answer for e in watch.events[: decisions[-1]]), True]
-            watch = Watch(answers)
-    guards = [e for e in watch.events if e.count is None and not e.answer]
-    if len(guards) > _MOST_GUARDS:
-        raise AdoptionError(f"{guards[-1].where}: {_TOO_MANY}")
-    value, *about = recording.result
-    result = replace(recording, result=value)
-    for i, event in reversed([*enumerate(watch.events)][len(given) :]):
-        prefix = [*(e.answer for e in watch.events[:i]), True]
-        if event.answer or (event.count is not None and not event.asked):
-            continue
-        try:
-            other = _settled(trace, prefix, ways)
-        except AdoptionError:
-            raise
-        except Exception as error:
-            if event.count is not None or raised_on_purpose(error, _OWN):
-                continue
-            raise AdoptionError(f"{event.where}: {_DECIDES}") from None
-        try:
-            both = choice(result, other, about[i], where=event.count is None, count=event.count)
-        except Unlike:
-            raise AdoptionError(f"{event.where}: {_DECIDES}") from None
-        if both is not result and not event.asked:
-            raise AdoptionError(f"{event.where}: {_DECIDES}")
-        result = both
-    return result
-
-
-_DECIDES = (
-    "it takes a decision from values (`if`, `while`, `assert` or `and` on a tensor); use torch.where instead of `if`"
-)
-
-
 # ------------------------------------------------------------------------------------- selections
 
 
-def selections(arrays: Sequence[np.ndarray], watch: Watch) -> dict[Any, Any]:
+def selections(arrays: Sequence[np.ndarray], watch: Watch, drawn: dict[int, int]) -> dict[Any, Any]:
     """Decompositions of selections by truth values into positions, whose number is drawn for each mask.
 
-    The number is a prime of four digits, another one for other shapes of the inputs, so that it is told from sizes. Of
-    a mask that depends on no input it is the true one.
+    The number is a prime of four digits, another one for other shapes of the inputs, so that it is told from sizes;
+    `drawn` keeps it for all traces with these shapes. Of a mask that depends on no input it is the true one.
     """
     aten = torch.ops.aten
     counts: dict[Any, int] = {}
@@ -282,11 +265,14 @@ def selections(arrays: Sequence[np.ndarray], watch: Watch) -> dict[Any, Any]:
         mode = get_proxy_mode()
         assert mode is not None
         slot = get_proxy_slot(mask, mode.tracer, None)
-        key = id(mask) if slot is None else _structure(slot.proxy.node, {})
+        key = id(mask) if slot is None else structure(slot.proxy.node, mode.tracer)
         if key not in counts:
             known = int(mask.sum()) if slot is None else _count(slot.proxy.node, getattr(mode.tracer, "root", None))
-            prime = _PRIMES[(seed + 101 * len(counts)) % len(_PRIMES)]
-            counts[key] = known if known is not None else watch.select(mask, prime)
+            if known is None:
+                known = watch.select(
+                    mask, key, drawn.setdefault(key, _PRIMES[(seed + 101 * len(drawn)) % len(_PRIMES)])
+                )
+            counts[key] = known
         return [torch.ops.lossforge.position(mask, like, first, counts[key], d) for d in range(mask.ndim)]
 
     def expanded(x: torch.Tensor, indices: Sequence[Any]) -> list[Any] | None:
@@ -334,11 +320,17 @@ def selections(arrays: Sequence[np.ndarray], watch: Watch) -> dict[Any, Any]:
 _PRIMES = [n for n in range(1009, 9973) if all(n % d for d in range(2, 100))]
 
 
-def _structure(node: torch.fx.Node, known: dict[torch.fx.Node, Any]) -> Any:
-    """What a value is worked out from: equal for two masks that are computed alike."""
+def structure(node: torch.fx.Node, tracer: Any) -> int:
+    """What a value is worked out from, as a number: equal for two that are computed alike."""
+    known: dict[torch.fx.Node, int] = tracer.__dict__.setdefault("lossforge_structure", {})
     if node not in known:
-        parts = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: _structure(n, known))
-        known[node] = zlib.crc32(repr((node.op, str(node.target), parts)).encode())
+        parts: Any = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: structure(n, tracer))
+        if node.op == "get_attr":
+            parts = getattr(tracer.root, str(node.target))
+            with _disable_current_modes():
+                parts = parts.shape, parts.cpu().numpy().tobytes()
+        target = "" if node.op == "get_attr" else str(node.target)
+        known[node] = zlib.crc32(repr((node.op, target, parts)).encode())
     return known[node]
 
 

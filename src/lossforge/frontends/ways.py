@@ -6,30 +6,32 @@ from their results backwards, the two are alike up to some value, and that value
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lossforge.frontends.recording import Recording, Ref, Step, needed
+from lossforge.frontends.recording import Recording, Ref, Step, needed, refs
 
 
 class Unlike(Exception):
     """Internal: two ways end in values that cannot be a choice."""
 
 
-def choice(usual: Recording, other: Recording, condition: Ref, *, where: bool, count: int | None) -> Recording:
+def choice(
+    usual: Recording, other: Recording, condition: Ref, *, where: bool, count: int | None, few: int = 0
+) -> Recording:
     """One recording that does as `other` where `condition`, of the usual one, is `where`, and else as usual.
 
-    `count` is the number of entries of a selection by `condition`, whose place in `other` is taken by 0. It is the usual
-    recording itself where both do the same, or where the other works with arrays of no entries.
+    `count` is the number of entries of a selection by `condition`, of which there are `few` in `other`, and there may be fewer. It is
+    the usual recording itself where both do the same, or where the other works with arrays of no entries.
 
     Raises:
         Unlike: the results of both ways have different shapes.
     """
     numbers: dict[Any, int] = {}
-    mine, theirs = _Numbered(usual, numbers, count), _Numbered(other, numbers, count)
+    mine, theirs = Numbered(usual, numbers, count), Numbered(other, numbers, count if few == 0 else few)
     path: list[tuple[Step, int]] = []
     a, b = usual.result, other.result
     found: tuple[Ref, Any, int] | None = None  # where both ways have one shape, as late as can be
@@ -52,7 +54,7 @@ def choice(usual: Recording, other: Recording, condition: Ref, *, where: bool, c
         raise Unlike
     a, b, depth = found
     path, step = path[:depth], mine.steps[a.index]
-    steps = [s if count is None else mine.guarded(s, condition) for s in usual.steps]
+    steps = [s if count is None else mine.guarded(s, {mine.of(condition)}) for s in usual.steps]
     known = {("value", number): Ref(r) for r, number in mine.numbers_of.items()}
     fresh = 1 + max([len(usual.inputs) - 1, *(o for s in steps for o in s.outputs)])
     moved: dict[int, Ref] = {}
@@ -67,13 +69,20 @@ def choice(usual: Recording, other: Recording, condition: Ref, *, where: bool, c
     for s in needed(replace(other, result=b)):
         if all(theirs.of(Ref(o)) in known for o in s.outputs):
             continue
-        if any(0 in shape for of in s.shapes for shape in of):
+        if few == 0 and any(0 in shape for of in s.shapes for shape in of):
             return usual
+        if few and count is not None and theirs.selected(s, condition, mine):
+            s = _enlarged(s, few, count)
         outputs = tuple(range(fresh, fresh + len(s.outputs)))
         fresh += len(outputs)
         steps.append(replace(s, args=bring(s.args), attrs=bring(s.attrs), outputs=outputs))
         moved |= {o: Ref(n) for o, n in zip(s.outputs, outputs, strict=True)}
     told = Step("any.default", (condition,), {}, (fresh,), (((),),), step.where, ("torch.bool",))
+    if few:
+        total = Step("sum.default", (condition,), {}, (fresh,), (((),),), step.where, ("torch.int64",))
+        told = Step("gt.Scalar", (Ref(fresh), few), {}, (fresh + 1,), (((),),), step.where, ("torch.bool",))
+        steps.append(total)
+        fresh += 1
     chosen = (bring(b), a) if where else (a, bring(b))
     steps += [told, replace(step, op="where.self", args=(Ref(fresh), *chosen), attrs={}, outputs=(fresh + 1,))]
     fresh += 2
@@ -83,15 +92,36 @@ def choice(usual: Recording, other: Recording, condition: Ref, *, where: bool, c
     return replace(usual, steps=tuple(steps), result=Ref(fresh - 1))
 
 
-class _Numbered:
+def _enlarged(step: Step, few: int, count: int) -> Step:
+    """A step that works with few selected entries as one that works with the usual number of them."""
+
+    def enlarged(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(map(enlarged, value))
+        return count if type(value) is int and value == few else value
+
+    vectors = all(len(shape) < 2 for of in step.shapes for shape in of)
+    if few == 1 and not vectors:
+        raise Unlike  # it is not known which dimension is that of the selection
+    args = tuple(enlarged(a) if isinstance(a, list | tuple) else a for a in step.args)
+    if step.op == "position.default":
+        args = (*args[:3], count, *args[4:])
+    return replace(step, args=args, shapes=tuple(tuple(map(enlarged, of)) for of in step.shapes))
+
+
+class Numbered:
     """The values of a recording numbered by how they are worked out: equal ones have one number, in both recordings."""
 
     def __init__(self, recording: Recording, numbers: dict[Any, int], count: int | None) -> None:
-        self.numbers, self.count = numbers, count
+        self.numbers, self.count = numbers, None if count == 1 else count  # 1 is most often another number
         self.numbers_of = {i: self._number(("input", i)) for i in range(len(recording.inputs))}
         self.steps: dict[int, Step] = {}
         for step in recording.steps:
-            key = (step.op, self.of(step.args), self.of(step.attrs), step.dtypes)
+            attrs = {k: v for k, v in step.attrs.items() if k != "guarded"}
+            args = step.args
+            if step.op == "position.default" and args[3] == count:
+                args = (*args[:3], None, *args[4:])
+            key = (step.op, self.of(args), self.of(attrs), step.dtypes)
             for place, output in enumerate(step.outputs):
                 self.steps[output] = step
                 self.numbers_of[output] = self._number((key, place))
@@ -103,10 +133,28 @@ class _Numbered:
         """The step that makes a value."""
         return self.steps.get(value.index) if isinstance(value, Ref) else None
 
-    def guarded(self, step: Step, mask: Ref) -> Step:
-        """The positions of a selection whose number is not used where it is 0: no division by it may spoil a gradient."""
-        found = step.op == "position.default" and self.of(step.args[0]) == self.of(mask)
+    def guarded(self, step: Step, masks: Container[Any]) -> Step:
+        """The positions of selections whose number is not used where it is 0: no division by it may spoil a gradient."""
+        found = step.op == "position.default" and self.of(step.args[0]) in masks
         return replace(step, attrs={"guarded": True}) if found else step
+
+    def shape(self, value: Ref) -> tuple[int, ...]:
+        """That of a value that a step makes."""
+        step = self.steps.get(value.index)
+        return () if step is None else step.shapes[step.outputs.index(value.index)][0]
+
+    def selected(self, step: Step, mask: Ref, of: Numbered) -> bool:
+        """Whether a step works with the entries of a selection by a mask of another recording."""
+        pending, seen = [step], set[int]()
+        while pending:
+            s = pending.pop()
+            if s.outputs[0] in seen:
+                continue
+            seen.add(s.outputs[0])
+            if s.op == "position.default" and self.of(s.args[0]) == of.of(mask):
+                return True
+            pending += [self.steps[r.index] for r in refs((s.args, s.attrs)) if r.index in self.steps]
+        return False
 
     def of(self, value: Any) -> Any:
         """The number of a value; anything else by its content."""
@@ -119,3 +167,9 @@ class _Numbered:
         if isinstance(value, np.ndarray):
             return (value.shape, str(value.dtype), value.tobytes())
         return (type(value).__name__, repr(0 if type(value) is int and value == self.count else value))
+
+
+def alike(first: Recording, second: Recording) -> bool:
+    """Whether two recordings do the same."""
+    numbers: dict[Any, int] = {}
+    return Numbered(first, numbers, None).of(first.result) == Numbered(second, numbers, None).of(second.result)

@@ -28,12 +28,15 @@ class Axes:
         rules: Mapping[str, Rule],
         table: AxisTable,
         examples: Mapping[Axis, int],
+        shares: Sequence[float] = (),
     ) -> None:
         self.recording = recording
         self.rules = rules
         self.table = table
         self.examples = examples
         """The sizes of axes in the user's own examples."""
+        self.shares = shares
+        """Parts that numbers of entries may be of sizes."""
         self.count = len(recording.inputs[0]) if recording.inputs else 1
         self.sizes: dict[Axis, tuple[int, ...]] = {}
         self.size_nodes: dict[Axis, Node] = {}

@@ -12,7 +12,7 @@ from lossforge.frontends.positional.axis_table import SELECTED, unprimed
 from lossforge.frontends.positional.nodes import relabel, shifted, sorted_axis, tied, unguarded
 from lossforge.frontends.positional.slices import Slices
 from lossforge.frontends.positional.values import Dim, Refused, Tensor
-from lossforge.ir import Kind, Node
+from lossforge.ir import Axis, Kind, Node
 
 
 class Lookups(Slices):
@@ -76,16 +76,16 @@ class Lookups(Slices):
             return Tensor(nodes[0], dims)
         (axis,) = along
         index = Tensor(unguarded(index.node), index.dims)
+        inner = False
         if axis.startswith(SELECTED):
-            lead = self.selections[unprimed(axis)].lead
-            free = any(n.op == "input" and n.axes for n in ir.topological([index.node]))
-            if (
-                free
-                or not lead
-                or any((i >= n).any() for i, n in zip(self.known_entries(index.node), lead, strict=True))
-            ):
-                raise Refused("an index into a selection by truth values; index first and then select, or use a where")
-            (axis,) = along = self.held(axis)
+            whole, _ = self.laid_out(Tensor(others.node, (along, *others.dims)), 0)
+            inner = sorted_axis(index.node) == whole.dims[0][0]
+            if inner:  # the order of a selection, which is that among all entries
+                others, (axis,) = Tensor(whole.node, whole.dims[1:]), whole.dims[0]
+            else:
+                self._leading(axis, index.node)
+                (axis,) = self.held(axis)
+            along = (axis,)
         self._usable(index.node)
         ordered = sorted_axis(index.node)  # the order of one array, in which another is taken
         if ordered is not None and self.sizes_of(ordered)[0] == self.sizes_of(axis)[0]:
@@ -94,7 +94,7 @@ class Lookups(Slices):
         elsewhere = {a for d in others.dims for a in d}
         before = others.dims[dim] if dim < others.rank else ()
         blank = not before or (before[-1].startswith("#") and self.sizes_of(before[-1]) == self.sizes_of(axis))
-        if index.node.op == "argsort" and index.node.attrs[0] == axis and axis not in elsewhere and blank:
+        if not inner and index.node.op == "argsort" and index.node.attrs[0] == axis and axis not in elsewhere and blank:
             (source_node, order), dims = self.align(
                 [Tensor(others.node, (*others.dims[:dim], before[:-1] + along, *others.dims[dim + 1 :])), index]
             )
@@ -102,7 +102,7 @@ class Lookups(Slices):
                 return Tensor(ir.take(source_node, order, order.attrs[0]), dims)
         # The source axis must not be mistaken for one of the others: it takes part under a name of its own.
         apart = axis
-        if any(unprimed(a) == unprimed(axis) for a in (*elsewhere, *(a for d in index.dims for a in d))):
+        if inner or any(unprimed(a) == unprimed(axis) for a in (*elsewhere, *(a for d in index.dims for a in d))):
             apart = unprimed(axis) + "_from"
             self.sizes.setdefault(apart, self.sizes_of(axis))
             self.origin.setdefault(apart, self.origin[unprimed(axis)])
@@ -134,6 +134,13 @@ class Lookups(Slices):
                 t = self.slice(t, others.rank, [first] * self.count, [first + m for m in n])
                 return (Tensor(t.node, t.dims[:-1]), t.dims[-1]), Tensor(counted, index.dims)
         return x, index
+
+    def _leading(self, name: Axis, index: Node) -> None:
+        """Refuse positions in a selection that are not among the entries which are selected wherever others are."""
+        lead = self.selections[unprimed(name)].lead
+        free = any(n.op == "input" and n.axes for n in ir.topological([index]))
+        if free or not lead or any((i >= n).any() for i, n in zip(self.known_entries(index), lead, strict=True)):
+            raise Refused("an index into a selection by truth values; index first and then select, or use a where")
 
     def _usable(self, index: Node) -> None:
         """Refuse positions that are worked out in floats beyond what these hold exactly."""

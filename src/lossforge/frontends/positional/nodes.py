@@ -112,7 +112,7 @@ def shifted(index: Node) -> tuple[Node, int]:
 
 def sorted_axis(index: Node) -> Axis | None:
     """The axis whose order an index holds, all of it or a part."""
-    while index.op in ("cast", "window", "slide", "take", "flip", "rename"):
+    while index.op in ("cast", "stop_gradient", "window", "slide", "take", "flip", "rename"):
         index = index.args[0]
     if index.op == "argsort":
         return str(index.attrs[0])

@@ -17,7 +17,10 @@ class Orders(Reductions):
 
     def sort(self, x: Any, dim: int, descending: bool = False) -> tuple[Tensor, Tensor]:
         """The entries along a dimension in order, and where they were."""
-        t = self.whole_axis(x, dim)
+        t = self.tensor(x)
+        if self.is_selected(t, dim):
+            return self._sort_selected(t, dim, descending)
+        t = self.whole_axis(t, dim)
         if not t.dims[dim] or t.dims[dim][0] not in t.node.axes:  # all are equal
             return t, self.positions(self.extents(t.dims[dim]), dim, t.rank)
         (axis,) = t.dims[dim]
@@ -25,9 +28,31 @@ class Orders(Reductions):
         order = ir.argsort(-node if descending else node, axis)
         return Tensor(ir.take(t.node, order, axis), t.dims), Tensor(order, t.dims)
 
+    def _sort_selected(self, t: Tensor, dim: int, descending: bool) -> tuple[Tensor, Tensor]:
+        """The selected entries in order, in front of all others, and where they were among all of them."""
+        (name,) = t.dims[dim]
+        whole, mask = self.laid_out(t, dim)
+        (axis,) = whole.dims[dim]
+        node = ir.as_kind(whole.node, Kind.FLOAT)
+        order = ir.argsort(ir.where(mask, -node if descending else node, ir.constant(math.inf)), axis)
+        values = ir.take(whole.node, order, axis) if axis in whole.node.axes else whole.node
+        made = [
+            self.first_entries(Tensor(n, whole.dims), dim, self.sizes_of(name), self.size(name))
+            for n in (values, order)
+        ]
+        return made[0], made[1]
+
     def along(self, op: str, x: Any, dim: int, *attrs: Any) -> Tensor:
         """`flip` or `cumsum`."""
-        t = self.whole_axis(x, dim)
+        t = self.tensor(x)
+        if self.is_selected(t, dim):
+            found, whole = self.in_front(t, dim)
+            (axis,) = whole.dims[dim]
+            if op == "cumsum" and not any(attrs):
+                (name,) = found.dims[dim]
+                total = ir.cumsum(ir.where(self.mask_of(name), ir.as_kind(whole.node, Kind.FLOAT), 0.0), axis)
+                return Tensor(total, found.dims)
+        t = self.whole_axis(t, dim)
         if not t.dims[dim]:
             return t
         if op == "flip" and t.dims[dim][0] not in t.node.axes:

@@ -79,6 +79,49 @@ class Selections(Elementwise):
         self.sizes[name], self.size_nodes[name], self.origin[name] = numbers, total, name
         return name
 
+    def part(self, mask: Node, axis: Axis, counts: Sequence[int], size: Node) -> Axis:
+        """The selection of the entries of one axis where a mask holds, which is the same for all other entries."""
+        new = Selection(mask, (axis,))
+        for known, found in self.selections.items():
+            if found == new and self.sizes[known] == tuple(counts):
+                return known
+        name = SELECTED + self.number("part")
+        self.sizes[name], self.size_nodes[name] = tuple(counts), size
+        self.selections[name], self.origin[name] = new, name
+        return name
+
+    def is_selected(self, t: Tensor, dim: int) -> bool:
+        """Whether a dimension holds a selection, and nothing else."""
+        return len(t.dims[dim]) == 1 and t.dims[dim][0].startswith(SELECTED)
+
+    def laid_out(self, t: Tensor, dim: int) -> tuple[Tensor, Node]:
+        """All entries that a selection along a dimension was taken from, along one axis, and its mask."""
+        (name,) = t.dims[dim]
+        held, mask = self.held(name), self.mask_of(name)
+        whole = self.single(Tensor(t.node, (*t.dims[:dim], held, *t.dims[dim + 1 :])), dim)
+        (axis,) = whole.dims[dim]
+        if len(held) > 1:
+            mask = ir.elementwise("gt", ir.join(ir.as_kind(mask, Kind.FLOAT), held, axis), 0.5)
+        return whole, mask
+
+    def first_entries(self, t: Tensor, dim: int, counts: Sequence[int], size: Node) -> Tensor:
+        """The first entries along an axis, whose number may depend on values."""
+        (axis,) = t.dims[dim]
+        mask = ir.elementwise("lt", self.counter(axis), ir.as_kind(size, Kind.INDEX))
+        return Tensor(t.node, (*t.dims[:dim], (self.part(mask, axis, counts, size),), *t.dims[dim + 1 :]))
+
+    def in_front(self, t: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """A selection whose entries lie at the front of their axis, in their order, and that whole axis."""
+        (name,) = t.dims[dim]
+        whole, mask = self.laid_out(t, dim)
+        (axis,) = whole.dims[dim]
+        size = self.size(name)
+        if mask.op != "lt" or mask.args[0] is not self.counter(axis) or mask.args[1].axes:
+            order = ir.argsort(ir.where(mask, ir.constant(0.0), ir.constant(1.0)), axis)
+            node = ir.take(whole.node, order, axis) if axis in whole.node.axes else whole.node
+            whole = Tensor(node, whole.dims)
+        return self.first_entries(whole, dim, self.sizes_of(name), size), whole
+
     def picked(self, x: Tensor, dim: int, index: Tensor) -> Tensor | None:
         """`x` at the positions of a selection, if it has the very axes that were selected."""
         mine = tuple(b for a in x.dims[dim] for b in self.held(a))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lossforge import ir
+from lossforge.frontends.positional.axis_table import unprimed
 from lossforge.frontends.positional.nodes import relabel
 from lossforge.frontends.positional.orders import Orders
 from lossforge.frontends.positional.values import Refused, Tensor
@@ -26,6 +27,14 @@ class Slices(Orders):
         t = self.tensor(x)
         if t.stacked is not None and t.stacked[0] == dim and isinstance(index, int) and abs(index) < len(t.stacked[1]):
             return self.squeeze(t.stacked[1][index], [dim])
+        if self.is_selected(t, dim) and isinstance(index, int) and not self._leads(t, dim, [index + 1] * self.count):
+            found, t = self.in_front(t, dim)
+            last = self.size(found.dims[dim][0]) + float(index)
+            node = t.node
+            if t.dims[dim][0] in node.axes:
+                at = ir.constant(index, Kind.INDEX) if index >= 0 else ir.as_kind(last, Kind.INDEX)
+                node = ir.take(node, at, t.dims[dim][0])
+            return Tensor(node, (*t.dims[:dim], *t.dims[dim + 1 :]))
         t = self.whole_axis(t, dim, [index + 1] * self.count if isinstance(index, int) and index >= 0 else ())
         dims = (*t.dims[:dim], *t.dims[dim + 1 :])
         if not t.dims[dim]:
@@ -48,7 +57,10 @@ class Slices(Orders):
 
     def slice(self, x: Any, dim: int, start: Sequence[int], stop: Sequence[int], step: int = 1) -> Tensor:
         """Entries start … stop − 1 along a dimension; both are given for each recording."""
-        t = self.whole_axis(x, dim, stop)
+        t = self.tensor(x)
+        if self.is_selected(t, dim) and step == 1 and any(stop) and not self._leads(t, dim, stop):
+            return self._slice_selected(t, dim, start, stop)
+        t = self.whole_axis(t, dim, stop)
         n = self.extents(t.dims[dim])
         lengths = [max(0, -(-(b - a) // step)) for a, b in zip(start, stop, strict=True)]
         if all(a == 0 and b == m for a, b, m in zip(start, stop, n, strict=True)) and step == 1:
@@ -71,9 +83,9 @@ class Slices(Orders):
         first, last = self.extent(start), self.extent(trims)
         if first is not None and last is not None:
             return self._window(t, dim, first, last, lengths)
-        share = self._share(t, dim, start, lengths)
-        if share is not None:
-            return share
+        piece = self._share(t, dim, start, lengths)
+        if piece is not None:
+            return piece
         if len(set(start)) == 1 and len(set(lengths)) == 1:
             return self.slide(t, dim, Stencil(start=start[0], count=lengths[0]))
         if len(set(trims)) == 1 and len(set(lengths)) == 1:
@@ -96,7 +108,7 @@ class Slices(Orders):
         if any(start):
             held = ir.elementwise("and", ir.elementwise("ge", at, first), held)
         numbers = tuple(b - a for a, b in zip(start, stop, strict=True))
-        name = self.selection(held, (axis,), numbers, last - first)
+        name = self.selection(held, (axis,), numbers, last - first if any(start) else last)
         node = relabel(t.node, {axis: self.selections[name].axes[0]})
         return Tensor(node, (*t.dims[:dim], (name,), *t.dims[dim + 1 :]))
 
@@ -122,8 +134,33 @@ class Slices(Orders):
             yield ir.input_(name), given
             yield 1.0 - ir.input_(name), [1 - v for v in given]
             yield ir.input_(name) / 100.0, [v / 100 for v in given]
-        for share in _ROUND_SHARES:
+        for share in (*self.shares, *_ROUND_SHARES):
             yield ir.constant(share), (share,) * self.count
+
+    def _leads(self, t: Tensor, dim: int, ends: Sequence[int]) -> bool:
+        """Whether all entries before these ends are selected wherever the others are."""
+        lead = self.selections[unprimed(t.dims[dim][0])].lead
+        return bool(lead) and all(0 <= e <= n for e, n in zip(ends, lead, strict=True))
+
+    def _slice_selected(self, t: Tensor, dim: int, start: Sequence[int], stop: Sequence[int]) -> Tensor:
+        """Entries start … stop − 1 of a selection, whose ends are counted from its own."""
+        n = self.extents(t.dims[dim])
+        if not any(start) and tuple(stop) == n:
+            return t
+        found, whole = self.in_front(t, dim)
+        size, counts = self.size(found.dims[dim][0]), [b - a for a, b in zip(start, stop, strict=True)]
+        behind = {m - b for m, b in zip(n, stop, strict=True)}
+        if len(set(start)) > 1:
+            raise Refused("a slice of a selection that begins at a varying place; use a where over positions")
+        less = float(start[0] + min(behind))
+        left = ir.elementwise("minimum", self.symbol(stop), size) - float(start[0]) if len(behind) > 1 else size - less
+        return self.first_entries(self.moved(whole, dim, start[0]), dim, counts, left)
+
+    def moved(self, t: Tensor, dim: int, by: int) -> Tensor:
+        """Each entry along an axis that many places earlier, or later if it is less than 0; zeros come in."""
+        (axis,) = t.dims[dim]
+        node = ir.window(t.node, axis, axis, ir.extent(by), ir.extent(-by)) if by and axis in t.node.axes else t.node
+        return Tensor(node, t.dims)
 
     def _share(self, t: Tensor, dim: int, start: Sequence[int], lengths: Sequence[int]) -> Tensor | None:
         """One of a constant number of equal shares of a dimension: a half, a third."""

@@ -17,6 +17,8 @@ class Writing(Concatenation):
 
     def overwrite(self, x: Tensor, dim: int, start: Sequence[int], stop: Sequence[int], value: Tensor) -> Tensor:
         """`x` with entries start … stop − 1 along a dimension replaced."""
+        if self.is_selected(x, dim):
+            return self._overwrite_selected(x, dim, start, stop, value)
         t = self.whole_axis(x, dim)
         n = self.extents(t.dims[dim])
         value = self.whole_axis(
@@ -38,6 +40,29 @@ class Writing(Concatenation):
         here = ir.elementwise("and", ir.elementwise("ge", at, first), ir.elementwise("lt", at, last))
         inside = Tensor(here, tuple((new,) if i == dim else () for i in range(t.rank)))
         return self.elementwise("where", inside, placed, t)
+
+    def _overwrite_selected(
+        self, x: Tensor, dim: int, start: Sequence[int], stop: Sequence[int], value: Tensor
+    ) -> Tensor:
+        """The same in a selection, whose ends are counted from its own."""
+        n = self.extents(x.dims[dim])
+        behind = {m - b for m, b in zip(n, stop, strict=True)}
+        if len(set(start)) > 1 or len(behind) > 1:
+            raise Refused("writing into a part of a selection that varies; use a where over positions")
+        found, whole = self.in_front(x, dim)
+        (name,), (axis,) = found.dims[dim], whole.dims[dim]
+        if value.dims[dim] and not value.dims[dim][0].startswith("#"):
+            if not self.is_selected(value, dim) or self.held(value.dims[dim][0]) != (axis,):
+                raise Refused("writing an array into a selection of other entries; use a where with a mask")
+            value = self.moved(Tensor(value.node, (*value.dims[:dim], (axis,), *value.dims[dim + 1 :])), dim, -start[0])
+        less = min(behind)
+        at, end = self.counter(axis), self.size(name) - float(less) if less else self.size(name)
+        here = ir.elementwise(
+            "and", ir.elementwise("ge", at, start[0]), ir.elementwise("lt", at, ir.as_kind(end, Kind.INDEX))
+        )
+        inside = Tensor(here, tuple((axis,) if i == dim else () for i in range(x.rank)))
+        written = self.elementwise("where", inside, value, whole)
+        return Tensor(written.node, (*written.dims[:dim], (name,), *written.dims[dim + 1 :]))
 
     def _shape(self, t: Tensor, dim: int, stop: Sequence[int], start: Sequence[int], i: int) -> tuple[int, ...]:
         return tuple(stop[i] - start[i] if d == dim else self.extents(e)[i] for d, e in enumerate(t.dims))
