@@ -533,6 +533,14 @@ def row_by_row(pred, true):
     return torch.stack([F.mse_loss(a, b).sqrt() for a, b in zip(pred, true, strict=False)]).mean()
 
 
+MATRICES = [(n, c, c) for n, c in NC]
+
+
+def definite(x):
+    """Positive definite matrices."""
+    return x @ x.mT + 2 * torch.eye(x.shape[-1])
+
+
 CASES = {
     "dice by class": (dice_by_class, [unit, unit], [[(3, 4, 5), (2, 5, 3)]] * 2),
     "barlow twins": (barlow_twins, [real, real], [NC, NC]),
@@ -588,6 +596,23 @@ CASES = {
     "nearest exact": (lambda p, t: F.mse_loss(p, F.interpolate(t, scale_factor=2, mode="nearest-exact")), [unit, unit],
                       [[(2, 3, 6, 8), (3, 3, 10, 4)], [(2, 3, 3, 4), (3, 3, 5, 2)]]),
     "giou": (giou, [boxes, boxes], [[(6, 4), (9, 4)]] * 2),
+    "gaussian nll, full": (
+        lambda p, t, s: -torch.distributions.MultivariateNormal(p, definite(s), validate_args=False).log_prob(t).mean(),
+        [real, real, real], [NC, NC, MATRICES],
+    ),
+    "mahalanobis": (
+        lambda p, t, s: torch.einsum("bi,bij,bj->b", p - t, torch.linalg.inv(definite(s)), p - t).mean(),
+        [real, real, real], [NC, NC, MATRICES],
+    ),
+    "solved": (
+        lambda p, t: torch.linalg.solve(definite(p), t).square().mean(), [real, real], [[(5, 5), (7, 7)]] * 2,
+    ),
+    "solved by a factor": (
+        lambda p, t: torch.cholesky_solve(t, torch.linalg.cholesky(definite(p), upper=True), upper=True).square().mean(),
+        [real, real], [[(5, 5), (7, 7)]] * 2,
+    ),
+    "log of a determinant": (lambda p: torch.logdet(definite(p)) + torch.det(p), [real], [[(5, 5), (7, 7)]]),
+    "erfinv": (lambda p: torch.erfinv(0.9 * torch.tanh(p)).square().mean(), [real], [NC]),
     "log cosh": (lambda p, t: torch.log(torch.cosh(p - t)).mean(), [real, real], [NC, NC]),
     "cosine": (lambda p, t: 1 - F.cosine_similarity(p, t, dim=-1).mean(), [real, real], [NC, NC]),
     "pairwise hinge": (

@@ -93,6 +93,7 @@ MOVES: dict[str, Callable[[Node], Node]] = {
     "inverse": lambda x: ir.matrix("inverse", gram(x), "row", "b"),
     "determinant": lambda x: ir.matrix("logdet", gram(x), "row", "b") * reduction("sum", x, ("b", "c")),
     "root of a matrix": lambda x: ir.matrix("cholesky", gram(x), "row", "b"),
+    "one determinant": lambda x: ir.matrix("logdet", reduction("sum", gram(x), ("a",)), "row", "b") * x,
     "two moves, one after the other": lambda x: ir.cumsum(ordered(x, "b"), "b") * x,
 }  # fmt: skip
 

@@ -262,7 +262,7 @@ class Bound:
                 return repr(self.constants[node])
             if node.op == "constant":  # a whole number or a truth value
                 return repr(float(node.attrs[0]))
-            if node.op == "input" or node.op in ir.REDUCTIONS:
+            if node.op == "input" or node.op in ir.REDUCTIONS | ir.WHOLE:
                 text = f"values[{keep(node)}]"
             else:
                 args = [name_of(a) for a in node.args]
@@ -365,7 +365,7 @@ class Bound:
             given = self._operand(step.x, values, kept, held).reshape(spread)
             with np.errstate(all="ignore"):
                 moved = of_whole(node, given, number, place, self.sizes).reshape(shape)
-            values[node] = np.ascontiguousarray(moved, dtype[node.kind]), tuple(order)
+            values[node] = (np.ascontiguousarray(moved, dtype[node.kind]), tuple(order)) if order else moved.item()
 
         return run_step
 

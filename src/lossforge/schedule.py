@@ -354,7 +354,7 @@ class _Scheduler:
         final = tuple(
             o
             for o in self.outputs
-            if not o.axes and o not in known_scalars and o.op not in {"input", "constant", *REDUCTIONS}
+            if not o.axes and o not in known_scalars and o.op not in {"input", "constant", *REDUCTIONS, *ir.WHOLE}
         )
         if final:
             steps.append(Scalars(tuple(dict.fromkeys(final))))
@@ -375,7 +375,7 @@ class _Scheduler:
             if node in seen:
                 return
             seen.add(node)
-            if not node.axes and node.op not in ("input", "constant") and node.op not in REDUCTIONS:
+            if not node.axes and node.op not in {"input", "constant", *REDUCTIONS, *ir.WHOLE}:
                 if node not in known:
                     found[node] = None
                 return

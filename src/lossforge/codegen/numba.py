@@ -279,7 +279,7 @@ class _KernelEmitter:
                 name = self.given.get(n) or (python_name(str(n.attrs[0])) if n.op == "input" else "s")
                 self.scalars[n] = self._fresh(name)
                 continue
-            if n.op in REDUCTIONS and n not in inside:
+            if n.op in ir.WHOLE or (n.op in REDUCTIONS and n not in inside):
                 continue
             stack.extend(n.args)
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from lossforge import ir
 from lossforge.frontends import spectral, windows
+from lossforge.frontends.approximations import bessel_i0e, bessel_i1e, erf_inverse
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, Unknown, rule_for, slice_ends
 from lossforge.frontends.recording import Step, Varying
 from lossforge.frontends.rules import arithmetic, cut, kind_of
 from lossforge.frontends.spectral import Complex
+from lossforge.frontends.torch_matrices import MATRICES
 from lossforge.frontends.torch_windows import WINDOWS
 from lossforge.ir import Kind
 
@@ -591,7 +593,7 @@ def _random(imp: Importer, step: Step, *args: Any) -> Tensor:
 
 
 _REAL: Mapping[str, Rule] = {
-    **WINDOWS,
+    **WINDOWS, **MATRICES,
     **{f"{op}.default": _random for op in ("rand", "randn", "rand_like", "randn_like", "native_dropout", "bernoulli", "randperm")},
     "_local_scalar_dense.default": _number, "bernoulli.p": _random, "normal_functional.default": _random,
     **{f"{k}.default": rule_for(v) for k, v in _PLAIN.items()},
@@ -648,6 +650,8 @@ _REAL: Mapping[str, Rule] = {
     "select_copy.int": lambda imp, step, x, d, i: imp.select(x, imp.dim(imp.tensor(x), d), i),
     "slice.Tensor": _slice, "split.Tensor": _split, "split_with_sizes.default": _split, "split_with_sizes_copy.default": _split,
     "unbind.int": _unbind, "sort.stable": _sort, "argsort.stable": _argsort,
+    "erfinv.default": _formula(erf_inverse), "special_i0e.default": _formula(bessel_i0e),
+    "special_i1e.default": _formula(bessel_i1e),
     "roll.default": lambda imp, step, x, shifts, dims: _roll(imp, x, shifts, dims),
     "remainder.Tensor": _formula(lambda x, y: x - y * _floor(x / y)), "remainder.Scalar": _formula(lambda x, y: x - y * _floor(x / y)),
 }  # fmt: skip
