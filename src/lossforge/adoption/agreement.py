@@ -89,12 +89,15 @@ def _at_length(read: Read, node: Node, holds: Callable[[Sequence[tuple[int, ...]
     if not long:
         return False
     ports = read.importer.ports
-    sizes = {a: n for p, s in zip(ports, read.further, strict=True) for a, n in zip(p.order, s, strict=True)}
-    first = next((a for a in sizes if a in long and len(set(read.importer.sizes.get(a, ()))) > 1), None)
-    if first is not None:
+    several = read.importer.sizes
+    first = next((a for p in ports for a in p.order if a in long and len(set(several.get(a, ()))) > 1), None)
+    for base in (read.further, read.shapes[0]):  # the examples are smaller
+        sizes = {a: n for p, s in zip(ports, base, strict=True) for a, n in zip(p.order, s, strict=True)}
         others = math.prod(n for a, n in sizes.items() if a in long and a != first)
         sizes = {a: max(n, _LONG // others) if unprimed(a) == first else n for a, n in sizes.items()}
-    shapes = [tuple(sizes[a] for a in p.order) for p in ports]
+        shapes = [tuple(sizes[a] for a in p.order) for p in ports]
+        if entries(shapes) <= _LARGEST_FURTHER:
+            break
     try:
         compared = first is not None and entries(shapes) <= _LARGEST_FURTHER and holds(shapes)
     except AdoptionError as error:
