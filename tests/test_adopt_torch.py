@@ -695,6 +695,16 @@ def test_published_loss(name: str) -> None:
         agree("gradient in PyTorch", tensors[at].grad, gradient)
 
 
+def spreads_of_several(p):
+    """A loop whose turns ask for more than one entry."""
+    total = 0.0
+    for k in range(3):
+        some = p[:, 0][p[:, 1] > k - 1.0]
+        if len(some) > 1:
+            total = total + some.var()
+    return total
+
+
 @pytest.mark.parametrize(
     ("fn", "said"),
     [
@@ -707,11 +717,19 @@ def test_published_loss(name: str) -> None:
         (lambda p: p.mul_(2).sum(), "in place"),
         (lambda p: torch.linalg.svdvals(p).sum(), "svd"),
         (lambda p: {"loss": p.sum()}, "dict"),
+        (spreads_of_several, r"test_adopt_torch.py:\d+ .*more than one entry"),
     ],
 )  # fmt: skip
 def test_refusals_name_the_operation(fn: Callable[..., Any], said: str) -> None:
     with pytest.raises(lf.errors.AdoptionError, match=said):
         lf.adopt(fn, torch.from_numpy(real(np.random.default_rng(0), (6, 4))))
+
+
+def largest_if_any(x, labels):
+    try:
+        return x[labels == 1].max()
+    except RuntimeError:
+        return x.sum() * 0
 
 
 @pytest.mark.parametrize("labels", [[1, 1, 1, 1], [1, 2, 3, 4], [1, 1, 2, 3], [2, 2, 2, 2], [0, 0, 0, 0]])
@@ -725,6 +743,7 @@ def test_refusals_name_the_operation(fn: Callable[..., Any], said: str) -> None:
         guards_of_guards,
         prototypes,
         two_or_more,
+        largest_if_any,
     ],
 )
 def test_guards_against_nothing(fn: Callable[..., Any], labels: list[int], rng: np.random.Generator) -> None:
@@ -732,6 +751,17 @@ def test_guards_against_nothing(fn: Callable[..., Any], labels: list[int], rng: 
     arrays = [real(rng, (4, 3)), np.array(labels)]
     loss = lf.adopt(fn, torch.from_numpy(real(rng, (6, 3))), torch.tensor([0, 0, 1, 1, 2, 2]))
     check(loss, original(fn), arrays)
+
+
+def test_a_deviation_of_nothing_has_no_slope(rng: np.random.Generator) -> None:
+    """PyTorch's gradient of a standard deviation is 0 where that is 0, and NaN of the square root of a variance."""
+
+    def fn(p):
+        return p.std(0).sum()
+
+    loss = lf.adopt(fn, torch.from_numpy(real(rng, (6, 3))))
+    check(loss, original(fn), [np.repeat(real(rng, (1, 3)), 4, 0)])
+    check(loss, original(fn), [real(rng, (4, 3))])
 
 
 def test_an_axis_that_one_other_size_fits_by_chance_is_not_taken_for_free() -> None:

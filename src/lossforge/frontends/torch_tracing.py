@@ -95,6 +95,8 @@ class Watch(TorchFunctionMode):
         if func in (torch.Tensor.detach, torch.detach, torch.Tensor.detach_, torch.Tensor.data.__get__):  # type: ignore[attr-defined]
             return torch.ops.lossforge.stop_gradient(args[0])
         func = _OTHERWISE.get(func, func)
+        if func in _EXTREMES and len(args) == 1 and not kwargs and args[0].numel() == 0:
+            raise RuntimeError("the largest of no entries")  # as PyTorch does, but while it traces
         result = func(*args, **(kwargs or {}))
         if func is torch.Tensor.item and isinstance(result, torch.SymInt | torch.SymFloat):
             return torch.ops.lossforge.stop_gradient(args[0].reshape(()))  # a number that is not known yet
@@ -132,6 +134,9 @@ class Watch(TorchFunctionMode):
         return int(self._told(mask, ("selection", key), count))
 
 
+_EXTREMES = frozenset({
+    torch.max, torch.min, torch.amax, torch.amin, torch.Tensor.max, torch.Tensor.min, torch.Tensor.amax, torch.Tensor.amin,
+})  # fmt: skip
 _SHAPE: Any = torch.Tensor.shape
 _ASKING = frozenset({torch.Tensor.__len__, torch.Tensor.size, torch.Tensor.numel, torch.numel, _SHAPE.__get__})
 """What tells how many entries a tensor has."""
@@ -222,6 +227,17 @@ def _pdist(x: torch.Tensor, p: float = 2.0) -> torch.Tensor:
     return torch.cdist(x, x, p)[torch.ones(n, n, dtype=torch.bool).triu(1)]
 
 
+def _std(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+    """PyTorch's gradient is 0 where it is 0."""
+    variance = torch.var(x, *args, **options)
+    return torch.where(variance == 0, torch.zeros_like(variance), variance.sqrt())
+
+
+def _std_mean(x: torch.Tensor, dim: Any = None, *args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    kept = options.get("keepdim", False)
+    return _std(x, dim, *args, **options), torch.mean(x, dim, keepdim=kept)
+
+
 def _fill_diagonal(x: torch.Tensor, value: float, wrap: bool = False) -> torch.Tensor:
     x.diagonal().fill_(value)
     return x
@@ -240,6 +256,9 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
     torch.triu_indices: _triangle("triu"),
     torch.tril_indices: _triangle("tril"),
     torch.pdist: _pdist,
+    torch.std: _std,
+    torch.Tensor.std: _std,
+    torch.std_mean: _std_mean,
     torch.Tensor.fill_diagonal_: _fill_diagonal,
     torch.Tensor.requires_grad_: lambda x, requires_grad=True: x,  # of a constant, which has no share in the gradient
     torch.bincount: _bincount,

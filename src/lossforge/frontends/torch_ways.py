@@ -175,8 +175,7 @@ class Ways:
         """The least number of entries for which the function does as usual, if there are any."""
 
         def as_usual(count: int) -> bool:
-            found = self._other({**answers, event.key: count}, event, usual)
-            return found is None or _essence(replace(found[1], result=found[1].result[0])) == _essence(usual)
+            return self._as_usual(answers, usual, event, count)
 
         simple = "least", self._question(answers, event)
         if simple in self.idle or as_usual(1):
@@ -192,6 +191,11 @@ class Ways:
             middle = (low + high) // 2
             low, high = (low, middle) if as_usual(middle) else (middle, high)
         return high
+
+    def _as_usual(self, answers: Answers, usual: Recording, event: Event, count: int) -> bool:
+        """Whether the function does as usual where a selection has so many entries."""
+        found = self._other({**answers, event.key: count}, event, usual)
+        return found is None or _essence(replace(found[1], result=found[1].result[0])) == _essence(usual)
 
     def _note_idle(self, answers: Answers, usual: Recording, selections: Sequence[Event]) -> None:
         """Note selections of which nothing depends on whether they are empty, as far as nobody asks."""
@@ -209,17 +213,19 @@ class Ways:
             self.idle |= {self._question(answers, e) for e in new}
 
     def _loops(
-        self, answers: Answers, result: Recording, events: Sequence[Event], refs: Mapping[Any, Ref]
+        self, answers: Answers, usual: Recording, events: Sequence[Event], refs: Mapping[Any, Ref]
     ) -> tuple[Recording, list[Event]]:
-        """The result with turns of loops that may be skipped, and the questions that are left."""
+        """The usual way with turns of loops that may be skipped, and the questions that are left."""
         sites: dict[Site, list[Event]] = {}
         for event in events:
             if not event.selects or event.asked:
                 sites.setdefault(event.site, []).append(event)
         repeated = [of for of in sites.values() if len(of) > 1]
-        left = list(events)
+        left, result = list(events), usual
         while repeated:
             lead, *repeated = repeated
+            if lead[0].selects and not self._as_usual(answers, usual, lead[0], 1):
+                raise AdoptionError(f"{lead[0].where}: {_IN_LOOP.format('it depends on more than one entry')}")
             try:
                 odd, even = (self._skipped(answers, lead, k) for k in (1, 0))
                 several = [lead]  # questions of one turn that come to the same
