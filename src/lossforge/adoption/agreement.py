@@ -22,6 +22,8 @@ _LARGEST_FURTHER = 2**16
 """Entries of an array at sizes that nothing was recorded at ..."""
 _LARGEST_COMPARED = 2**17
 """... and at the second of those that it was recorded at, where those of the examples can stand for them."""
+_LARGEST_WITHIN = 2**24
+"""Entries of a value on the way, where many entries along an axis are compared."""
 _LONG = 997
 """Entries along which shares and orders are compared."""
 _TOLERANCE = 1e-4
@@ -99,7 +101,9 @@ def _at_length(read: Read, node: Node, holds: Callable[[Sequence[tuple[int, ...]
         if entries(shapes) <= _LARGEST_FURTHER:
             break
     try:
-        compared = first is not None and entries(shapes) <= _LARGEST_FURTHER and holds(shapes)
+        largest = max(math.prod(sizes.get(ir.original(a), _LONG) for a in n.axes) for n in nodes)
+        small = entries(shapes) <= _LARGEST_FURTHER and largest <= _LARGEST_WITHIN
+        compared = first is not None and small and holds(shapes)
     except AdoptionError as error:
         raise OfFew(str(error), str(first)) from None
     if of_shares and not compared:
