@@ -102,7 +102,7 @@ def test_collections(name):
 
 def test_a_decision_from_values_is_refused_by_name():
     examples = [torch.from_numpy(a) for a in drawn("hausdorff", (real, binary), IMAGES[0])]
-    with pytest.raises(lf.errors.AdoptionError, match="decision from values"):
+    with pytest.raises(lf.errors.AdoptionError, match="decisions? from values"):
         lf.adopt(monai.HausdorffDTLoss(sigmoid=True), *examples)
 
 
