@@ -613,6 +613,9 @@ CASES = {
     ),
     "log of a determinant": (lambda p: torch.logdet(definite(p)) + torch.det(p), [real], [[(5, 5), (7, 7)]]),
     "erfinv": (lambda p: torch.erfinv(0.9 * torch.tanh(p)).square().mean(), [real], [NC]),
+    "classes by rank": (
+        lambda p, t: F.cross_entropy(p @ p.T, torch.unique(t, return_inverse=True)[1]), [real, classes(4)], [NC, N],
+    ),
     "log cosh": (lambda p, t: torch.log(torch.cosh(p - t)).mean(), [real, real], [NC, NC]),
     "cosine": (lambda p, t: 1 - F.cosine_similarity(p, t, dim=-1).mean(), [real, real], [NC, NC]),
     "pairwise hinge": (

@@ -32,7 +32,8 @@ class Read:
     def hollow(self) -> bool:
         """Whether an array has no entries at a recorded size, as the windows of a signal have that is too short for any."""
         steps = self.importer.recording.steps
-        return any(0 in shape for step in steps for made in step.shapes for shape in made)
+        sizes = (n for step in steps for made in step.shapes for shape in made for n in shape)
+        return any(type(n) is int and n == 0 for n in sizes)  # a size that depends on values is no number
 
 
 class Reader:
