@@ -20,7 +20,7 @@ from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.numba import Kernel, Total, emit_kernel
 from lossforge.codegen.numpy import numpy_backend
 from lossforge.frontends.signature import dimensions
-from lossforge.interpreter import Float64, derive_lengths, of_whole
+from lossforge.interpreter import Float64, count_entries, derive_lengths, of_whole
 from lossforge.ir import Axis, Kind, Node, Port, Program
 from lossforge.placement import UNROLLED, Lie, as_one, choose_layout, dense, merge_axes
 from lossforge.primitives import PRIMITIVES
@@ -349,7 +349,7 @@ class Bound:
     def _move(self, step: Move) -> Callable[[dict[Node, Any]], None]:
         """An operation on a whole array by NumPy; a slice is a view."""
         node = step.node
-        if node.op == "window" and is_slice(node) and (view := self._view(node)):
+        if is_slice(node) and (view := self._view(node)):
             return view
         axes = sorted(step.x.axes | node.axes)
         place = {a: i for i, a in enumerate(axes)}
@@ -377,7 +377,7 @@ class Bound:
         if x.op == "rename" or lie is None or len(self.shapes[old]) != 1:
             return None
         order = next((p.order for p in self.program.inputs if p.node is x), None)
-        first = sum(n * (self.sizes[a] if a else 1) for a, n in start)
+        first = count_entries(start, self.sizes)
         part = slice(first, first + self.sizes[new])
         self.lies[node] = Lie(tuple((new if a == old else a, n) for a, n in lie.strides), lie.dtype)
 

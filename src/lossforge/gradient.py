@@ -41,6 +41,7 @@ from lossforge.ir import (
     rename,
     slide,
     split,
+    spread,
     take,
     topological,
     total,
@@ -313,12 +314,12 @@ def pull_structural(node: Node, adjoint: Node) -> Node:
     if node.op == "window":
         old, new, start, trim = node.attrs
         if new not in adjoint.axes:  # constant along it
-            adjoint = _spread(adjoint, new)
+            adjoint = spread(adjoint, new)
         back = tuple((a, -n) for a, n in start), tuple((a, -n) for a, n in trim)
         return window(adjoint, new, old, *back)
     if node.op == "slide":
         old, new, tap, stencil, forth = node.attrs
-        moved = _slide(_spread(adjoint, new), new, old, tap, stencil, not forth)
+        moved = _slide(spread(adjoint, new), new, old, tap, stencil, not forth)
         return moved if tap is None or tap in x.axes else gated_total(moved, {tap})
     if node.op == "join":
         pieces, new = node.attrs
@@ -327,12 +328,12 @@ def pull_structural(node: Node, adjoint: Node) -> Node:
     if node.op == "split":
         axis, pieces = node.attrs
         for piece in pieces:
-            adjoint = _spread(adjoint, piece) if adjoint.axes & set(pieces) and piece not in adjoint.axes else adjoint
+            adjoint = spread(adjoint, piece) if adjoint.axes & set(pieces) and piece not in adjoint.axes else adjoint
         return join(adjoint, pieces, axis) if adjoint.axes & set(pieces) else adjoint
     axis = node.attrs[0]
     if node.op == "flip":
         return flip(adjoint, axis) if axis in adjoint.axes else adjoint
-    return cumsum(_spread(adjoint, axis), axis, not node.attrs[1])
+    return cumsum(spread(adjoint, axis), axis, not node.attrs[1])
 
 
 def _slide(x: Node, old: Axis, *rest: Any) -> Node:
@@ -346,11 +347,6 @@ def _slide(x: Node, old: Axis, *rest: Any) -> Node:
     if x.op == "div" and old not in x.args[1].axes:
         return _slide(x.args[0], old, *rest) / x.args[1]
     return slide(x, old, *rest)
-
-
-def _spread(x: Node, axis: Axis) -> Node:
-    """`x`, with its value repeated along `axis` where it lacks that."""
-    return x if axis in x.axes else where(elementwise("ge", iota(axis), constant(0, Kind.INDEX)), x, 0.0)
 
 
 # ------------------------------------------------------------------------------------- forward mode
@@ -423,7 +419,7 @@ def _push(node: Node, delta: Delta, value: Node, add: Callable[[Delta, Node], No
         if any(a in touched for a, _ in delta):
             raise UnsupportedError(f"second derivatives entry by entry through {node.op} are not available; use hvp")
         for a in touched & node.args[0].axes:
-            value = _spread(value, a)
+            value = spread(value, a)
         add(delta, rebuild(node, [value]))
 
 

@@ -239,7 +239,8 @@ def evaluate(
     return result
 
 
-def _count(part: Extent, lengths: Mapping[str, int]) -> int:
+def count_entries(part: Extent, lengths: Mapping[str, int]) -> int:
+    """A number of entries, for these sizes of axes."""
     return sum(n * (lengths[axis] if axis else 1) for axis, n in part)
 
 
@@ -251,7 +252,7 @@ def derive_lengths(order: Sequence[Node], lengths: dict[str, int]) -> None:
             try:
                 if node.op == "window":
                     old, new, start, trim = node.attrs
-                    shorter = _count(start, lengths) + _count(trim, lengths)
+                    shorter = count_entries(start, lengths) + count_entries(trim, lengths)
                     if old in lengths:
                         lengths.setdefault(new, lengths[old] - shorter)
                     else:
@@ -314,7 +315,7 @@ def of_whole(
     if node.op == "cumsum":
         return np.flip(np.cumsum(np.flip(x, at), at), at) if node.attrs[1] else np.cumsum(x, at)
     old, new, start, trim = node.attrs
-    first, last_ = _count(start, lengths), _count(trim, lengths)
+    first, last_ = count_entries(start, lengths), count_entries(trim, lengths)
     here = np.moveaxis(x, at, 0)
     here = here[max(first, 0) : len(here) - max(last_, 0)]
     zeros = [(max(-first, 0), max(-last_, 0))] + [(0, 0)] * (here.ndim - 1)

@@ -357,7 +357,7 @@ MATRIX = frozenset({"inverse", "logdet", "detsign", "cholesky"})
 def matrix(op: str, x: Node, row: Axis, column: Axis) -> Node:
     """The inverse of each matrix along two axes, log |det|, the sign of det, or L with L Lᵀ = x, read from the lower half."""
     for axis in (row, column):
-        x = x if axis in x.axes else _spread(x, axis)
+        x = spread(x, axis)
     axes = x.axes - {row, column} if op in ("logdet", "detsign") else x.axes
     return intern(op, (as_kind(x, Kind.FLOAT),), ((row, column),), axes, Kind.FLOAT)
 
@@ -369,9 +369,14 @@ WHOLE = (STRUCTURAL | MATRIX) - {"take", "rename"}
 """What no loop over entries can do: these operations need their operand as an array."""
 
 
-def _spread(x: Node, axis: Axis) -> Node:
-    """`x` repeated along an axis that it lacks."""
-    return where(elementwise("ge", iota(axis), constant(0, Kind.INDEX)), x, constant(0, x.kind))
+def repeat(x: Node, position: Node) -> Node:
+    """`x` along one more axis, whose positions are given: the same at each of them."""
+    return where(elementwise("ge", position, constant(0, Kind.INDEX)), x, constant(0, x.kind))
+
+
+def spread(x: Node, axis: Axis) -> Node:
+    """`x`, repeated along `axis` where it lacks that."""
+    return x if axis in x.axes else repeat(x, iota(axis))
 
 
 def _rebuild_structural(node: Node, x: Node) -> Node:
@@ -382,9 +387,9 @@ def _rebuild_structural(node: Node, x: Node) -> Node:
             return window(x, old, new, start, trim)
         if all(n > 0 for _, n in (*start, *trim)):
             return x
-        return window(_spread(x, old), old, new, start, trim)
+        return window(spread(x, old), old, new, start, trim)
     if node.op == "slide":
-        return slide(x if node.attrs[0] in x.axes else _spread(x, node.attrs[0]), *node.attrs)
+        return slide(spread(x, node.attrs[0]), *node.attrs)
     if node.op == "join":
         return join(x, *node.attrs) if x.axes & set(node.attrs[0]) else x
     axis = node.attrs[0]

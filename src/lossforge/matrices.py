@@ -5,8 +5,7 @@ They are those of M. Giles, Collected matrix derivative results for forward and 
 
 from __future__ import annotations
 
-from lossforge import ir
-from lossforge.ir import Axis, Node, elementwise, iota, matrix, rename, total, where
+from lossforge.ir import Axis, Node, elementwise, iota, matrix, rename, spread, total, where
 
 
 def pull(node: Node, adjoint: Node) -> Node:
@@ -15,7 +14,7 @@ def pull(node: Node, adjoint: Node) -> Node:
     pair = row, column
     if node.op == "logdet":
         return adjoint * _transposed(matrix("inverse", x, *pair), *pair)
-    adjoint = _full(adjoint, *pair)
+    adjoint = spread(spread(adjoint, row), column)
     if node.op == "inverse":
         turned = _transposed(node, *pair)
         return -_product(_product(turned, adjoint, *pair), turned, *pair)
@@ -29,7 +28,7 @@ def push(node: Node, tangent: Node) -> Node:
     """The tangent of a matrix operation."""
     (x,), (row, column) = node.args, node.attrs[0]
     pair = row, column
-    tangent = _full(tangent, *pair)
+    tangent = spread(spread(tangent, row), column)
     if node.op == "logdet":
         return total(_transposed(matrix("inverse", x, *pair), *pair) * tangent, pair)
     if node.op == "inverse":
@@ -55,13 +54,6 @@ def _half(a: Node, row: Axis, column: Axis) -> Node:
     at, along = iota(row), iota(column)
     lower = where(elementwise("gt", at, along), a, 0.0)
     return where(elementwise("eq", at, along), a * 0.5, lower)
-
-
-def _full(a: Node, row: Axis, column: Axis) -> Node:
-    for axis in (row, column):
-        if axis not in a.axes:
-            a = where(elementwise("ge", iota(axis), ir.constant(0, ir.Kind.INDEX)), a, ir.constant(0, a.kind))
-    return a
 
 
 def _unused(axis: Axis, *values: Node) -> Axis:

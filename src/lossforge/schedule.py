@@ -148,7 +148,7 @@ def _slice_inputs(roots: Sequence[Node]) -> list[Node]:
 
     def visit(node: Node, args: tuple[Node, ...]) -> Node:
         made = ir.rebuild(node, args)
-        if made.op != "window" or not is_slice(made):
+        if not is_slice(made):
             return made
         (x,), (old, new, start, _) = made.args, made.attrs
         offset = dict(start).get("", 0)
@@ -162,9 +162,9 @@ def _slice_inputs(roots: Sequence[Node]) -> list[Node]:
     return transform(roots, visit)
 
 
-def is_slice(window: Node) -> bool:
-    """Whether a window lies within its operand, wherever its size lies."""
-    return all(n > 0 for part in window.attrs[2:] for _, n in part)
+def is_slice(node: Node) -> bool:
+    """Whether a node is a window that lies within its operand, wherever its size lies."""
+    return node.op == "window" and all(n > 0 for part in node.attrs[2:] for _, n in part)
 
 
 def _single_entry(node: Node, args: tuple[Node, ...]) -> Node:
@@ -269,7 +269,7 @@ def _traffic(candidate: Schedule) -> tuple[float, int]:
     for sweep in candidate.sweeps:
         moved += sum(weight(n.axes) for n in (*reads(sweep), *sweep.stores))
     for step in candidate.steps:
-        if isinstance(step, Move) and not (step.node.op == "window" and is_slice(step.node)):
+        if isinstance(step, Move) and not is_slice(step.node):
             moved += 2 * weight(step.node.axes)
     return moved, len(candidate.steps)
 

@@ -43,8 +43,7 @@ def schedule_text(plan: Plan) -> str:
         elif isinstance(step, Product):
             lines.append(f"matrix product over {', '.join(step.axes)} (BLAS): {write(step.node)}")
         elif isinstance(step, Move):
-            viewed = step.node.op == "window" and is_slice(step.node)
-            lines.append(f"{'slice, a view' if viewed else 'whole array (NumPy)'}: {write(step.node)}")
+            lines.append(f"{'slice, a view' if is_slice(step.node) else 'whole array (NumPy)'}: {write(step.node)}")
     lines += _moved(made, plan)
     return "\n".join(lines)
 

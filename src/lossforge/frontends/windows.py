@@ -455,8 +455,7 @@ def enlarge(imp: Importer, x: Any, dim: int, factor: int, *, linear: bool = Fals
         node = ir.reduction("sum", slid.node * table, {tap})
         t = Tensor(node, slid.dims[:-1])
     else:
-        everywhere = ir.elementwise("ge", ir.iota(phase, factor), ir.constant(0, Kind.INDEX))
-        t = Tensor(ir.where(everywhere, t.node, ir.constant(0, t.node.kind)), t.dims)
+        t = Tensor(ir.repeat(t.node, ir.iota(phase, factor)), t.dims)
     return Tensor(t.node, (*t.dims[:dim], (*t.dims[dim], phase), *t.dims[dim + 1 :]))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lossforge import ir
 from lossforge.frontends.positional.axis_table import DERIVED, SELECTED, unprimed
-from lossforge.frontends.positional.nodes import relabel, spread
+from lossforge.frontends.positional.nodes import relabel
 from lossforge.frontends.positional.ranges import Ranges
 from lossforge.frontends.positional.values import Dim, Refused, Tensor
 from lossforge.ir import Axis, Node
@@ -140,5 +140,5 @@ class Alignment(Ranges):
             counter = self.arange(self.sizes_of(axis))
             name = self.unused(counter.dims[0][0], {a for d in x.dims for a in d} | set(axes) | node.axes)
             at = relabel(counter.node, {counter.dims[0][0]: name})
-            node, axes[i] = spread(node, at), name
+            node, axes[i] = ir.repeat(node, at), name
         return Tensor(node, (*x.dims[:dim], tuple(axes), *x.dims[dim + 1 :]))

@@ -119,12 +119,6 @@ def sorted_axis(index: Node) -> Axis | None:
     return str(index.attrs[0][0]) if index.op in ir.INDEX_REDUCTIONS else None
 
 
-def spread(node: Node, position: Node) -> Node:
-    """`node` along one more axis, whose positions are given: the same at each of them."""
-    everywhere = ir.elementwise("ge", position, ir.constant(0, Kind.INDEX))
-    return ir.where(everywhere, node, ir.constant(0, node.kind))
-
-
 def is_whole(node: Node) -> bool:
     """Whether all entries are known to be whole numbers."""
     if node.kind is not Kind.FLOAT or node.op in ("size", "floor", "ceil", "round", "sign"):

@@ -14,7 +14,7 @@ import numpy as np
 from lossforge import ir
 from lossforge.frontends.positional.axis_table import SELECTED, unprimed
 from lossforge.frontends.positional.elementwise import Elementwise
-from lossforge.frontends.positional.nodes import relabel, spread
+from lossforge.frontends.positional.nodes import relabel
 from lossforge.frontends.positional.values import Dim, Refused, Selection, Tensor
 from lossforge.frontends.recording import Varying
 from lossforge.interpreter import evaluate
@@ -218,4 +218,4 @@ class Selections(Elementwise):
             raise Refused(
                 "a value that is repeated along an axis which it has already; give the two dimensions different sizes in the examples"
             )
-        return Tensor(spread(t.node, position), (*t.dims[:dim], (axis,), *t.dims[dim + 1 :]))
+        return Tensor(ir.repeat(t.node, position), (*t.dims[:dim], (axis,), *t.dims[dim + 1 :]))

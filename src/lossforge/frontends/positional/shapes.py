@@ -7,7 +7,7 @@ from typing import Any
 
 from lossforge import ir
 from lossforge.frontends.positional.axis_table import DERIVED, SELECTED, unprimed
-from lossforge.frontends.positional.nodes import relabel, spread
+from lossforge.frontends.positional.nodes import relabel
 from lossforge.frontends.positional.selections import Selections
 from lossforge.frontends.positional.values import Dim, Refused, Selection, Tensor
 from lossforge.ir import Axis, Coarse, Kind
@@ -170,7 +170,7 @@ class Shapes(Selections):
                 told.append((piece, length))
         node = ir.split(t.node, axis, pieces)
         for piece, length in told:  # gives the piece its size
-            node = spread(node, ir.iota(piece, length))
+            node = ir.repeat(node, ir.iota(piece, length))
         dims = tuple(tuple(b for a in d for b in (pieces if a == axis else (a,))) for d in t.dims)
         return Tensor(node, dims), (pieces[0], pieces[1])
 
