@@ -50,6 +50,11 @@ def log_simplex(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return np.log(simplex(rng, shape))
 
 
+def covariances(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    root = rng.standard_normal(shape)
+    return (root @ root.swapaxes(-1, -2) / shape[-1] + np.eye(shape[-1])).astype(np.float32)
+
+
 def classes(count: int) -> Array:
     return lambda rng, shape: rng.integers(0, count, shape)
 

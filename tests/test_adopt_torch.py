@@ -14,6 +14,7 @@ from adoption import (
     binary,
     check,
     classes,
+    covariances,
     drawn,
     log_simplex,
     positive,
@@ -443,6 +444,47 @@ def halves(x):
     return (first * second.sigmoid()).mean() + (x.view(-1, 2, x.shape[1])[:, 0] ** 2).sum() + F.glu(x, 0).mean()
 
 
+def entry_by_entry(pred, labels):
+    """A position that is a value, as Python has it one at a time."""
+    log = F.log_softmax(pred, 1)
+    return -sum(log[i, labels[i]] + 0.1 * pred[i][labels[i]].square() for i in range(len(pred))) / len(pred)
+
+
+def pyramid(pred, true):
+    """Every other entry is kept, and enlarged, as in a Laplacian pyramid."""
+    half, wide = pred - true, torch.zeros_like(pred)
+    wide[:, ::2] = half[:, ::2] * 2
+    return (half - wide).abs().mean()
+
+
+def without_itself(x):
+    """The diagonal of a matrix by a stride."""
+    near = x @ x.T
+    near.view(-1)[:: len(x) + 1].fill_(-1)
+    return torch.log((x - x[near.argmax(1)]).pow(2).sum(1).sqrt() + 1e-3).mean()
+
+
+def least_squares(pred, true):
+    """Systems that can be solved, by their positions."""
+    scale, offset, size = pred.square().sum(1), pred.sum(1), pred.shape[1]
+    det = scale * size - offset**2
+    solved = torch.zeros_like(det)
+    valid = det.nonzero()
+    solved[valid] = (size * (pred * true).sum(1)[valid] - offset[valid] * true.sum(1)[valid]) / det[valid]
+    return (solved[:, None] * pred - true).pow(2).mean()
+
+
+def within(pred, true):
+    """Targets that are brought into bounds in place."""
+    target = true.clamp_(0.0, 2.0 - 0.01)
+    return (pred - target).abs().mean()
+
+
+def whitened(z, w):
+    c = nn.BatchNorm1d(z.shape[1], affine=False)(z).T @ nn.BatchNorm1d(z.shape[1], affine=False)(w) / len(z)
+    return (torch.diagonal(c) - 1).pow(2).sum() + c.triu(1).pow(2).sum()
+
+
 NC, N = [(6, 4), (9, 5)], [(6,), (9,)]
 
 
@@ -665,6 +707,23 @@ CASES = {
     "an even size by padding": (
         lambda p, t: F.l1_loss(*(F.avg_pool2d(F.pad(x, (0, x.shape[3] % 2)), (1, 2)) for x in (p, t))), [real, real],
         [[(2, 3, 4, 5), (3, 3, 6, 4)]] * 2),
+    "entry by entry": (entry_by_entry, [real, classes(4)], [NC, N]),
+    "every other entry": (pyramid, [real, real], [NC, NC]),
+    "a diagonal by its stride": (without_itself, [real], [[(7, 4), (9, 5)]]),
+    "systems by their positions": (least_squares, [real, real], [NC, NC]),
+    "targets within bounds": (within, [real, real], [NC, NC]),
+    "batches as they are normalised": (whitened, [real, real], [NC, NC]),
+    "classes of another's scores": (
+        lambda p, t: (F.cross_entropy(p, t.softmax(1).max(1)[1], reduction="none") * t[:, 0].gt(0)).mean(), [real, real], [NC, NC]),
+    "a bound by a number, and one by another": (
+        lambda p, t: torch.clamp(p - t, -0.5, t.abs().max()).pow(2).mean(), [real, real], [NC, NC]),
+    "correlations": (
+        lambda p, t: 1 - torch.corrcoef(torch.stack([p, t]))[0, 1] + torch.cov(torch.stack([p, t]), correction=0).trace(), [real, real], [N, N]),
+    "a covariance for each": (
+        lambda p, t: torch.cholesky_solve(p[..., None], torch.linalg.cholesky(t)).square().mean(), [real, covariances],
+        [[(6, 3), (4, 5)], [(6, 3, 3), (4, 5, 5)]]),
+    "distances under a mask": (lambda p, t, m: ((p - t) * m[:, None]).norm(dim=1).mean(), [real, real, binary], [NC, NC, N]),
+    "a term that is ready": (lambda p, t, c: F.l1_loss(p, t) + c, [real, real, positive], [NC, NC, [(), ()]]),
     "class sums": (class_sums, [real, classes(4)], [NC, N]),
     "median": (lambda p, t: (p - t).abs().median(), [real, real], [N, N]),
     "scans": (lambda p, t: ((p.cummax(1).values - t.cummin(1).values) * torch.ones_like(p).cumsum(1)
@@ -765,6 +824,58 @@ def test_a_deviation_of_nothing_has_no_slope(rng: np.random.Generator) -> None:
     loss = lf.adopt(fn, torch.from_numpy(real(rng, (6, 3))))
     check(loss, original(fn), [np.repeat(real(rng, (1, 3)), 4, 0)])
     check(loss, original(fn), [real(rng, (4, 3))])
+
+
+def test_the_source_of_a_user_may_lie_in_a_folder_of_any_name() -> None:
+    """A project's folder may be called as PyTorch's or this package's are."""
+    from lossforge.frontends import sources
+
+    own = ("torch", "lossforge")
+    assert not any(sources.is_of(f"/home/me/{name}/losses.py", own) for name in own)
+    assert all(sources.is_of(file, own) for file in (torch.__file__, lf.__file__))
+
+
+class Centred(nn.Module):
+    """A centre that follows the targets, which are compared with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(1, 4))
+        self.calls = 0
+
+    def forward(self, pred, true):
+        loss = (pred - true + self.centre).pow(2).mean()
+        self.centre = self.centre * 0.9 + true.detach().mean(0, keepdim=True) * 0.1
+        return loss
+
+
+class Watched(nn.Module):
+    """A loss that notes its average, which it makes no use of."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("average", torch.zeros(()))
+
+    def forward(self, pred, true):
+        losses = (pred - true).pow(2)
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(0.1 * losses.mean())
+        return losses.mean()
+
+
+def test_what_a_module_notes_for_later_is_no_part_of_its_loss(rng: np.random.Generator) -> None:
+    arrays = [real(rng, (6, 4)), real(rng, (6, 4))]
+    module = Watched()
+    loss = lf.adopt(module, *map(torch.from_numpy, arrays))
+    assert module.average == 0  # as it was given
+    check(loss, original(Watched()), arrays)
+
+
+def test_a_module_whose_loss_depends_on_earlier_calls_is_refused(rng: np.random.Generator) -> None:
+    module = Centred()
+    with pytest.raises(lf.errors.AdoptionError, match="centre.*argument"):
+        lf.adopt(module, torch.from_numpy(real(rng, (6, 4))), torch.from_numpy(real(rng, (6, 4))))
+    assert not module.centre.any()
 
 
 def test_an_axis_that_one_other_size_fits_by_chance_is_not_taken_for_free() -> None:

@@ -47,6 +47,17 @@ class Original:
         """Those of the examples."""
         return [a.shape for a in self.arrays]
 
+    def check(self) -> None:
+        """See that it gives one value for its arrays, as far as its library can tell.
+
+        Raises:
+            AdoptionError: it does not.
+        """
+        try:
+            getattr(self.front, "check", lambda *_: None)(self.arrays, {**self.options, **self.numbers})
+        except AdoptionError as error:
+            raise AdoptionError(f"{self.name}: {error}") from None
+
     def record(self, shapes: Sequence[tuple[int, ...]], **changed: float) -> Recording:
         """What the function does with arrays of these shapes, and other values of some numbers.
 

@@ -98,8 +98,11 @@ class Reader:
         self.numbers = {}
         if only_sizes:
             return read
-        names = [n for n in self.original.numbers if self._keeps_steps(shapes[0], pair[0], n)]
+        names = [n for n in self.original.numbers if self._turns_nowhere(shapes[0], n)]
         together = self.with_numbers(shapes, pair, names, further) if names else read
+        if together is None and len(names) > 1:
+            names = [n for n in names if self._keeps_steps(shapes[0], pair[0], n)]
+            together = self.with_numbers(shapes, pair, names, further) if names else read
         if together is not None:
             self.numbers = self._used(names, together)
             return together
@@ -115,12 +118,16 @@ class Reader:
         return {n: self.original.numbers[n] for n in names if n in used}
 
     def _keeps_steps(self, shapes: Sequence[tuple[int, ...]], recording: Recording, name: str) -> bool:
-        """Whether the steps are the same for other values of a number."""
+        """Whether the steps are the same for another value of a number."""
         try:
-            others = [self.original.record(shapes, **{name: v}) for v in other_values(self.original.numbers[name])[:2]]
-            overlay([recording, *others], {})
+            other = self.original.record(shapes, **{name: other_values(self.original.numbers[name])[0]})
+            overlay([recording, other], {})
         except (AdoptionError, Different):
             return False
+        return True
+
+    def _turns_nowhere(self, shapes: Sequence[tuple[int, ...]], name: str) -> bool:
+        """Whether the steps are the same on either side of all numbers that this one may be compared with."""
         return not any(self._parts(shapes, name, v) for v in self.original.turning_points(name))
 
     def _parts(self, shapes: Sequence[tuple[int, ...]], name: str, value: float) -> bool:
@@ -142,18 +149,14 @@ class Reader:
     ) -> Read | None:
         """The import with these numbers as parameters; None if they shape the graph."""
         recordings = list(pair)
-        environment: dict[str, list[float]] = {n: [self.original.numbers[n]] * 2 for n in names}
+        own = {n: self.original.numbers[n] for n in names}
+        others = [other_values(value, place) for place, value in enumerate(own.values())]
         table = AxisTable(dict(self.table.parents), set(self.table.units), dict(self.table.names))
         try:
-            for n in names:
-                for value in other_values(self.original.numbers[n])[:2]:
-                    recordings.append(self.original.record(shapes[0], **{n: value}))
-                    for m in names:
-                        environment[m].append(value if m == n else self.original.numbers[m])
-            last = {n: other_values(self.original.numbers[n])[2] for n in names}
-            recordings.append(self.original.record(shapes[1], **last))
-            for m in names:
-                environment[m].append(last[m])
+            for k, at in enumerate((shapes[0], shapes[0], shapes[1])):
+                changed = {n: values[k] for n, values in zip(names, others, strict=True)}
+                recordings.append(self.original.record(at, **changed))
+            environment = {n: [own[n], own[n], *values] for n, values in zip(names, others, strict=True)}
             importer, result = self.imported(overlaid(recordings, environment))
         except (AdoptionError, Different):
             self.table = table

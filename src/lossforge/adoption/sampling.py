@@ -31,7 +31,7 @@ class Sampler:
             ),
             None,
         )
-        self.norm = None
+        self.positive_definite = _positive_definite(example)
         self.one_hot = self.simplex is not None and set(np.unique(example)) <= {0.0, 1.0}
 
     def legal(self, order: Sequence[Axis]) -> tuple[str, Style] | None:
@@ -74,6 +74,10 @@ class Sampler:
         if self.simplex is not None:
             x = rng.gamma(2.0, size=shape) + 0.05
             return (x / x.sum(axis=self.simplex, keepdims=True)).astype(self.dtype)
+        if self.positive_definite and shape[-1] == shape[-2]:
+            roots = rng.standard_normal(shape)
+            scale = self.high / shape[-1]
+            return (scale * (roots @ roots.swapaxes(-1, -2) / 4 + np.eye(shape[-1]))).astype(self.dtype)
         if self.low >= 0:
             high = self.high if self.high > self.low else self.low + 1.0
             return rng.uniform(self.low + 0.02 * (high - self.low), high - 0.02 * (high - self.low), shape).astype(
@@ -83,6 +87,15 @@ class Sampler:
         within = -1.0 <= self.low and self.high <= 1.0
         x = middle + width * rng.standard_normal(shape)
         return (np.clip(x, self.low, self.high) if within else x).astype(self.dtype)
+
+
+def _positive_definite(example: np.ndarray) -> bool:
+    """Whether it holds covariances, or other matrices that have a Cholesky factor."""
+    if example.dtype.kind != "f" or example.ndim < 2 or not example.shape[-1] == example.shape[-2] > 1:
+        return False
+    if not np.isfinite(example).all() or not np.allclose(example, example.swapaxes(-1, -2), atol=1e-6):
+        return False
+    return bool((np.linalg.eigvalsh(example) > 0).all())
 
 
 def beside(array: np.ndarray, sampler: Sampler) -> np.ndarray:
@@ -95,13 +108,16 @@ def beside(array: np.ndarray, sampler: Sampler) -> np.ndarray:
     return (np.abs(moved) if sampler.low >= 0 else moved).astype(array.dtype)
 
 
-def other_values(value: float) -> tuple[float, float, float]:
-    """Three other values that a parameter might have: for fractions still fractions, for whole numbers whole."""
+def other_values(value: float, place: int = 0) -> tuple[float, float, float]:
+    """Three other values that a parameter might have: for fractions still fractions, for whole numbers whole.
+
+    No two parameters change alike: the steps depend on a parameter's `place` among them.
+    """
     if isinstance(value, int):
-        return value + 1, value + 2, value + 3
+        return value + 1, value + 2 + place, value + 3 + place
     if value == 0:
-        return 0.125, 0.25, 0.375
-    return value * 0.875, value * 0.75, value * 0.625
+        return 0.125, 0.25 + place / 64, 0.375
+    return value * 0.875, value * max(0.75 - place / 64, 0.125), value * 0.625
 
 
 def entries(shapes: Sequence[tuple[int, ...]]) -> int:

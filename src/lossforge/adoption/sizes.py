@@ -52,7 +52,7 @@ class Sizes(Reader):
         `fixed` are axes that constant arrays seem to give their size.
         """
         problem: Exception | None = None
-        hollow: tuple[Read, AxisTable, dict[str, float]] | None = None
+        poor: tuple[Read, AxisTable, dict[str, float]] | None = None  # for want of a better one
         kept = self.table.unnamed()
         tied, level = self._tied(), self._level()
         beside = self._tied(beside=True)
@@ -73,14 +73,14 @@ class Sizes(Reader):
                     continue
                 try:
                     read = self._holding(self.at(chosen), kept_sizes)
-                    if not read.hollow:
+                    if not read.hollow and all(self.original.takes_shapes(s) for s in read.shapes):
                         return read
-                    hollow = hollow or (read, self.table, self.numbers)
+                    poor = poor or (read, self.table, self.numbers)
                 except (AdoptionError, Different) as error:
                     problem = error if problem is None or (sizes is DRAWS and stay is kept_sizes) else problem
                 self.table = table.unnamed()
-        if hollow is not None:
-            read, self.table, self.numbers = hollow
+        if poor is not None:
+            read, self.table, self.numbers = poor
             return read
         try:  # calls alone, which are far quicker than recordings, tell the sizes of most functions
             return self._restricted(kept, problem, self.runs)

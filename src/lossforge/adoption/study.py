@@ -31,6 +31,7 @@ class Study(Sizes):
     def __init__(self, original: Original, layout: str | None) -> None:
         super().__init__(original)
         self.layout = layout
+        original.check()
         self._look()
 
     def _look(self) -> None:

@@ -47,7 +47,7 @@ def settle(trace: Callable[[Decisions], T], own: Sequence[str], refusal: str, ch
 
     Args:
         trace: records the function.
-        own: parts of the names of files whose errors are those of the library or the recorder, not the function's.
+        own: beginnings of the names of files whose errors are those of the library or the recorder, not the function's.
         refusal: what is said of those that are refused, behind their line.
         choose: makes a choice of a condition, the result where it holds, and that where it does not.
     """
@@ -94,7 +94,7 @@ def settle(trace: Callable[[Decisions], T], own: Sequence[str], refusal: str, ch
 
 
 def raised_on_purpose(error: Exception, own: Sequence[str]) -> bool:
-    """Whether an exception comes from a `raise` or an `assert` of the function."""
+    """Whether an exception comes from a `raise` or an `assert` of the function; `own` is where other files are."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    stranger = not any(part in frame.filename for part in own)
+    stranger = not frame.filename.startswith(tuple(own))
     return stranger and (not frame.line or re.search(r"\b(raise|assert)\b", frame.line) is not None)

@@ -20,8 +20,9 @@ from lossforge.frontends.numpy_operations import RULES
 from lossforge.frontends.numpy_recorder import DECISION, Recorder, Selection, Tape, activate, plain
 from lossforge.frontends.numpy_standins import recording
 from lossforge.frontends.recording import Recording, Ref, kept, kept_numbers
+from lossforge.frontends.sources import folder
 
-_OWN = ("/lossforge/", "/numpy/", "/scipy/")
+_OWN = tuple(map(folder, ("lossforge", "numpy", "scipy")))
 
 
 class NumPyFrontEnd:

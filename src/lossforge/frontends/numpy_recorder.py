@@ -17,6 +17,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from lossforge.errors import AdoptionError
 from lossforge.frontends.decisions import Decisions
 from lossforge.frontends.recording import Ref, Step
+from lossforge.frontends.sources import is_of
 
 _state = threading.local()
 
@@ -103,7 +104,7 @@ def _recorders(value: Any) -> list[Recorder]:
 def line() -> str:
     """The line of the user's source that is being run."""
     frame: Any = sys._getframe(1)
-    while frame is not None and any(f"/{p}/" in frame.f_code.co_filename for p in ("lossforge", "numpy", "scipy")):
+    while frame is not None and is_of(frame.f_code.co_filename, ("lossforge", "numpy", "scipy")):
         frame = frame.f_back
     return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}" if frame else ""
 

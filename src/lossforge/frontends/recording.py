@@ -259,8 +259,8 @@ def fit(
 ) -> Node:
     """The formula of sizes and parameters that gives these numbers, one for each recording.
 
-    Recordings 0 and 1 differ by sizes alone; each parameter then has two recordings of its own at the sizes of
-    recording 0; in the last one, everything differs, and it decides whether the formula is right.
+    Recordings 0 and 1 differ by sizes alone; if there are parameters, all of these are others in recordings 2 and 3, at the sizes
+    of recording 0, and in the last one, at those of recording 1. A number may depend on one of them: no two change alike.
 
     Raises:
         AdoptionError: none was found.
@@ -269,28 +269,30 @@ def fit(
     if all(v == exact[0] for v in exact):
         return ir.constant(exact[0])
     by_size = len(exact) > 1 and exact[0] != exact[1]
-    moved = [p for i, p in enumerate(environment) if any(v != exact[0] for v in exact[2 + 2 * i : 4 + 2 * i])]
-    if not by_size and len(moved) == 1:
-        return _of_parameter(exact, moved[0], environment)
+    moved = any(v != exact[0] for v in exact[2:4])
     if by_size and not moved:
         for node, _ in _of_sizes(exact, sizes):
             return node
-    if by_size and len(moved) == 1 and exact[0]:
-        at = [i for i in range(len(exact)) if i != 1 and i != len(exact) - 1]
-        ratio = [exact[i] / exact[0] if i in at else math.nan for i in range(len(exact))]
-        factor = _of_parameter(ratio, moved[0], environment, only=at)
-        scale = [_number(factor, moved[0], environment[moved[0]][i]) for i in range(len(exact))]
-        rest = [v / s if s else math.nan for v, s in zip(exact, scale, strict=True)]
-        for node, _ in _of_sizes(rest, sizes):
-            return factor * node
+    for name, given in environment.items() if moved else ():
+        if not by_size:
+            formula = _of_parameter(exact, name, given)
+            if formula is not None:
+                return formula
+        elif exact[0]:
+            at = (0, 2, 3)
+            ratio = [exact[i] / exact[0] if i in at else math.nan for i in range(len(exact))]
+            factor = _of_parameter(ratio, name, given, only=at)
+            if factor is None:
+                continue
+            scale = [_number(factor, name, v) for v in given]
+            rest = [v / s if s else math.nan for v, s in zip(exact, scale, strict=True)]
+            for node, _ in _of_sizes(rest, sizes):
+                return factor * node
+    parts = [*(["the sizes of arrays"] if by_size else []), *(["parameters"] if moved else [])]
     raise AdoptionError(
-        f"the number {exact[0]:g} depends on {_names(by_size, moved)} in a way that was not recognised; compute it with the "
+        f"the number {exact[0]:g} depends on {' and '.join(parts)} in a way that was not recognised; compute it with the "
         f"library's own operations, or make it an argument"
     )
-
-
-def _names(by_size: bool, moved: Sequence[str]) -> str:
-    return " and ".join([*(["the sizes of arrays"] if by_size else []), *moved])
 
 
 def _close(a: float, b: float) -> bool:
@@ -387,16 +389,12 @@ _FORMS: tuple[tuple[Any, Any], ...] = (
 
 
 def _of_parameter(
-    values: Sequence[float], name: str, environment: Mapping[str, tuple[float, ...]], only: Sequence[int] | None = None
-) -> Node:
-    """a · g(parameter) + b for a g of `_FORMS`."""
-    given = environment[name]
-    at = [i for i in (only if only is not None else range(len(values)))]
-    distinct = sorted({given[i] for i in at})
-    if len(distinct) < 3:
-        raise AdoptionError(
-            f"the values of {name} are too few to tell what a number has to do with it; give {name} another value"
-        )
+    values: Sequence[float], name: str, given: Sequence[float], only: Sequence[int] | None = None
+) -> Node | None:
+    """a · g(parameter) + b for a g of `_FORMS`, if there is one."""
+    at = range(len(values)) if only is None else only
+    if len({given[i] for i in at}) < 3:
+        return None
     for form, build in _FORMS:
         try:
             inner = [form(p) for p in given]
@@ -411,10 +409,7 @@ def _of_parameter(
             node = build(ir.input_(name))
             node = node if a == 1 else a * node
             return node + b if b else node
-    raise AdoptionError(
-        f"a number depends on {name} in a way that was not recognised; compute it with the library's own operations, or make it "
-        f"an argument"
-    )
+    return None
 
 
 def _number(node: Node, name: str, value: float) -> float:

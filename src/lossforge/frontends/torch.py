@@ -17,8 +17,9 @@ from lossforge.errors import AdoptionError
 from lossforge.frontends.recording import Recording, kept, kept_numbers
 from lossforge.frontends.torch_constants import Constants
 from lossforge.frontends.torch_graph import decompositions, read, stack_traces
+from lossforge.frontends.torch_memory import Memory
 from lossforge.frontends.torch_rules import RULES
-from lossforge.frontends.torch_tracing import Watch, selections
+from lossforge.frontends.torch_tracing import Watch, raised_in, selections
 from lossforge.frontends.torch_ways import Ways
 
 
@@ -35,6 +36,7 @@ class TorchFrontEnd:
                 f"{type(function).__name__} has trainable parameters ({trained}); make them arguments of a function"
             )
         self.rules = RULES
+        self.memory = Memory(function)
         self.idle: set[Any] = set()
         """See `Ways`."""
 
@@ -45,6 +47,28 @@ class TorchFrontEnd:
     def attributes(self) -> dict[str, float]:
         """Numbers that a module keeps, which may be parameters of the loss."""
         return kept_numbers(self.function)
+
+    def check(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> None:
+        """Refuse what gives another value when it is called again, since it remembers.
+
+        Raises:
+            AdoptionError: it does.
+        """
+        with kept(self.function, parameters) as options, warnings.catch_warnings(), self.memory.kept():
+            warnings.simplefilter("ignore")
+            try:
+                first, second = (
+                    _one(self.function(*map(torch.from_numpy, map(np.array, arrays)), **options)) for _ in "12"
+                )
+            except Exception:  # it is told of where the function is recorded
+                return
+            same = first.shape == second.shape and torch.allclose(first, second, rtol=1e-5, equal_nan=True)
+        if not same and self.memory.written:
+            names = ", ".join(map(repr, self.memory.written))
+            raise AdoptionError(
+                f"its value depends on earlier calls, which it keeps in {names}; make that an argument of a function, and update it "
+                f"outside"
+            )
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
         """The ways that the function takes, each recorded under `make_fx`."""
@@ -57,7 +81,7 @@ class TorchFrontEnd:
     def _recorded(
         self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], which: Callable[[Ways], Recording]
     ) -> Recording:
-        tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
+        tensors = [torch.from_numpy(np.array(a, order="C")) for a in arrays]
         with kept(self.function, parameters) as options, warnings.catch_warnings():
             warnings.simplefilter("ignore")
 
@@ -65,7 +89,7 @@ class TorchFrontEnd:
 
             def trace(watch: Watch) -> Recording:
                 def call(*args: torch.Tensor) -> Any:
-                    with Constants(), watch:
+                    with Constants(), watch, self.memory.fresh():
                         return _one(self.function(*args, **options))
 
                 table = {**decompositions(), **selections(arrays, watch, drawn)}
@@ -84,13 +108,19 @@ class TorchFrontEnd:
     def explain(self, error: Exception) -> str:
         """What an exception of the tracer means for the user."""
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        name = type(error).__name__
+        name, place = type(error).__name__, raised_in(error)
+        place = f"{place}: " if place else ""
         if "DataDependent" in name or "data-dependent" in text or "item" in text:
             return (
-                f"it takes a decision or a Python number from values ({text[:200]}); use torch.where instead of `if`, and "
+                f"{place}it takes a decision or a Python number from values ({text[:200]}); use torch.where instead of `if`, and "
                 f"tensors instead of .item() and .numpy()"
             )
-        return f"PyTorch cannot run it at other sizes or trace it ({name}: {text[:300]})"
+        if "in-place" in text:
+            return f"{place}an argument is written to in place ({text[:200]}); use the result instead"
+        return (
+            f"{place}PyTorch cannot run this at other sizes, or trace it ({name}: {text[:300]}); write it with other operations, or "
+            f"give its result as an argument"
+        )
 
     def run(
         self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]
@@ -104,6 +134,7 @@ class TorchFrontEnd:
             kept(self.function, parameters) as options,
             warnings.catch_warnings(),
             _exactly() if exact else nullcontext(),
+            self.memory.kept(),
         ):
             warnings.simplefilter("ignore")
             value = _one(self.function(*tensors, **options))

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lossforge.errors import AdoptionError
 from lossforge.frontends.recording import Recording, Ref, Step, as_written
+from lossforge.frontends.sources import is_of
+from lossforge.frontends.torch_tracing import OWN
 
 
 @cache
@@ -25,7 +26,7 @@ def decompositions() -> dict[Any, Any]:
     wanted = [
         aten.nll_loss_forward, aten.nll_loss2d_forward, aten.huber_loss, aten.smooth_l1_loss,
         aten.binary_cross_entropy, aten.binary_cross_entropy_with_logits, aten.soft_margin_loss, aten.mse_loss,
-        aten.linalg_vector_norm, aten.norm, aten.logaddexp, aten.xlogy, aten.stack, aten.celu, aten.elu,
+        aten.norm, aten.logaddexp, aten.xlogy, aten.stack, aten.celu, aten.elu,
         aten.softplus, aten.log_sigmoid_forward, aten.hardtanh, aten.leaky_relu, aten.logit, aten.nan_to_num,
         aten.addmm, aten.baddbmm, aten.rsub, aten.frac, aten.trace, aten.diag_embed, aten.std, aten.std_mean,
         aten.var_mean, aten.dist, aten.renorm, aten.index_add, aten.margin_ranking_loss, aten.multi_margin_loss,
@@ -105,10 +106,8 @@ def read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recordin
             name = str(node.target).removeprefix("aten.").removeprefix("lossforge.")
             base, _, form = name.partition(".")
             if base.endswith("_"):  # in place, within a decomposition: later uses mean the new value
-                if node.args[0].op == "placeholder":
-                    raise AdoptionError(
-                        f"{where or 'the function'}: an argument is written to in place ({base}); use the result instead"
-                    )
+                if node.args[0].op == "placeholder":  # at the end, for the caller: the value is the same without it
+                    continue
                 numbers[node.args[0]] = first
                 name = f"{base[:-1]}.{form}"
             steps.append(Step(name, args, attrs, outputs, shapes, where, dtypes))
@@ -137,10 +136,9 @@ def _where(trace: str) -> str:
     lines = trace.strip().splitlines()
     for i in range(len(lines) - 1, -1, -1):
         line = lines[i].strip()
-        own = "/torch/" in line or "/lossforge/" in line
-        if line.startswith("File") and not own:
+        parts = line.split(",")
+        file = parts[0].removeprefix("File ").strip('"')
+        if line.startswith("File") and not is_of(file, OWN):
             source = lines[i + 1].strip() if i + 1 < len(lines) else ""
-            parts = line.split(",")
-            file = parts[0].removeprefix("File ").strip('"').rsplit("/", 1)[-1]
-            return f"{file}:{parts[1].strip().removeprefix('line ')} ({source})"
+            return f"{file.rsplit('/', 1)[-1]}:{parts[1].strip().removeprefix('line ')} ({source})"
     return ""

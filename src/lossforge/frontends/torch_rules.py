@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lossforge import ir
@@ -110,8 +111,8 @@ def _arg(op: str) -> Rule:
     return rule
 
 
-def _var(imp: Importer, step: Step, x: Any, dims: Any = None, *rest: Any) -> Tensor:
-    correction = step.attrs.get("correction", 1)
+def _var(imp: Importer, step: Step, x: Any, dims: Any = None, given: Any = 1, *rest: Any) -> Tensor:
+    correction = step.attrs.get("correction", given)
     return imp.var(x, dims, 1 if correction is None else imp.integer(correction), step.attrs.get("keepdim", False))
 
 
@@ -148,6 +149,13 @@ def _shape(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
 
 def _expand(imp: Importer, step: Step, x: Any, *rest: Any) -> Tensor:
     return imp.expand(x, step.shapes[0])
+
+
+def _broadcast(imp: Importer, step: Step, x: Any, shape: Any, at: Sequence[int]) -> Tensor:
+    """The dimensions of an operand among those of the result."""
+    t = imp.tensor(x)
+    dims = [t.dims[at.index(d)] if d in at else () for d in range(len(shape))]
+    return imp.expand(Tensor(t.node, tuple(dims)), step.shapes[0])
 
 
 def _squeeze(imp: Importer, step: Step, x: Any, dims: Any = None) -> Tensor:
@@ -212,13 +220,40 @@ def _gather(imp: Importer, step: Step, x: Any, dim: Any, index: Any, **_: Any) -
 def _index(imp: Importer, step: Step, x: Any, indices: Sequence[Any]) -> Tensor:
     t = imp.tensor(x)
     used = [(d, imp.tensor(i)) for d, i in enumerate(indices) if i is not None]
-    return imp.index(t, used)
+    columns = _columns([i for _, i in used])
+    found = imp.index(t, [(d, _unlined(i, columns)) for d, i in used])
+    first = used[0][0]
+    return (
+        replace(found, dims=(*found.dims[: first + 1], *((),) * columns, *found.dims[first + 1 :]))
+        if columns
+        else found
+    )
+
+
+def _columns(indices: Sequence[Tensor]) -> int:
+    """The number of last dimensions of size 1 that index arrays have behind their first."""
+    count = 0
+    while all(i.rank > count + 1 and i.dims[-1 - count] == () for i in indices):
+        count += 1
+    return count
+
+
+def _unlined(index: Tensor, columns: int) -> Tensor:
+    """An index array without its last dimensions."""
+    return replace(index, dims=index.dims[: index.rank - columns])
 
 
 def _index_put(
     imp: Importer, step: Step, x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False
 ) -> Tensor:
     found = [None if i is None else imp.tensor(i) for i in indices]
+    columns = _columns([i for i in found if i is not None])
+    if columns:
+        v = imp.tensor(values)
+        behind = sum(i is None for i in found) + imp.tensor(x).rank - len(found)
+        lined = range(max(v.rank - behind - columns, 0), max(v.rank - behind, 0))
+        values = Tensor(v.node, tuple(e for i, e in enumerate(v.dims) if i not in lined))
+        found = [None if i is None else _unlined(i, columns) for i in found]
     used = [(d, i) for d, i in enumerate(found) if i is not None]
     if accumulate and len(used) == 1 and not used[0][1].places and used[0][1].node.op != "iota":
         d, index = used[0]  # several values may go to one place
@@ -290,8 +325,9 @@ def _slice_scatter(
     d = imp.dim(t, dim)
     n = imp.extents(t.dims[d])
     first, last = slice_ends(start, 0, n), slice_ends(stop, None, n)
-    if imp.integer(stride) != 1:
-        raise Refused("writing every n-th entry; use torch.where with a mask of positions, or torch.stack and reshape")
+    if stride != 1:
+        strides = stride.values if isinstance(stride, Varying) else (int(stride),) * len(n)
+        return imp.cast(imp.overwrite_every(t, d, first, last, strides, v), kind_of(step.dtypes[0]))
     return imp.cast(imp.overwrite(t, d, first, last, v), kind_of(step.dtypes[0]))
 
 
@@ -355,13 +391,15 @@ def _median(imp: Importer, step: Step, x: Any, dim: Any = None, keepdim: bool = 
 
 def _slice(
     imp: Importer, step: Step, x: Any, dim: Any = 0, start: Any = None, stop: Any = None, stride: Any = 1
-) -> Tensor:
+) -> Tensor | Unknown:
     t = imp.tensor(x)
     d = imp.dim(t, dim)
     n = imp.extents(t.dims[d])
     if isinstance(start, Tensor) and all(s[d] == 1 for s in step.shapes[0]):  # one entry for each turn of a loop
         return imp.unsqueeze(imp.select(t, d, start), d)
     first, last = slice_ends(start, 0, n), slice_ends(stop, None, n)
+    if isinstance(stride, Varying):
+        return Unknown("every n-th entry, where n depends on sizes; use torch.where with a mask of positions")
     return imp.slice(t, d, first, last, imp.integer(stride))
 
 
@@ -630,12 +668,14 @@ _REAL: Mapping[str, Rule] = {
     "copy.default": lambda imp, step, x, source: imp.expand(imp.cast(source, kind_of(step.dtypes[0])), step.shapes[0]),
     "detach.default": rule_for("stop_gradient"), "stop_gradient.default": rule_for("stop_gradient"),
     "position.default": lambda imp, step, *args: imp.position(*args, guarded="guarded" in step.attrs),
-    "squeeze.dim": _squeeze, "squeeze.dims": _squeeze, "transpose.int": _transpose, "transpose.default": _transpose, "arange.start_step": _arange,
+    "prims.broadcast_in_dim.default": _broadcast, "squeeze.dim": _squeeze, "squeeze.dims": _squeeze, "transpose.int": _transpose, "transpose.default": _transpose, "arange.start_step": _arange,
     "arange.start": _arange, "clamp.Tensor": _clamp, "clamp_min.default": _clamp,
     "clamp_max.default": lambda imp, step, x, high: _clamp(imp, step, x, None, high),
     "sum.dim_IntList": _reduce("sum"), "mean.dim": _reduce("mean"), "any.dim": _reduce("any"), "all.dim": _reduce("all"),
     "any.dims": _reduce("any"), "all.dims": _reduce("all"), "prod.dim_int": _reduce("prod"),
-    "max.dim": _extreme("max"), "min.dim": _extreme("min"), "var.correction": _var, "var.dim": _var, "prims.var.default": _var,
+    "max.dim": _extreme("max"), "min.dim": _extreme("min"), "var.correction": _var, "var.dim": _var, "prims.var.default": _var, "prims.sum.default": _reduce("sum"),
+    "prims.div.default": _div, "prims.convert_element_type.default": _cast,
+    **{f"prims.{op}.default": arithmetic(op) for op in ("add", "sub", "mul")}, "prims.rsqrt.default": _formula(lambda x: 1.0 / _sqrt(x)),
     "where.self": _where_scalars, "where.ScalarSelf": _where_scalars, "where.ScalarOther": _where_scalars, "where.Scalar": _where_scalars,
     "masked_fill.Scalar": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), kind_of(step.dtypes[0])),
     "masked_fill.Tensor": lambda imp, step, x, m, v: imp.cast(imp.elementwise("where", m, v, x), kind_of(step.dtypes[0])),

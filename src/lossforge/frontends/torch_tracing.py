@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import linecache
 import operator
+import os
 import sys
+import traceback
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from lossforge.errors import AdoptionError
+from lossforge.frontends.sources import folder, is_of
 
 _LIBRARY: Any = torch.library.Library("lossforge", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
@@ -145,26 +148,29 @@ _ASKING = frozenset({torch.Tensor.__len__, torch.Tensor.size, torch.Tensor.numel
 def _from_library() -> bool:
     """Whether it is PyTorch that calls itself, behind the methods of tensors."""
     frame: Any = sys._getframe(2)
-    while frame.f_code.co_filename.endswith(("/torch/overrides.py", "/torch/_tensor.py")):
+    methods = tuple(folder("torch") + file for file in ("overrides.py", "_tensor.py"))
+    while frame.f_code.co_filename in methods:
         frame = frame.f_back
-    return "/torch/" in frame.f_code.co_filename
+    return is_of(frame.f_code.co_filename, ("torch",))
 
 
 def _user_frame() -> Any:
     """The frame of the function that is being recorded."""
     frame: Any = sys._getframe(1)
-    while frame is not None and any(own in frame.f_code.co_filename for own in _NOT_USERS):
+    while frame is not None and is_of(frame.f_code.co_filename, OWN):
         frame = frame.f_back
     return frame
 
 
-_NOT_USERS = ("/torch/", "/lossforge/", "<")
+OWN = ("torch", "lossforge")
+"""Packages whose frames are not the user's."""
+_TRACER = folder("lossforge") + os.path.join("frontends", "torch.py")
 
 
 def _site(frame: Any) -> Site:
     found = []
-    while frame is not None and not frame.f_code.co_filename.endswith("lossforge/frontends/torch.py"):
-        if not any(own in frame.f_code.co_filename for own in _NOT_USERS):
+    while frame is not None and frame.f_code.co_filename != _TRACER:
+        if not is_of(frame.f_code.co_filename, OWN):
             found.append((frame.f_code.co_filename, frame.f_lasti))
         frame = frame.f_back
     return tuple(found)
@@ -172,10 +178,17 @@ def _site(frame: Any) -> Site:
 
 def _line(frame: Any) -> str:
     """The line of the source in which a frame is."""
-    if frame is None:
-        return ""
-    file, line = frame.f_code.co_filename, frame.f_lineno
+    return "" if frame is None else _named(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _named(file: str, line: int) -> str:
     return f"{file.rsplit('/', 1)[-1]}:{line} ({linecache.getline(file, line).strip()})"
+
+
+def raised_in(error: BaseException) -> str:
+    """The last line of the user's source on the way to an exception."""
+    way = [f for f in traceback.extract_tb(error.__traceback__) if not is_of(f.filename, OWN)]
+    return _named(way[-1].filename, way[-1].lineno or 0) if way else ""
 
 
 _MANY = 1009
@@ -252,6 +265,56 @@ def _bincount(x: torch.Tensor, weights: torch.Tensor | None = None, minlength: i
     return hits.sum(0) if weights is None else (hits * weights[:, None]).sum(0)
 
 
+def _cov(x: torch.Tensor, *, correction: int = 1, **weights: Any) -> torch.Tensor:
+    if weights or x.ndim > 2:
+        return torch.cov(x, correction=correction, **weights)
+    apart = (x - x.mean(-1, keepdim=True)).reshape(-1, x.shape[-1])
+    return (apart @ apart.T / max(x.shape[-1] - correction, 0)).squeeze()
+
+
+def _corrcoef(x: torch.Tensor) -> torch.Tensor:
+    c = _cov(x)
+    if not c.ndim:
+        return c / c
+    deviations = c.diagonal().sqrt()
+    return (c / deviations[:, None] / deviations[None, :]).clip(-1, 1)
+
+
+def _clamp(x: torch.Tensor, min: Any = None, max: Any = None) -> torch.Tensor:
+    """Bounds may be a number and a tensor."""
+    if isinstance(min, torch.Tensor) or isinstance(max, torch.Tensor):
+        min, max = (torch.full((), v) if isinstance(v, int | float) else v for v in (min, max))
+    return torch.clamp(x, min, max)
+
+
+def _truth_value(x: torch.Tensor) -> bool:
+    return bool(x if x.dtype == torch.bool else x != 0)
+
+
+def _getitem(x: torch.Tensor, index: Any) -> torch.Tensor:
+    """Entries, of which a position may be a value, as the label in ``x[i, label[i]]``."""
+    parts = index if isinstance(index, tuple) else (index,)
+    at = [
+        i
+        for i, p in enumerate(parts)
+        if isinstance(p, torch.Tensor) and not p.ndim and p.dtype not in (torch.bool, torch.uint8)
+    ]
+    known = all(i in at or p is None or p is Ellipsis or isinstance(p, int | slice) for i, p in enumerate(parts))
+    if not at or not known:
+        return torch.Tensor.__getitem__(x, index)
+    made = torch.Tensor.__getitem__(x, tuple(slice(None) if i in at else p for i, p in enumerate(parts)))
+    kept = [i for i, p in enumerate(parts) if not isinstance(p, int) or isinstance(p, bool)]
+    through = next((i for i in kept if parts[i] is Ellipsis), len(parts))
+    dims = {i: kept.index(i) + (0 if i < through else made.ndim - len(kept)) for i in at}
+    for i in at:
+        made = made.index_select(dims[i], parts[i].reshape(1))
+    return made.squeeze(tuple(dims.values()))
+
+
+def _equal(x: torch.Tensor, y: torch.Tensor) -> bool:
+    return x.shape == y.shape and bool((x == y).all())
+
+
 _OTHERWISE: dict[Any, Callable[..., Any]] = {
     torch.triu_indices: _triangle("triu"),
     torch.tril_indices: _triangle("tril"),
@@ -263,6 +326,16 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
     torch.Tensor.requires_grad_: lambda x, requires_grad=True: x,  # of a constant, which has no share in the gradient
     torch.bincount: _bincount,
     torch.Tensor.bincount: _bincount,
+    **dict.fromkeys((torch.cov, torch.Tensor.cov), _cov),
+    **dict.fromkeys((torch.corrcoef, torch.Tensor.corrcoef), _corrcoef),
+    **dict.fromkeys((torch.equal, torch.Tensor.equal), _equal),
+    torch.Tensor.__bool__: _truth_value,
+    torch.Tensor.__getitem__: _getitem,
+    **dict.fromkeys((torch.clamp, torch.clip, torch.Tensor.clamp, torch.Tensor.clip), _clamp),
+    **{
+        getattr(torch.Tensor, f"arc{name}_"): getattr(torch.Tensor, f"a{name}_")
+        for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")
+    },
 }
 """What the tracer stops at, in other words."""
 

@@ -14,12 +14,13 @@ from typing import Any, TypeAlias
 from lossforge.errors import AdoptionError
 from lossforge.frontends.decisions import raised_on_purpose
 from lossforge.frontends.recording import Recording, Ref, needed
+from lossforge.frontends.sources import folder
 from lossforge.frontends.torch_tracing import TOO_MANY, Answer, Event, Site, Watch
 from lossforge.frontends.turns import Guard, skipping
 from lossforge.frontends.ways import Unlike, alike, choice
 
-_OWN = ("/torch/_", "/torch/fx/", "/torch/utils/")
-"""Files whose errors are those of the tracer, not of the function."""
+_OWN = tuple(folder("torch") + part for part in ("_", "fx", "utils"))
+"""Beginnings of names of files whose errors are those of the tracer, not of the function."""
 _MOST_WAYS = 48
 _MOST_GUARDS = 5
 

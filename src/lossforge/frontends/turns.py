@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lossforge.frontends.recording import Recording, Ref, Step
+from lossforge.frontends.recording import Recording, Ref, Step, refs
 from lossforge.frontends.ways import Numbered, Unlike, choice
 
 _SUMS: Mapping[str, float] = {"add.Tensor": 0.0, "mul.Tensor": 1.0}
@@ -109,7 +109,7 @@ class _Skipping:
         every = self._count(0, len(self.guards), None) if none is not None else None
         masks = {self.ways[0].of(ref) for g in self.guards for ref, skips in g.told if not skips}
         steps = [(float(k), -1, self.ways[0].guarded(s, masks)) for k, s in enumerate(self.usual.steps)]
-        ordered = [s for _, _, s in sorted([*steps, *self.made], key=lambda e: e[:2])]
+        ordered = _in_order([s for _, _, s in sorted([*steps, *self.made], key=lambda e: e[:2])])
         merged = replace(self.usual, steps=tuple(ordered), result=result)
         if none is None or every is None:
             return merged
@@ -430,6 +430,22 @@ class _Skipping:
             dtype = step.dtypes[0] if step.dtypes else ""
             self.brought[number] = self._new(place, step.op, args, step, step.shapes[0], dtype, **attrs)
         return self.brought[number]
+
+
+def _in_order(steps: Sequence[Step]) -> list[Step]:
+    """Steps in their order, but for those that others need before."""
+    by_output = {o: s for s in steps for o in s.outputs}
+    done: dict[int, Step] = {}
+    pending = list(reversed(steps))
+    while pending:
+        step = pending[-1]
+        before = [by_output[r.index] for r in refs((step.args, step.attrs)) if r.index in by_output]
+        missing = [s for s in before if s.outputs[0] not in done]
+        if missing:
+            pending += missing
+        else:
+            done.setdefault(step.outputs[0], pending.pop())
+    return list(done.values())
 
 
 class _Nothing(Exception):

@@ -40,7 +40,7 @@ class Selections(Elementwise):
         held = ir.as_kind(m.node, Kind.BOOL)
         within = [a for a in atoms if a.startswith(SELECTED)]
         if held is ir.constant(True) and not within:  # everywhere
-            return Tensor(self._counted(m.dims[dim]), (tuple(atoms),))
+            return Tensor(self.place(m.dims[dim]), (tuple(atoms),))
         for outer in within:  # a selection from a selection: where both hold
             held = ir.elementwise("and", self.mask_of(outer), held)
         atoms = [b for a in atoms for b in self.held(a)]
@@ -62,7 +62,7 @@ class Selections(Elementwise):
             a.startswith(SELECTED) for a in m.dims[dim]
         ):  # places among the selected, whose numbers depend on values
             return Tensor(ir.iota(name), ((name,),), places=places, within=m.dims[dim])
-        return Tensor(self._counted(places), ((name,),), places=places)
+        return Tensor(self.place(places), ((name,),), places=places)
 
     def selection(self, held: Node, atoms: Sequence[Axis], numbers: tuple[int, ...], total: Node) -> Axis:
         """The axis of the entries of `atoms` where a mask holds, `total` many: that of an equal selection, or a new one."""
@@ -144,7 +144,7 @@ class Selections(Elementwise):
         found = self.selections[unprimed(axis)]
         return relabel(found.mask, dict(zip(found.axes, self.held(axis), strict=True)))
 
-    def _counted(self, axes: Sequence[Axis]) -> Node:
+    def place(self, axes: Sequence[Axis]) -> Node:
         """The positions in a dimension that holds some axes."""
         node = self.counter(axes[0]) if axes else ir.constant(0, Kind.INDEX)
         for axis in axes[1:]:

@@ -9,7 +9,7 @@ from lossforge.frontends.positional.axis_table import SELECTED, unprimed
 from lossforge.frontends.positional.concatenation import Concatenation
 from lossforge.frontends.positional.nodes import relabel
 from lossforge.frontends.positional.values import Dim, Refused, Tensor
-from lossforge.ir import Axis, Kind, Node
+from lossforge.ir import Axis, Kind, Node, Stencil
 
 
 class Writing(Concatenation):
@@ -40,6 +40,33 @@ class Writing(Concatenation):
         here = ir.elementwise("and", ir.elementwise("ge", at, first), ir.elementwise("lt", at, last))
         inside = Tensor(here, tuple((new,) if i == dim else () for i in range(t.rank)))
         return self.elementwise("where", inside, placed, t)
+
+    def overwrite_every(
+        self, x: Tensor, dim: int, start: Sequence[int], stop: Sequence[int], stride: Sequence[int], value: Tensor
+    ) -> Tensor:
+        """`x` with every n-th of the entries start … stop − 1 along a dimension replaced."""
+        counts = [-(-(b - a) // n) for a, b, n in zip(start, stop, stride, strict=True)]
+        shapes = [(*(self.extents(e)[i] for e in x.dims),) for i in range(self.count)]
+        value = self.expand(value, [(*s[:dim], n, *s[dim + 1 :]) for s, n in zip(shapes, counts, strict=True)])
+        if any(a.startswith(SELECTED) for a in x.dims[dim]):
+            raise Refused("writing into every n-th entry of a selection; use a where over positions")
+        t = self.solid(x, dim)
+        if value.dims[dim] and not value.dims[dim][0].startswith("#"):
+            if len({*start}) > 1 or len({*stride}) > 1:
+                raise Refused(
+                    "writing an array into every n-th entry, where n is no constant; use a where over positions"
+                )
+            t, value = self.whole_axis(t, dim), self.whole_axis(value, dim)
+            (axis,), (short,) = t.dims[dim], value.dims[dim]
+            node = ir.slide(value.node, short, axis, None, Stencil(step=stride[0], start=start[0]), back=True)
+            value = Tensor(node, (*value.dims[:dim], (axis,), *value.dims[dim + 1 :]))
+        at = ir.as_kind(self.place(t.dims[dim]), Kind.FLOAT)
+        first, last, by = self.symbol(start), self.symbol(stop), self.symbol(stride)
+        turns = (at - first) / by
+        within = ir.elementwise("and", ir.elementwise("ge", at, first), ir.elementwise("lt", at, last))
+        here = ir.elementwise("and", within, ir.elementwise("eq", turns, ir.elementwise("floor", turns)))
+        inside = Tensor(here, tuple(t.dims[dim] if i == dim else () for i in range(t.rank)))
+        return self.elementwise("where", inside, value, t)
 
     def _overwrite_selected(
         self, x: Tensor, dim: int, start: Sequence[int], stop: Sequence[int], value: Tensor
