@@ -584,3 +584,14 @@ def test_softmax_dice_reads_its_inputs_twice() -> None:
 def test_a_similarity_matrix_goes_to_blas() -> None:
     steps = schedule(info_nce.plan().value_and_gradient(("pred",))).steps
     assert [type(s).__name__ for s in steps].count("Product") == 2
+
+
+def test_a_total_over_some_of_the_axes_of_another(rng: np.random.Generator) -> None:
+    x, w, z = (Port(input_(name, axes), tuple(axes)) for name, axes in (("x", "ab"), ("w", "b"), ("z", "c")))
+    outputs = reduction("sum", x.node * w.node, "ab"), z.node * reduction("sum", w.node, "b")
+    program = Program((x, w, z), tuple(Port(o, tuple(sorted(o.axes))) for o in outputs), ("loss", "y"), (None, None))
+    arrays = [rng.normal(size=shape).astype("float32") for shape in ((4, 3), (3,), (5,))]
+    got = kernels.run(program, arrays, "float32", (None, None))
+    want = evaluate(list(outputs), dict(zip((x, w, z), (a.astype(float) for a in arrays), strict=True)))
+    for g, v in zip(got, want, strict=True):
+        close(g, v, "float32")

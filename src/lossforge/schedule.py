@@ -401,26 +401,33 @@ class _Scheduler:
             groups.setdefault(domain - self.inner, []).append(n)
         merged: list[Step] = []
         for outer in sorted(groups, key=lambda axes: (-len(axes), sorted(axes))):
-            members = groups[outer]
-            reductions = self._needed(members)
-            inner = (
-                frozenset(
-                    a
-                    for n in (*members, *reductions)
-                    for a in (n.args[0].axes if self._is_total(n) or n in reductions else n.axes)
+            for members in self._in_step(groups[outer]):
+                reductions = self._needed(members)
+                merged.append(
+                    Sweep(
+                        tuple(sorted(outer)),
+                        tuple(sorted(self._along(members) | self._along(reductions))),
+                        tuple(reductions),
+                        tuple(n for n in members if self._is_total(n)),
+                        tuple(n for n in members if not self._is_total(n)),
+                    )
                 )
-                & self.inner
-            )
-            merged.append(
-                Sweep(
-                    tuple(sorted(outer)),
-                    tuple(sorted(inner)),
-                    tuple(reductions),
-                    tuple(n for n in members if self._is_total(n)),
-                    tuple(n for n in members if not self._is_total(n)),
-                )
-            )
         return merged
+
+    def _along(self, results: Iterable[Node]) -> Axes:
+        """The inner axes that results are worked out along."""
+        return self.inner.intersection(
+            frozenset(a for n in results for a in (n.args[0] if n.op in REDUCTIONS else n).axes)
+        )
+
+    def _in_step(self, results: Sequence[Node]) -> list[list[Node]]:
+        """Results by the inner axes of a loop for all: a total over some of them would be added up once for each of the rest."""
+        every = self._along([*results, *self._needed(results)])
+        groups: dict[Axes, list[Node]] = {}
+        for n in results:
+            own = self._along([n]) if self._is_total(n) else every
+            groups.setdefault(own or every, []).append(n)
+        return list(groups.values())
 
     def _is_total(self, node: Node) -> bool:
         return node.op in REDUCTIONS | ir.INDEX_REDUCTIONS and not self._is_inner(node)
