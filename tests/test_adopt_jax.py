@@ -303,11 +303,56 @@ def until_large(pred):
 REFUSED = {
     "a branch of Python": (lambda p: p.sum() if p.sum() > 0 else -p.sum(), "decision"),
     "a loop on values": (until_large, "while.*number of rounds depends on values"),
-    "a loop over the batch": (lambda p: saturated(p, 2 * p), "depend on the sizes of its inputs"),
     "random numbers": (lambda p: (p * jax.random.uniform(jax.random.key(0), p.shape)).sum(), "random numbers"),
     "a rule that clips": (lambda p: clipped_gradient(p).sum(), "not linear in the gradient"),
     "a decomposition": (lambda p: jnp.linalg.svd(p, compute_uv=False).sum(), "svd"),
 }
+
+
+def halved(signal):
+    total = 0.0
+    while len(signal) > 1:
+        signal = jnp.abs(signal[1::2] - signal[: len(signal) // 2 * 2 : 2])
+        total += signal.mean()
+    return total
+
+
+ANEW: dict[str, tuple[Callable[..., Any], Sequence[int], Sequence[Sequence[int]]]] = {
+    "other ranks": (lambda p: jnp.mean(p**2), (6, 4), [(2, 3, 4), (7,), (5, 2, 3)]),
+    "three channels": (lambda p: jnp.mean(p * (jnp.arange(3.0) if p.shape[1] == 3 else 1.0)), (6, 3), [(6, 4), (5, 3)]),
+    "rounds that follow from each other": (lambda p: saturated(p, 2 * p), (6, 4), [(3, 4), (5, 4)]),
+    "as many rounds as the size tells": (halved, (8,), [(5,), (4,)]),
+}
+
+
+@pytest.mark.parametrize("name", ANEW)
+def test_what_a_loss_was_not_read_for_is_read_anew(name: str) -> None:
+    fn, example, others = ANEW[name]
+    loss = lf.adopt(fn, jnp.asarray(drawn(name, [real], [example])[0]))
+    for shape in (example, *others, others[0]):
+        check(loss, original(fn), drawn(name + " again", [real], [shape]))
+
+
+def test_reading_anew_takes_values_and_arrays_that_go_together() -> None:
+    loss = lf.adopt(lambda pred, true: jnp.mean((pred - true) ** 2), jnp.ones((4, 3)), jnp.zeros((4, 3)))
+    inputs = jnp.ones((2, 3, 4)), jnp.zeros((2, 3, 4))
+    with pytest.raises(lf.errors.ShapeError, match="3 dimensions.*once, outside of the function that is traced"):
+        jax.jit(loss)(*inputs)
+    assert float(loss(*inputs)) == float(jax.jit(loss)(*inputs)) == 1.0
+    with pytest.raises(lf.errors.ShapeError, match="1 dimension"):  # and no 4 × 4 differences
+        loss(jnp.ones(4), jnp.ones((4, 1)))
+
+
+def test_a_number_of_entries_is_counted_in_full_precision() -> None:
+    def hardest(pred, true, percent=30):
+        errors = ((pred - true) ** 2).ravel()
+        return jnp.mean(jax.lax.top_k(errors, int(errors.size * percent / 100))[0])
+
+    loss = lf.adopt(hardest, *map(jnp.asarray, drawn("counted", [real, real], [(4, 7), (4, 7)])))
+    for shape in ((5, 8), (10, 10)):  # 0.3 · 40 is less than 12 in float32
+        arrays = list(map(jnp.asarray, drawn("counted again", [real, real], [shape, shape])))
+        for percent in (30, 70):
+            np.testing.assert_allclose(loss(*arrays, percent=percent), hardest(*arrays, percent=percent), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -484,7 +484,6 @@ def test_a_wrong_gradient_is_refused_with_the_reason(wrong, said) -> None:
         (lambda p: np.mean(p * np.random.default_rng(0).random(p.shape)), "random numbers"),
         (lambda p: keeps_its_arguments(p, p), "an argument is written to in place"),
         (overlapping, "shares its memory with another"),
-        (lambda p: np.mean(np.roll(np.sort(p[:, 0])[: len(p) // 2], 1) * p[0, 0]), "positions in a selection"),
     ],
 )
 def test_refusals_name_the_operation(fn, said) -> None:

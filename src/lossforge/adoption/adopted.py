@@ -11,11 +11,12 @@ from lossforge.adapters.numpy import by_operations
 from lossforge.adoption.agreement import OtherGradient
 from lossforge.adoption.arguments import arguments, as_array, predictions
 from lossforge.adoption.by_hand import by_hand
+from lossforge.adoption.elsewhere import examples, fits, is_alike, with_values
 from lossforge.adoption.library import front_end, library_of
 from lossforge.adoption.original import Original
 from lossforge.adoption.study import Study
 from lossforge.compiler import Definition, Reduction
-from lossforge.errors import AdoptionError
+from lossforge.errors import AdoptionError, LossforgeError, ShapeError
 from lossforge.frontends.signature import Signature
 from lossforge.gradient import HandWritten
 from lossforge.interpreter import evaluate
@@ -86,6 +87,7 @@ class AdoptedLoss(Loss):
         front = front_end(library, fn)
         self._recipe = (fn, library, arrays, names, numbers, options, wrt, layout, gradient, name)
         self._variants: dict[Any, AdoptedLoss] = {}
+        self._elsewhere: dict[Any, AdoptedLoss | LossforgeError] = {}
         self.arguments = tuple(names)
         self.predictions = predictions(names, arrays, wrt)
         original = Original(self.name, front, arrays, names, numbers, options, self.predictions)
@@ -169,7 +171,52 @@ class AdoptedLoss(Loss):
         if other is not self:
             rest = {k: v for k, v in kwargs.items() if k not in self.static}
             return other.bind(args, rest, weight=weight, mask=mask, reduction=reduction)
-        return super().bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
+        known = self._elsewhere.get(_shapes(args)) if self._elsewhere else None
+        if isinstance(known, AdoptedLoss):
+            return known.bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
+        try:
+            return super().bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
+        except ShapeError as error:
+            other = self._read_anew(self._arguments(args, dict(kwargs)), error)
+        return other.bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
+
+    def _read_anew(self, args: Sequence[Any], error: ShapeError) -> AdoptedLoss:
+        """The loss for arrays of another rank, or of a size that the definition does not hold for.
+
+        Raises:
+            ShapeError: `error`, where something else is wrong with the arrays, or the function does not take them either.
+        """
+        shapes = _shapes(args)
+        main = self.arguments.index(self.predictions[0])
+        ranks = self._study.original.shapes
+        if shapes is None or fits(self._definitions[()], shapes) or not is_alike(shapes, ranks, main):
+            raise error
+        if shapes not in self._elsewhere:
+            read = [k for k in self._elsewhere.values() if isinstance(k, AdoptedLoss) and fits(k.definition(), shapes)]
+            given = None if read or any(0 in shape for shape in shapes) else with_values(args)
+            if given is None and not read:
+                raise ShapeError(
+                    f"{error}. It is read anew for such arrays where their values are known: call it with some, once, "
+                    f"outside of the function that is traced or compiled"
+                ) from None
+            self._elsewhere[shapes] = read[0] if given is None else self._read_at(given)
+        found = self._elsewhere[shapes]
+        if isinstance(found, LossforgeError):
+            raise error from found
+        return found
+
+    def _read_at(self, given: Sequence[np.ndarray]) -> AdoptedLoss | LossforgeError:
+        fn, library, _, names, numbers, options, wrt, layout, gradient, name = self._recipe
+        same = [a.ndim for a in given] == [len(s) for s in self._study.original.shapes]
+        layout = layout if same or (layout and "*" in layout) else None
+        failed: LossforgeError | None = None
+        for arrays in examples(self._study.original, given):
+            try:
+                return AdoptedLoss(fn, library, arrays, names, numbers, options, wrt, layout, gradient, name)
+            except LossforgeError as error:
+                failed = failed or error
+        assert failed is not None
+        return failed
 
     def plan(self, reduction: Reduction | None = None, **parameters: Any) -> Any:
         """See `Loss.plan`."""
@@ -192,3 +239,13 @@ class AdoptedLoss(Loss):
 
     def __reduce__(self) -> Any:
         return AdoptedLoss, self._recipe
+
+
+def _shapes(arrays: Sequence[Any]) -> tuple[tuple[int, ...], ...] | None:
+    """Those of a call's arrays; None if one has none, or not yet."""
+    try:
+        found = tuple(tuple(a.shape) for a in arrays)
+        hash(found)
+    except (AttributeError, TypeError, ValueError):  # numbers, and TensorFlow's shapes of unknown rank
+        return None
+    return found

@@ -13,7 +13,7 @@ from lossforge.frontends.loops import LOOPS
 from lossforge.frontends.positional import AxisTable, Importer, Refused, Restart, Tensor
 from lossforge.frontends.recording import Different, Recording, overlay
 from lossforge.frontends.rolling import rolled
-from lossforge.ir import Axis
+from lossforge.ir import Axis, Node
 
 _ATTEMPTS = 400
 
@@ -147,7 +147,7 @@ class Reader:
         names: Sequence[str],
         further: list[tuple[int, ...]],
     ) -> Read | None:
-        """The import with these numbers as parameters; None if they shape the graph."""
+        """The import with these numbers as parameters; None if they shape the graph, or count."""
         recordings = list(pair)
         own = {n: self.original.numbers[n] for n in names}
         others = [other_values(value, place) for place, value in enumerate(own.values())]
@@ -161,7 +161,17 @@ class Reader:
         except (AdoptionError, Different):
             self.table = table
             return None
+        if _counts(result.node):
+            self.table = table
+            return None
         return Read(importer, result, (list(shapes[0]), list(shapes[1])), further)
+
+
+def _counts(node: Node) -> bool:
+    """Whether a parameter tells how many entries there are, which float32, in which it is given, may miss by one."""
+    counts = [n for n in ir.topological([node]) if n.op in ("floor", "ceil", "round") and not n.axes]
+    beneath = ir.topological(counts)
+    return any(n.op == "size" for n in beneath) and any(n.op == "input" for n in beneath)
 
 
 def overlaid(recordings: Sequence[Recording], environment: Mapping[str, Sequence[float]] | None = None) -> Recording:

@@ -16,11 +16,14 @@ from lossforge.adoption.reading import Read
 from lossforge.adoption.sizes import DRAWS, LARGER, LENGTHS, Sizes, drawn
 from lossforge.compiler import Definition, Reduction
 from lossforge.errors import AdoptionError, BroadcastWarning, NotDifferentiableError
-from lossforge.frontends.positional import SELECTED, Refused
+from lossforge.frontends.positional import SELECTED, AxisTable, Refused
 from lossforge.frontends.recording import Different, overlay
 from lossforge.gradient import require_gradient
 from lossforge.ir import Axis, Kind, Node, Port
 from lossforge.stabilize import stabilize
+
+_MOST_AT_EXAMPLES = 256
+"""Operations of a loss that is read for one size of everything: loops that are written out take long to compile."""
 
 
 class Study(Sizes):
@@ -38,7 +41,18 @@ class Study(Sizes):
         """Read the function, as far as it is known which axes have size 1 in every call."""
         first = overlay([self.original.record(self.original.shapes)], {})
         importer, _ = self.imported(first)  # which dimensions go together
-        self.read = self.generalise({importer.origin[a] for a in importer.fixed if a in importer.origin})
+        table = self.table.unnamed()
+        try:
+            self.read = self.generalise({importer.origin[a] for a in importer.fixed if a in importer.origin})
+        except AdoptionError:
+            self.table = table
+            if (found := self._read_at_examples()) is None:
+                raise
+            self.read = found
+        self._name()
+
+    def _name(self) -> None:
+        """Give axes their names, and read once more with these."""
         name_axes(self, self.read, self.layout)
         importer, result = self.imported(self.read.importer.recording)
         self.read = replace(self.read, importer=importer, result=result)
@@ -88,6 +102,29 @@ class Study(Sizes):
                 return True
         return False
 
+    def _look_at_examples(self) -> bool:
+        """Whether there is another reading, that for the sizes of the examples alone; another size is then read anew."""
+        if self.stuck.keys() >= {r for r, n in self.example().items() if r not in self.table.units}:
+            return False
+        self.table = AxisTable()
+        found = self._read_at_examples()
+        if found is None:
+            return False
+        self.read = found
+        self._name()
+        return True
+
+    def _read_at_examples(self) -> Read | None:
+        """The reading in which no axis has another size than in the examples; None if there is none."""
+        example = self.example()
+        try:
+            read = self.at([example, example])
+        except (AdoptionError, Different):
+            return None
+        if len(ir.topological([read.result.node])) > _MOST_AT_EXAMPLES:
+            return None
+        return self._holding(read, {r: n for r, n in example.items() if r not in self.table.units})
+
     def _same_steps(self, first: Sequence[tuple[int, ...]], second: Sequence[tuple[int, ...]]) -> bool:
         try:
             overlay([self.original.record(first), self.original.record(second)], {})
@@ -122,12 +159,15 @@ class Study(Sizes):
         except OfFew as error:
             root = importer.origin[error.axis]
             if self.lengths or root in self.stuck:
-                raise
-            self.lengths = {root: LENGTHS}
-            self._look_anew()
+                if not self._look_at_examples():
+                    raise
+            else:
+                self.lengths = {root: LENGTHS}
+                self._look_anew()
             return self.definition(whole=whole)
         except AdoptionError:
-            if not self._look_at_units() and not self._look_at_rows() and not self._look_at_sizes():
+            looks = self._look_at_units, self._look_at_rows, self._look_at_sizes, self._look_at_examples
+            if not any(look() for look in looks):
                 raise
             return self.definition(whole=whole)
         equal = square(self.original, self.read, self.numbers, node, order)
