@@ -266,6 +266,18 @@ CASES = {
         [real, real],
         [NC, [(5, 4), (4, 5)]],
     ),
+    "correlated": (
+        lambda x, y, m: (
+            1 - stats.pearsonr(x, y)[0] + stats.pearsonr(x, y).statistic ** 2 + distance.mahalanobis(x, y, m @ m.T)
+        ),
+        [real, real, real],
+        [N, N, [(shape[0], 2) for shape in N]],
+    ),
+    "moving windows": (
+        lambda p, t: np.mean(np.abs(np.mean(np.lib.stride_tricks.sliding_window_view(p - t, 3, axis=0), axis=-1))),
+        [real, real],
+        [NC, NC],
+    ),
     "written to": (written_to, [positive, classes(4)], [N, N]),
     "interpolated": (lambda p: np.mean(np.interp(p, [0, 0.4, 1], [0, 2, 1.0]) ** 2), [unit], [N]),
     "binned weights": (lambda p, t: np.mean(np.digitize(t, [0.0, 0.5]) * (p - t) ** 2), [real, real], [N, N]),
@@ -478,7 +490,7 @@ def test_a_wrong_gradient_is_refused_with_the_reason(wrong, said) -> None:
         (of_two_shapes, r"test_adopt_numpy.py:\d+: a decision"),
         (lambda p: p[int(p.sum())].sum(), "Python number"),
         (lambda p: np.linalg.svd(p)[1].sum(), "svd"),
-        (lambda p: stats.pearsonr(p[0], p[1])[0], r"scipy\.stats\.pearsonr: an array is converted"),
+        (lambda p: stats.spearmanr(p[0], p[1])[0], r"scipy\.stats\.spearmanr: an array is converted"),
         (lambda p: np.sum(np.sort(p[p > 0])), "truth values"),
         (lambda p: np.sum(p[p > 0]) / len(p[p > 0]), r"divide by np.sum\(mask\)"),
         (lambda p: np.mean(p * np.random.default_rng(0).random(p.shape)), "random numbers"),

@@ -22,8 +22,10 @@ from lossforge.gradient import require_gradient
 from lossforge.ir import Axis, Kind, Node, Port
 from lossforge.stabilize import stabilize
 
-_MOST_AT_EXAMPLES = 256
-"""Operations of a loss that is read for one size of everything: loops that are written out take long to compile."""
+_MOST_OPERATIONS = 512
+"""Of a loss that is read for one size of everything: loops that are written out take long to compile ..."""
+_MOST_REDUCTIONS = 16
+"""... and those with a reduction in each turn longest."""
 
 
 class Study(Sizes):
@@ -121,7 +123,8 @@ class Study(Sizes):
             read = self.at([example, example])
         except (AdoptionError, Different):
             return None
-        if len(ir.topological([read.result.node])) > _MOST_AT_EXAMPLES:
+        nodes = ir.topological([read.result.node])
+        if len(nodes) > _MOST_OPERATIONS or sum(n.op in ir.REDUCTIONS for n in nodes) > _MOST_REDUCTIONS:
             return None
         return self._holding(read, {r: n for r, n in example.items() if r not in self.table.units})
 

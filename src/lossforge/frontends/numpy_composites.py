@@ -15,6 +15,9 @@ import numpy as np
 
 from lossforge.frontends.numpy_recorder import Nonzero, Recorder, Selection, active, decided, plain, refuse
 
+_MOST_WINDOWS = 64
+"""Entries of a window that slides along an array: each is a slice."""
+
 
 def _dim(x: Any, axis: int) -> int:
     return axis + np.ndim(x) if axis < 0 else axis
@@ -516,6 +519,17 @@ def _diff(a: Any, n: int = 1, axis: int = -1, prepend: Any = None, append: Any =
     return a
 
 
+def _sliding_window_view(x: Any, window_shape: Any, axis: Any = None, **options: Any) -> Any:
+    widths = [window_shape] if isinstance(window_shape, int) else list(window_shape)
+    axes = range(np.ndim(x)) if axis is None else [axis] if isinstance(axis, int) else axis
+    if math.prod(widths) > _MOST_WINDOWS:
+        refuse(f"windows of more than {_MOST_WINDOWS} entries")
+    for width, at in zip(widths, [_dim(x, a) for a in axes], strict=True):
+        lead, last = (slice(None),) * at, np.shape(x)[at] - width
+        x = np.stack([x[(*lead, slice(i, last + i + 1))] for i in range(width)], axis=-1)
+    return x
+
+
 def _gradient(f: Any, *varargs: Any, axis: Any = None, edge_order: int = 1) -> Any:
     if edge_order != 1 or any(np.ndim(h) for h in varargs):
         refuse("np.gradient with coordinates or edge_order=2")
@@ -757,7 +771,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "broadcast_arrays": lambda *a, **o: [np.broadcast_to(x, np.broadcast_shapes(*map(np.shape, a))) for x in a],
     "repeat": _repeat, "tile": _tile, "pad": _pad, "roll": _roll, "fliplr": lambda m: np.flip(m, 1), "flipud": lambda m: np.flip(m, 0),
     "diff": _diff, "ediff1d": lambda ary, *a, **o: refuse("np.ediff1d with ends") if a or o else _diff(np.ravel(ary)),
-    "gradient": _gradient, "diagonal": _diagonal, "diag": _diag, "fill_diagonal": _fill_diagonal,
+    "sliding_window_view": _sliding_window_view, "gradient": _gradient, "diagonal": _diagonal, "diag": _diag, "fill_diagonal": _fill_diagonal,
     "tril": lambda m, k=0: np.where(_below(m, k), m, 0.0), "triu": lambda m, k=0: np.where(_below(m, k - 1), 0.0, m),
     "triu_indices_from": lambda m, k=0: _nonzero(~_below(m, k - 1)), "tril_indices_from": lambda m, k=0: _nonzero(_below(m, k)),
     "select": _select, "piecewise": _piecewise, "where": _where, "nonzero": _nonzero, "trapezoid": _trapezoid, "trapz": _trapezoid,

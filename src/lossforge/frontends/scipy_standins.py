@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -161,6 +161,23 @@ def _correlation(u: Any, v: Any) -> Any:
     return _cosine(u - np.mean(u, axis=-1, keepdims=True), v - np.mean(v, axis=-1, keepdims=True))
 
 
+class _Correlated(NamedTuple):
+    """What ``scipy.stats.pearsonr`` gives, without the probability of it."""
+
+    statistic: Any
+    pvalue: None = None
+
+
+def _pearson(x: Any, y: Any, **options: Any) -> _Correlated:
+    if options:
+        refuse(f"scipy.stats.pearsonr with {sorted(options)[0]}")
+    return _Correlated(1 - _correlation(x, y))
+
+
+def _mahalanobis(u: Any, v: Any, VI: Any) -> Any:
+    return np.sqrt(np.dot(np.dot(u - v, VI), u - v))
+
+
 def _minkowski(u: Any, v: Any, p: float = 2) -> Any:
     return np.sum(np.abs(u - v) ** p, axis=-1) ** (1 / p)
 
@@ -181,7 +198,7 @@ _DISTANCES: Mapping[str, Callable[..., Any]] = {
     "euclidean": lambda u, v: np.sqrt(np.sum((u - v) ** 2, axis=-1)), "sqeuclidean": lambda u, v: np.sum((u - v) ** 2, axis=-1),
     "cityblock": lambda u, v: np.sum(np.abs(u - v), axis=-1), "chebyshev": lambda u, v: np.max(np.abs(u - v), axis=-1),
     "minkowski": _minkowski, "cosine": _cosine, "correlation": _correlation, "canberra": _canberra,
-    "braycurtis": lambda u, v: np.sum(np.abs(u - v), axis=-1) / np.sum(np.abs(u + v), axis=-1),
+    "mahalanobis": _mahalanobis, "braycurtis": lambda u, v: np.sum(np.abs(u - v), axis=-1) / np.sum(np.abs(u + v), axis=-1),
 }  # fmt: skip
 """Between vectors along the last axis."""
 
@@ -316,7 +333,7 @@ FUNCTIONS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("scipy.special", "logsumexp"): composites.logsumexp, ("scipy.special", "softmax"): composites.softmax,
     ("scipy.special", "log_softmax"): composites.log_softmax, ("scipy.special", "softplus"): _U["softplus"],
     ("scipy.stats", "entropy"): _entropy, ("scipy.stats", "zscore"): _zscore,
-    ("scipy.stats", "wasserstein_distance"): _wasserstein,
+    ("scipy.stats", "wasserstein_distance"): _wasserstein, ("scipy.stats", "pearsonr"): _pearson,
     **{("scipy.spatial.distance", name): function for name, function in _DISTANCES.items()},
     ("scipy.spatial.distance", "jensenshannon"): _jensenshannon,
     ("scipy.spatial.distance", "cdist"): _cdist, ("scipy.spatial.distance", "pdist"): _pdist,
