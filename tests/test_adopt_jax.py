@@ -296,6 +296,22 @@ def test_published_loss(name: str) -> None:
         check(loss, original(fn), drawn(name + " again", kinds, where), also="torch" if where is second else "")
 
 
+def by_hand(logits, true):
+    return jnp.mean(jnp.maximum(logits, 0) - logits * true + jnp.log1p(jnp.exp(-jnp.abs(logits))))
+
+
+@pytest.mark.parametrize(
+    "fn", [OPTAX.sigmoid_binary_cross_entropy, lambda x, y: jnp.logaddexp(x, y).sum(), by_hand],
+    ids=["softplus", "logaddexp", "a softplus by hand"],
+)  # fmt: skip
+def test_parts_with_kinks_of_what_has_none(fn) -> None:
+    """log(1 + eˣ) = max(x, 0) + log(1 + e^−|x|) has the slope ½ at 0, where logits are before training."""
+    true = np.zeros((3, 4), np.float32)
+    loss = lf.adopt(fn, *map(jnp.asarray, drawn("logits", [real, binary], [(3, 4), (3, 4)])))
+    entries = 12 if loss.reduction == "mean" and fn is by_hand else 1
+    np.testing.assert_allclose(loss.grad(np.zeros((3, 4), np.float32), true), 0.5 / entries, rtol=1e-6)
+
+
 def until_large(pred):
     return jax.lax.while_loop(lambda x: jnp.sum(x) < 9.0, lambda x: x + jnp.abs(x) + 0.1, pred).sum()
 

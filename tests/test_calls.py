@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lossforge as lf
+from lossforge.adapters.numpy import by_operations
 from lossforge.errors import (
     AxisError,
     DefinitionError,
@@ -281,6 +282,55 @@ def test_flags_choose_another_graph() -> None:
     assert error(pred, true) == 2.5
     assert error(pred, true, squared=False) == 1.5
     assert error(pred, true, kind="log", squared=False) == pytest.approx(np.abs(np.log(pred / true)).mean())
+
+
+@lf.loss
+def focal(pred, true, *, gamma=2.0):
+    return true * lf.exp(gamma * lf.log_sigmoid(-pred)) + (1 - true) * lf.exp(gamma * lf.log_sigmoid(pred))
+
+
+@lf.loss
+def exponents(pred, true, *, gamma=2.0, beta=2.0):
+    hit = lf.sigmoid(pred)
+    return (
+        true * lf.exp(gamma * lf.log_sigmoid(-pred))
+        + (1 - true) * hit**gamma
+        + lf.abs(pred) ** (1 / gamma)
+        + beta * pred
+    )
+
+
+@pytest.mark.parametrize("gamma", [-1.0, 0.5, 1.0, 2, 2.0, 3.0, 4.0, 1.7])
+def test_a_whole_exponent_changes_how_a_power_is_computed_and_nothing_else(gamma: float, rng) -> None:
+    """Against the plan that knows nothing but the sign of it, in float64: rounding alone, 1e-12, may differ."""
+    pred, true = rng.normal(size=50), rng.random(50)
+    value, gradient = exponents.value_and_grad(pred, true, gamma=gamma)
+    by_gamma = exponents.grad(pred, true, gamma=gamma, wrt="gamma")
+    generic = exponents.plan(gamma=gamma)
+    assert generic.exponents == ()
+    got = exponents.bind((pred, true), {"gamma": gamma}).plan
+    assert got.exponents == ((("gamma", float(gamma)),) if gamma != 1.7 else ())
+    given = [pred, true, gamma, 2.0]
+    want = by_operations(generic.value_and_gradient(("pred", "gamma")), given)
+    for a, b in zip((value, gradient, by_gamma), want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_a_call_that_is_known_heeds_its_exponent(rng) -> None:
+    pred, true = rng.normal(size=(2, 50))
+    found = [[float(exponents(pred, true, gamma=g)) for g in (2.0, 1.0, 2.5, 3.0, 3.5)] for _ in range(2)]
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 5
+
+
+def test_kernels_of_a_whole_exponent_take_no_logarithm() -> None:
+    def ours(**parameters: float) -> str:
+        return focal.source("numba", **parameters)
+
+    assert "log_sigmoid" not in ours() + ours(gamma=3)
+    assert "exp" not in ours() + ours(gamma=3)
+    assert "exp_nonpositive" in ours(gamma=1.5)
+    assert "gamma" in focal.source("numpy")  # an exported file is for any
 
 
 def test_predictions_are_found_by_name_or_said() -> None:

@@ -72,6 +72,7 @@ MOVES: dict[str, Callable[[Node], Node]] = {
     "neighbours along another axis": lambda x: elementwise("abs", difference(exp(x), "b")),
     "classes but the first": lambda x: sliced(softmax(x, "b"), "b", 1, 0),
     "sum of the classes but the first": lambda x: reduction("sum", sliced(softmax(x, "b"), "b", 1, 0), ("b_1_0",)),
+    "slices of an input": lambda x: elementwise("maximum", sliced(x, "b", 1, 0), 0.0) * sliced(x, "b", 1, 0),
     "slice of a sum": lambda x: sliced(reduction("sum", exp(x), ("c",)), "b", 1, 1),
     "slice of a comparison": lambda x: ir.where(sliced(elementwise("gt", x, 0.1), "b", 1, 0), sliced(x, "b", 1, 0), 2.0),
     "slice of positions": lambda x: sliced(x * ir.as_kind(ir.iota("b"), Kind.FLOAT), "b", 1, 0),
@@ -121,6 +122,17 @@ def test_moves(name: str, size: str, order: str, rng: np.random.Generator) -> No
     want = evaluate([o.node for o in both.outputs], {X: array.astype(float), both.inputs[1]: np.array(1.5)})
     close(got[0], want[0], "float32")
     close(got[1], want[1], "float32")
+
+
+@pytest.mark.parametrize("name", ["slices of an input", "slice of a comparison", "two moves, one after the other"])
+def test_moves_of_bits(name: str, rng: np.random.Generator) -> None:
+    """bfloat16 is held as bits, by a slice of it as well."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    program = program_of(MOVES[name])
+    array = rng.normal(size=SHAPES["few"]).astype(bfloat16)
+    (got,) = kernels.run(program, [array.view(np.uint16)], "float32", (None,), ("bfloat16",))
+    (want,) = evaluate([o.node for o in program.outputs], {X: array.astype(float)})
+    close(got, want, "float32")
 
 
 def test_a_slice_of_an_input_is_a_view() -> None:

@@ -237,7 +237,7 @@ class Bound:
             array, axes = values[node]
             if axes is None:
                 return array
-            array = array.transpose([axes.index(a) for a in kept])
+            array = self._numbers_of(node, array).transpose([axes.index(a) for a in kept])
             return _as(np.broadcast_to(array.reshape(partly), wholly), held).reshape(shape)
 
         return finish
@@ -330,8 +330,6 @@ class Bound:
         if node.op == "input":
             axes = next(p.order for p in self.program.inputs if p.node is node)
             array = np.asarray(value).reshape([self.sizes[a] for a in axes])
-            if self.lies[node].dtype == "bfloat16":  # its upper half is what a float32 begins with
-                array = (array.astype(np.uint32) << 16).view(np.float32)
         else:
             array, axes = value
             axes = (
@@ -341,8 +339,15 @@ class Bound:
                     p.order for p, n in zip(self.program.outputs, self.schedule.outputs, strict=True) if n is node
                 )
             )
+        array = self._numbers_of(node, array)
         here = [renamed.get(a, a) for a in axes]
         return array.astype(real or self.real, copy=False).transpose([here.index(a) for a in order])
+
+    def _numbers_of(self, node: Node, array: np.ndarray) -> np.ndarray:
+        """The entries of a node's array as numbers: those of bfloat16, and of a view of them, are held as bits."""
+        if node not in self.lies or self.lies[node].dtype != "bfloat16":
+            return array
+        return (array.astype(np.uint32) << 16).view(np.float32)  # what a float32 begins with
 
     # ------------------------------------------------------------------ moves
 

@@ -19,11 +19,14 @@ from lossforge.frontends.language import NeedsIndex, Traced
 from lossforge.frontends.signature import Signature
 from lossforge.gradient import HandWritten, diagonal_of_hessian, gated_total, jvp, plus, require_gradient, times, vjp
 from lossforge.ir import Axis, Kind, Node, Port, Program, constant, input_, where
-from lossforge.simplify import simplify
+from lossforge.simplify import exponents, simplify
 from lossforge.stabilize import Applied, stabilize
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "none")
+
+WHOLE = frozenset({-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0})
+"""Exponents that need no logarithm: such a power is a few products, or a square root."""
 
 WEIGHT, MASK, COTANGENT, TANGENT = "weight", "mask", "cotangent", "tangent"
 """Names of inputs that a plan adds; they carry a suffix where the definition uses the name itself."""
@@ -55,6 +58,12 @@ class Definition:
     def port(self, name: str) -> Port:
         """The argument or parameter called `name`."""
         return next(p for p in (*self.arguments, *self.parameters) if p.name == name)
+
+    @cached_property
+    def exponents(self) -> tuple[str, ...]:
+        """Parameters that exponents are made of."""
+        found = exponents([self.value])
+        return tuple(p.name for p in self.parameters if p.node in found)
 
     def split(self, axis: Axis, rank: int) -> Definition:
         """The definition with a starred axis replaced by `rank` axes of their own."""
@@ -220,7 +229,23 @@ class Plan:
     positive: frozenset[str] = frozenset()
     """Parameters that are known to be ≥ 0 in this call."""
     handwritten: tuple[HandWritten, ...] = ()
+    exponents: tuple[tuple[str, float], ...] = ()
+    """Parameters in exponents whose value in this call is among `WHOLE`, with that value."""
     _programs: dict[Any, Program] = field(default_factory=dict, compare=False, hash=False, repr=False)
+    _variants: dict[Any, Plan] = field(default_factory=dict, compare=False, hash=False, repr=False)
+
+    def at(self, values: Mapping[str, Any]) -> Plan:
+        """The plan for parameters of these values: powers with a small whole exponent become products.
+
+        Nothing else of it depends on more than the signs of parameters.
+        """
+        given = ((name, values[name]) for name in self.definition.exponents)
+        found = tuple((n, float(v)) for n, v in given if isinstance(v, int | float) and v in WHOLE)
+        if not found:
+            return self
+        if found not in self._variants:
+            self._variants[found] = replace(self, exponents=found, _programs={}, _variants={})
+        return self._variants[found]
 
     @cached_property
     def inputs(self) -> tuple[Port, ...]:
@@ -325,8 +350,17 @@ class Plan:
 
     def _program(self, key: tuple[Any, ...], build: Callable[[], Program]) -> Program:
         if key not in self._programs:
-            self._programs[key] = replace(build(), nonnegative=frozenset(self._assumed()))
+            self._programs[key] = self._with_exponents(replace(build(), nonnegative=frozenset(self._assumed())))
         return self._programs[key]
+
+    def _with_exponents(self, program: Program) -> Program:
+        """The program with the exponents that this call has; all derivatives have been taken before."""
+        if not self.exponents:
+            return program
+        values = {self.definition.port(name).node: constant(value) for name, value in self.exponents}
+        nodes = simplify(ir.substitute([o.node for o in program.outputs], values), self._assumed())
+        outputs = tuple(Port(n, o.order) for n, o in zip(nodes, program.outputs, strict=True))
+        return replace(program, outputs=outputs)
 
     def _assumed(self) -> tuple[Node, ...]:
         return tuple(p.node for p in self.definition.parameters if p.name in self.positive)
@@ -539,6 +573,7 @@ def require_sizes(plan: Plan, sizes: Mapping[Axis, tuple[int | None, ...]]) -> N
 
 __all__ = [
     "REDUCTIONS",
+    "WHOLE",
     "Definition",
     "Plan",
     "Reduction",

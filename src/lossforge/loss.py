@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 
 from lossforge.adapters.base import Adapter, adapter, framework_of
 from lossforge.adapters.registry import LOSSES
-from lossforge.compiler import REDUCTIONS, Definition, Plan, Reduction, indexed, require_sizes, split_names, trace
+from lossforge.compiler import (
+    REDUCTIONS,
+    WHOLE,
+    Definition,
+    Plan,
+    Reduction,
+    indexed,
+    require_sizes,
+    split_names,
+    trace,
+)
 from lossforge.dtypes import BOOLEANS, FLOATS, INTEGERS
 from lossforge.errors import (
     DefinitionError,
@@ -285,7 +295,7 @@ class Loss:
             laid = [self._lay(n, used, definition, sizes, v) for n, v in (("weight", weight), ("mask", mask))]
         (weight, weight_axes), (mask, mask_axes) = (found or (None, None) for found in laid)
         positive = frozenset(k for k, v in parameters.items() if isinstance(v, int | float) and v >= 0)
-        plan = self._plan(definition, reduction, weight_axes, mask_axes, positive)
+        plan = self._plan(definition, reduction, weight_axes, mask_axes, positive).at(parameters)
         require_sizes(plan, sizes)
         indices = self._index_checks(definition, sizes, mask_axes == definition.order)
         for check in indices:
@@ -645,7 +655,8 @@ class Loss:
         if framework == "numba":
             from lossforge.kernels import kernel_source
 
-            return kernel_source(self.plan(**parameters).value_and_gradient(self.predictions))
+            plan = self.plan(**parameters).at({**self.defaults, **parameters})
+            return kernel_source(plan.value_and_gradient(self.predictions))
         from lossforge.codegen.standalone import standalone
 
         return standalone(self, framework, **parameters)
@@ -700,7 +711,7 @@ _keyed_types: set[type] = set()
 def _call_key(
     args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any, reduction: str
 ) -> Hashable | None:
-    """What decides how a call is bound: types, shapes and dtypes of arrays, signs of parameters; None if unknown."""
+    """What decides how a call is bound: types, shapes and dtypes of arrays, signs of parameters, whole exponents."""
     key: list[Any] = [reduction]
     extra = () if weight is None and mask is None else (("weight", weight), ("mask", mask))
     for name, value in (*enumerate(args), *extra, *kwargs.items()):
@@ -711,7 +722,7 @@ def _call_key(
         elif value is None or (name in kwargs and _is_option(value)):
             key += (name, kind, value)
         elif name in kwargs and isinstance(value, int | float):
-            key += (name, float, value >= 0)
+            key += (name, float, value >= 0, value if value in WHOLE else None)  # apart, as 1.0 == True
         else:
             return None
     try:

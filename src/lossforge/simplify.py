@@ -78,7 +78,13 @@ IDENTITIES = rules("""
     sign(x - y) * abs(y - x) -> x - y
     exp(log(x)) -> x                        # x > 0, where the logarithm is defined
     log(exp(x)) -> x
+    exp(2 * log(x)) -> x * x
+    exp(3 * log(x)) -> x * x * x
+    exp(4 * log(x)) -> (x * x) * (x * x)
     exp(log_sigmoid(x)) -> sigmoid(x)
+    exp(2 * log_sigmoid(x)) -> sigmoid(x) * sigmoid(x)
+    exp(3 * log_sigmoid(x)) -> sigmoid(x) * sigmoid(x) * sigmoid(x)
+    exp(4 * log_sigmoid(x)) -> (sigmoid(x) * sigmoid(x)) * (sigmoid(x) * sigmoid(x))
     exp(-softplus(x)) -> sigmoid(-x)
     1 - 2 * sigmoid(x) -> -tanh(0.5 * x)
     1 + -2 * sigmoid(x) -> -tanh(0.5 * x)
@@ -611,6 +617,18 @@ def simplify(roots: Sequence[Node], assume_nonnegative: Iterable[Node] = ()) -> 
             return new
         current = new
     return current
+
+
+def exponents(roots: Sequence[Node]) -> frozenset[Node]:
+    """Inputs without axes that exponents are made of: of powers, and of exp(y log x), however it is written."""
+    found = []
+    for node in topological(roots):
+        if node.op == "pow":
+            found.append(node.args[1])
+        elif node.op == "exp" and node.args[0].op == "mul":
+            x, y = node.args[0].args
+            found += [a for a, b in ((x, y), (y, x)) if b.op in ("log", "log_sigmoid")]
+    return frozenset(n for n in topological([e for e in found if not e.axes]) if n.op == "input")
 
 
 def as_softmax(node: Node) -> Node | None:

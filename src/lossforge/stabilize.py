@@ -24,6 +24,12 @@ TABLE = rules("""
     log1p(exp(x)) -> softplus(x)
     log(exp(x) + 1) -> softplus(x)
     log(exp(x) + exp(y)) -> logaddexp(x, y)
+    logaddexp(x, 0) -> softplus(x)
+    maximum(x, 0) + softplus(-abs(x)) -> softplus(x)    # smooth at 0, where the parts of it are not
+    maximum(-x, 0) + softplus(-abs(x)) -> softplus(-x)
+    y + maximum(-x, 0) + softplus(-abs(x)) -> y + softplus(-x)
+    maximum(x, 0) - y + softplus(-abs(x)) -> softplus(x) - y
+    minimum(x, 0) - softplus(-abs(x)) -> log_sigmoid(x)
     log(1 + x) -> log1p(x)                              # 1 + x rounds x away
     log(x + 1) -> log1p(x)
     log(1 - x) -> log1p(-x)

@@ -42,6 +42,19 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def accumulate(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Add a number to an entry of a flat array in float64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _address(context, builder, signature.args[0], args[0], args[1])
+        wide = context.cast(builder, args[2], signature.args[2], types.float64)
+        builder.store(builder.fadd(builder.load(address), wide), address)
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64, value), codegen
+
+
+@intrinsic
 def select(typingctx: Any, condition: Any, x: Any, y: Any) -> Any:
     """`x` if the condition holds, else `y`; both are evaluated."""
 
@@ -167,6 +180,6 @@ def to_float16(typingctx: Any, value: Any) -> Any:
 
 
 __all__ = [
-    "absolute", "ceil", "floor", "from_bfloat16", "from_float16", "load", "maximum", "minimum", "narrow", "rint", "select",
+    "absolute", "accumulate", "ceil", "floor", "from_bfloat16", "from_float16", "load", "maximum", "minimum", "narrow", "rint", "select",
     "sqrt", "store", "to_bfloat16", "to_float16",
 ]  # fmt: skip

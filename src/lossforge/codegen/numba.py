@@ -61,6 +61,12 @@ _COSTLY = _CALLS | {"div", "sqrt"}
 """What is not computed again for each position of an axis that it does not depend on."""
 _IDENTITY = {"sum": "0.0", "prod": "1.0", "max": "-np.inf", "min": "np.inf"}
 
+_NAMES = {
+    "0.0": "zero", "1.0": "one", "2.0": "two", "0.5": "half", "-1.0": "minus_one", "np.nan": "nan", "np.inf": "infinity",
+    "-np.inf": "minus_infinity",
+}  # fmt: skip
+"""What numbers are called in a kernel."""
+
 
 @dataclass(frozen=True)
 class ArrayArgument:
@@ -170,6 +176,8 @@ class _KernelEmitter:
         self.dtypes = dict(layout.dtypes)
         self.functions: dict[str, None] = {}
         self.instructions: dict[str, None] = {"load": None, "minimum": None, "store": None}
+        self.numbers: dict[str, str] = {}
+        """Numbers in the computing precision, by their text, and what they are called."""
         self.taken: set[str] = set(_RESERVED)
         self.names: dict[Node, str] = {}
         self.sizes: dict[Axis, str] = {}
@@ -317,6 +325,7 @@ class _KernelEmitter:
         for t in self.totals:
             if not t.per_task and not t.inner:
                 chunk.add(f"store({t.name}, first // chunk, {self._sum64(t)})")
+        top.block.items[:0] = [f"{name} = real({text})" for text, name in self.numbers.items()]
         return top.block
 
     def _sum64(self, total: Total) -> str:
@@ -408,7 +417,7 @@ class _KernelEmitter:
             for env in self._at_each(t.inner):
                 name = self._fresh("_".join([self._sum64(t), "block", *env.values()]))
                 accumulated.append((t.node, env, name))
-                block.add(f"{name} = real({_IDENTITY[t.node.op]})")
+                block.add(f"{name} = {self._number(_IDENTITY[t.node.op])}")
         loop = self._for_lanes(block)
         self._share([*self._roots(self.sweep.results), *(n.args[0] for n in self.sweep.reductions)])
         for n in self.sweep.results:
@@ -487,7 +496,7 @@ class _KernelEmitter:
         start = block.open("for j in range(length):")
         for n in group:
             _require_known(n)
-            start.add(f"store(scratch, {self._scratch(self._slot(n))}, real({_IDENTITY[n.op]}))")
+            start.add(f"store(scratch, {self._scratch(self._slot(n))}, {self._number(_IDENTITY[n.op])})")
         loop = self._for_lanes(self._inner_loops(block, _axes_of_operands(group)))
         self._share([n.args[0] for n in group])
         for n in group:
@@ -499,7 +508,7 @@ class _KernelEmitter:
     def _lane_loop(self, scope: Scope, results: Sequence[Node]) -> None:
         totals = [n for n in results if n in self.sweep.totals]
         for n in totals:
-            scope.add(f"{self._sum32(n)} = real({_IDENTITY[n.op]})")
+            scope.add(f"{self._sum32(n)} = {self._number(_IDENTITY[n.op])}")
         loop = self._for_lanes(scope)
         self._share(self._roots(results))
         for n in results:
@@ -567,13 +576,21 @@ class _KernelEmitter:
     def _flush(self, scope: Scope, node: Node, block_sum: str) -> None:
         """Add a block's sum to its float64 total."""
         total = self._total_of(node)
-        block = f"np.float64({block_sum})"
         if not total.inner:
-            scope.add(self._combine(node.op, self._sum64(total), block))
+            scope.add(self._combine(node.op, self._sum64(total), f"np.float64({block_sum})"))
             return
+        self._add_to(scope, node, block_sum)
+
+    def _add_to(self, scope: Scope, node: Node, value: str) -> None:
+        """Combine a value with one of the totals in memory."""
+        total = self._total_of(node)
         place = self._slot_of(scope, total)
-        new = self._combined(node.op, f"load({total.name}, {place})", block)
-        scope.add(f"store({total.name}, {place}, {new})")
+        if node.op == "sum":
+            self.instructions["accumulate"] = None
+            scope.add(f"accumulate({total.name}, {place}, {value})")
+        else:
+            new = self._combined(node.op, f"load({total.name}, {place})", f"np.float64({value})")
+            scope.add(f"store({total.name}, {place}, {new})")
 
     def _slot_of(self, scope: Scope, total: Total) -> str:
         place = "task" if total.per_task else "(first // chunk)"
@@ -627,13 +644,13 @@ class _KernelEmitter:
         along = self.inner[-1]
         if along not in used or (self.lane is not None and along != self.lane):
             for name, op in sums:
-                scope.add(f"{name} = real({_IDENTITY[op]})")
+                scope.add(f"{name} = {self._number(_IDENTITY[op])}")
             if along in used and along not in scope.env:
                 raise AssertionError("an inner axis without a loop")
             return scope, scope
         flush = scope.open(f"for block in range(0, {self.sizes[along]}, {BLOCK}):")
         for name, op in sums:
-            flush.add(f"{name} = real({_IDENTITY[op]})")
+            flush.add(f"{name} = {self._number(_IDENTITY[op])}")
         index = f"i_{python_name(along)}"
         body = flush.open(
             f"for {index} in range(block, minimum(block + {BLOCK}, {self.sizes[along]})):", {along: index}
@@ -651,10 +668,7 @@ class _KernelEmitter:
             elif n in along:
                 loop.add(self._combine(n.op, self._sum32(n), self._value(loop, n.args[0])))
             else:  # one total for each lane
-                total = self._total_of(n)
-                place = self._slot_of(loop, total)
-                value = f"np.float64({self._value(loop, n.args[0])})"
-                loop.add(f"store({total.name}, {place}, {self._combined(n.op, f'load({total.name}, {place})', value)})")
+                self._add_to(loop, n, self._value(loop, n.args[0]))
         for n in along:
             self._flush(flush, n, self._sum32(n))
         self._finish_loop()
@@ -717,7 +731,7 @@ class _KernelEmitter:
         parts = (
             [self._row_of(argument, scope, " + ".join(f"{scope.env[a]} * {strides[a]}" for a in rows))] if rows else []
         )
-        parts += [f"{_tight(scope.env[a])} * {strides[a]}" for a in argument.axes if a not in rows]
+        parts += [_times(scope.env[a], strides[a]) for a in argument.axes if a not in rows and scope.env[a] != "0"]
         if argument.node in self.layout.transposed and self.layout.unrolled:
             ((axis, width),) = self.layout.unrolled
             assert self.lane is not None
@@ -832,10 +846,16 @@ class _KernelEmitter:
         if node.kind is not Kind.FLOAT:
             return repr(value)
         if value != value:
-            return "real(np.nan)"
+            return self._number("np.nan")
         if value in (float("inf"), float("-inf")):
-            return f"real({'-' if value < 0 else ''}np.inf)"
-        return f"real({value!r})"
+            return self._number(f"{'-' if value < 0 else ''}np.inf")
+        return self._number(repr(float(value)))
+
+    def _number(self, text: str) -> str:
+        """The name of a number in the computing precision; each is converted once, and costs the compiler once."""
+        if text not in self.numbers:
+            self.numbers[text] = self._fresh(_NAMES.get(text, "number"))
+        return self.numbers[text]
 
     def _take(self, scope: Scope, node: Node) -> str:
         """The operand at another position along an axis; NaN outside of it."""
@@ -852,7 +872,7 @@ class _KernelEmitter:
         safe = self._fresh("position")
         self._emit(scope, f"{safe} = select({inside}, {name}, np.int64(0))")
         value = self._value(scope.at({axis: safe}), x)
-        return f"select({inside}, {value}, real(np.nan))"
+        return f"select({inside}, {value}, {self._number('np.nan')})"
 
     def _elementwise(self, scope: Scope, node: Node) -> tuple[str, int]:
         op = node.op
@@ -876,7 +896,7 @@ class _KernelEmitter:
         if op == "cast":
             if node.args[0].kind is Kind.BOOL:
                 self.instructions["select"] = None
-                return f"select({texts[0]}, real(1.0), real(0.0))", _ATOM
+                return f"select({texts[0]}, {self._number('1.0')}, {self._number('0.0')})", _ATOM
             return f"real({texts[0]})" if node.kind is Kind.FLOAT else f"np.int64({texts[0]})", _ATOM
         if op == "where":
             self.instructions["select"] = None
@@ -884,7 +904,8 @@ class _KernelEmitter:
         if op == "sign":
             self.instructions["select"] = None
             x = self._named(scope, node.args[0])
-            return f"select({x} > 0, real(1.0), select({x} < 0, real(-1.0), {x}))", _ATOM
+            one, minus_one = self._number("1.0"), self._number("-1.0")
+            return f"select({x} > 0, {one}, select({x} < 0, {minus_one}, {x}))", _ATOM
         if op in _CALLS:
             name = "exp_nonpositive" if op == "exp" and nonpositive(node.args[0], self.layout.nonnegative) else op
             self.functions[name] = None
@@ -944,5 +965,9 @@ def _axes_of_operands(reductions: Iterable[Node]) -> Axes:
     return frozenset(a for n in reductions for a in n.args[0].axes)
 
 
+def _times(position: str, stride: str) -> str:
+    return stride if position == "1" else f"{_tight(position)} * {stride}"
+
+
 def _tight(text: str) -> str:
-    return text if text.isidentifier() else f"({text})"
+    return text if text.isidentifier() or text.isdecimal() else f"({text})"

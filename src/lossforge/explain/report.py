@@ -81,7 +81,9 @@ def explain(loss: Explainable, *, latex: bool = False, schedule: bool = False, *
     markup = _latex(derivation)
     body = markup if latex else text.run()
     if schedule:
-        body += "\n\nSCHEDULE\n" + textwrap.indent(schedule_text(plan), _INDENT) + "\n"
+        body += (
+            "\n\nSCHEDULE\n" + textwrap.indent(schedule_text(plan.at({**loss.defaults, **parameters})), _INDENT) + "\n"
+        )
     result = Explanation(body)
     result.latex = markup
     result.gradients = {g.name: str(g.formula) for g in (*derivation.gradients, *derivation.parameters)}

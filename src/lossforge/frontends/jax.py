@@ -19,8 +19,8 @@ from lossforge.frontends.jax_operations import RULES
 from lossforge.frontends.jax_recurrences import INLINED, all_rounds, in_turn
 from lossforge.frontends.recording import Recording, Ref, Step, as_written, kept, kept_numbers, rounded
 
-_WHOLE = frozenset({"inv", "solve", "_solve", "det", "slogdet"})
-"""Functions of `jax.numpy.linalg` that are read as such, not as the decompositions which they are made of."""
+_WHOLE = frozenset({"inv", "solve", "_solve", "det", "slogdet", "logaddexp"})
+"""Functions of JAX that are read as such, not as the decompositions and choices which they are made of."""
 _MOST_ROUNDS = 64
 _MOST_STEPS = 1024
 
@@ -206,7 +206,11 @@ class _Reader:
 
     def _custom(self, eqn: Any, ins: Sequence[Any]) -> list[Any]:
         """A function with a derivative of its own: read as it is where that is its derivative, else with the rule."""
-        outs = self._inline(eqn.params["call_jaxpr"], ins)
+        body = eqn.params["call_jaxpr"]
+        name = getattr(body.jaxpr.debug_info, "func_name", None)
+        if name in _WHOLE and is_own(body):
+            return self._note(name, ins, {}, [v.aval for v in eqn.outvars], _where(eqn))
+        outs = self._inline(body, ins)
         rule = None if self.within_rule else custom_rule(eqn)
         if rule is None:
             return outs

@@ -534,7 +534,7 @@ _REAL: Mapping[str, Rule] = {
     **dict.fromkeys(("pure_callback", "io_callback", "debug_callback"), _EFFECT),
     **{k: rule_for(v) for k, v in _PLAIN.items()},
     "add": arithmetic("add"), "add_any": arithmetic("add"), "sub": arithmetic("sub"), "mul": arithmetic("mul"),
-    "div": arithmetic("div"), "max": arithmetic("maximum"), "min": arithmetic("minimum"), "abs": arithmetic("abs"),
+    "div": arithmetic("div"), "logaddexp": arithmetic("logaddexp"), "max": arithmetic("maximum"), "min": arithmetic("minimum"), "abs": arithmetic("abs"),
     "pow": arithmetic("pow"), "integer_pow": _power, "square": _formula(lambda x: x * x), "rem": _formula(_rem),
     "exp2": _formula(lambda x: _f("exp", x * math.log(2))), "cbrt": _formula(lambda x: _f("sign", x) * _f("abs", x) ** (1 / 3)),
     "rsqrt": _formula(lambda x: 1.0 / _f("sqrt", x)), "is_finite": _formula(lambda x: _f("lt", _f("abs", x), float("inf"))),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 from llvmlite import ir
@@ -230,10 +231,24 @@ def evaluate(z: Value, coefficients: Sequence[float]) -> Value:
         # Two chains of half the length, at some cost in accuracy, of which there is plenty.
         square = z * z
         return evaluate(square, coefficients[1::2]) * z + evaluate(square, coefficients[::2])
-    result = z.real(coefficients[-1])
-    for c in coefficients[-2::-1]:
+    if z.form is SINGLE and len(coefficients) > 4:
+        # The lowest coefficients decide the accuracy and come last, one by one; the others pairwise (G. Estrin,
+        # Organization of computer systems, 1960): a chain of half the length, where the processor waits for results.
+        last, first = coefficients[:2], [z.real(c) for c in coefficients[2:]]
+        result = _pairwise(z, first)
+    else:
+        last, result = coefficients[:-1], z.real(coefficients[-1])
+    for c in reversed(last):
         result = result * z + c
     return result
+
+
+def _pairwise(z: Value, terms: Sequence[Value]) -> Value:
+    """The polynomial with these coefficients, as one of half the degree in z * z, whose coefficients are sums of two."""
+    while len(terms) > 1:
+        pairs = zip_longest(terms[::2], terms[1::2])
+        terms, z = [low if high is None else high * z + low for low, high in pairs], z * z
+    return terms[0]
 
 
 def library(name: str, *arguments: Value) -> Value:

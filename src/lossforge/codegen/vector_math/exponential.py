@@ -95,7 +95,8 @@ def exp_negative(x: Value, tail: Value | None = None) -> Value:
     lift = 0 if form is WIDE else form.bias // 2  # enough to keep the first product normal
     lowest = max(EXP_RANGE[form.name][0], -(form.bias + lift - 2) * math.log(2))
     r, encoded = _exp_reduced(clamp(x, lowest, None), form.bias + lift, tail)
-    return _exp_core(r) * _power_of_two(encoded) * 2.0**-lift
+    scale = _power_of_two(encoded)
+    return ((scale * r) * (polynomial("exp", r) * r + 1.0) + scale) * 2.0**-lift
 
 
 def expm1(x: Value) -> Value:
