@@ -57,7 +57,7 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
     first, second = read.shapes
     second = second if entries(second) <= _LARGEST_COMPARED else first
     compared = comparison.holds(drawn(first), original.numbers)
-    compared |= _at_length(read, node, lambda shapes: comparison.holds(drawn(shapes), original.numbers, beyond=True))
+    compared |= _at_length(read, node, compared, lambda shapes: comparison.holds(drawn(shapes), original.numbers, beyond=True))
     if second is not first:
         compared |= comparison.holds(drawn(second), original.numbers)
     if entries(read.further) <= _LARGEST_FURTHER:
@@ -76,8 +76,10 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
         )
 
 
-def _at_length(read: Read, node: Node, holds: Callable[[Sequence[tuple[int, ...]]], bool]) -> bool:
+def _at_length(read: Read, node: Node, compared: bool, holds: Callable[[Sequence[tuple[int, ...]]], bool]) -> bool:
     """Whether it could be compared along many entries, where these are counted: a share of few may be another of many.
+
+    `compared` says that it was at the sizes of the first recording, which may be enough.
 
     Raises:
         AdoptionError: it differs, or shares of sizes were guessed and cannot be tried.
@@ -91,6 +93,9 @@ def _at_length(read: Read, node: Node, holds: Callable[[Sequence[tuple[int, ...]
     if not long:
         return False
     ports = read.importer.ports
+    recorded = {a: n for p, s in zip(ports, read.shapes[0], strict=True) for a, n in zip(p.order, s, strict=True)}
+    if compared and math.prod(n for a, n in recorded.items() if a in long) >= _LONG:
+        return True
     several = read.importer.sizes
     first = next((a for p in ports for a in p.order if a in long and len(set(several.get(a, ()))) > 1), None)
     for base in (read.further, read.shapes[0]):  # the examples are smaller
@@ -108,7 +113,8 @@ def _at_length(read: Read, node: Node, holds: Callable[[Sequence[tuple[int, ...]
         raise OfFew(str(error), str(first)) from None
     if of_shares and not compared:
         raise AdoptionError(
-            "it takes a share of its entries, which cannot be told from so few; make the number of entries an argument"
+            "it takes a share of its entries, as `int(share * n)` of them, which cannot be told from so few; give larger examples, or "
+            "make the number of entries an argument"
         )
     return compared
 

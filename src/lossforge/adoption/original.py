@@ -54,7 +54,8 @@ class Original:
             AdoptionError: it does not.
         """
         try:
-            getattr(self.front, "check", lambda *_: None)(self.arrays, {**self.options, **self.numbers})
+            others = [s.example(a.shape) for s, a in zip(self.samplers, self.arrays, strict=True)]
+            getattr(self.front, "check", lambda *_: None)(self.arrays, others, {**self.options, **self.numbers})
         except AdoptionError as error:
             raise AdoptionError(f"{self.name}: {error}") from None
 

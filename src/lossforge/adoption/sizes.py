@@ -25,6 +25,8 @@ _LARGEST = ((23, 29, 19, 31, 37, 41, 43, 47), (29, 31, 23, 37, 41, 43, 47, 53))
 """For losses that cut windows out of their inputs."""
 LENGTHS = (97, 101)
 """Of an axis of whose entries a share is taken: enough to tell by how many there are which share it is, to a hundredth."""
+_MOST_POWERS = 5
+"""Axes that may grow by different powers."""
 _LARGEST_RECORDED = 2**20
 """Entries of an array of drawn sizes; a loss that needs more is tried at sizes near those of its examples."""
 
@@ -125,7 +127,7 @@ class Sizes(Reader):
         stuck = {r: example[r] for r in free if not options[r] and r not in self.table.units}
         if len(stuck) > 1:
             chosen = self._together(stuck, {r: example[r] for r in free}, kept, fits)
-            stuck = {} if chosen[0] else stuck
+            stuck = {r: n for r, n in stuck.items() if r not in chosen[0]}
         roots = self.roots()
         main = roots[self.original.names.index(self.original.predictions[0])]
         batches = {of[0] for of in roots if of} - {*main[1:]}
@@ -175,14 +177,20 @@ class Sizes(Reader):
     ) -> list[dict[Axis, int]]:
         """Two sets of sizes to which axes that have one size each grow together; empty ones if they do not.
 
-        They do as halves and their whole, or as scores and labels with one more column, which holds weights.
+        They do as halves and their whole, as scores and labels with one more column, which holds weights, or as the sides of a
+        square image and its patches.
         """
-        for grown in (
-            [{r: factor * n for r, n in stuck.items()} for factor in (2, 3)],
-            [{r: n + more for r, n in stuck.items()} for more in (2, 5)],
-        ):
-            fit = True
-            for sizes in grown:
+        spatial = {r: base[r] for of in self.roots() for r in of[2:] if r in base}
+        by_factor = [[{r: factor * n for r, n in of.items()} for factor in (2, 3)] for of in (stuck, {**spatial, **stuck})]
+        by_more = [{r: n + more for r, n in stuck.items()} for more in (2, 5)]
+        by_power = [
+            [{r: n * factor**p for (r, n), p in zip(stuck.items(), powers, strict=True) if p} for factor in (2, 3)]
+            for powers in sorted(itertools.product((0, 1, 2), repeat=len(stuck)), key=lambda of: of.count(0))
+            if 2 in powers
+        ]
+        for grown in (by_factor[0], by_more, by_factor[1], *(by_power if len(stuck) <= _MOST_POWERS else ())):
+            fit = all(self.runs(base, {**base, **sizes}) for sizes in grown)
+            for sizes in grown if fit else ():
                 fit = fit and fits(base, {**base, **sizes})
                 self.table = kept.unnamed()
             if fit:

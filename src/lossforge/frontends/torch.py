@@ -48,22 +48,27 @@ class TorchFrontEnd:
         """Numbers that a module keeps, which may be parameters of the loss."""
         return kept_numbers(self.function)
 
-    def check(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> None:
-        """Refuse what gives another value when it is called again, since it remembers.
+    def check(self, examples: Sequence[np.ndarray], others: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> None:
+        """Refuse what gives another value when it was called before, since it remembers.
 
         Raises:
             AdoptionError: it does.
         """
-        with kept(self.function, parameters) as options, warnings.catch_warnings(), self.memory.kept():
+        with kept(self.function, parameters) as options, warnings.catch_warnings():
             warnings.simplefilter("ignore")
+
+            def last(*calls: Sequence[np.ndarray]) -> torch.Tensor:
+                with self.memory.kept():
+                    return [_one(self.function(*map(torch.from_numpy, map(np.array, a)), **options)) for a in calls][-1]
+
             try:
-                first, second = (
-                    _one(self.function(*map(torch.from_numpy, map(np.array, arrays)), **options)) for _ in "12"
-                )
+                fresh = last(examples)
+                if not self.memory.written:
+                    return
+                pairs = [(fresh, last(examples, examples)), (fresh, last(others, examples))]
             except Exception:  # it is told of where the function is recorded
                 return
-            same = first.shape == second.shape and torch.allclose(first, second, rtol=1e-5, equal_nan=True)
-        if not same and self.memory.written:
+        if not all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, equal_nan=True) for a, b in pairs):
             names = ", ".join(map(repr, self.memory.written))
             raise AdoptionError(
                 f"its value depends on earlier calls, which it keeps in {names}; make that an argument of a function, and update it "

@@ -39,7 +39,7 @@ def decompositions() -> dict[Any, Any]:
     return {**core, **get_decompositions(kept)}
 
 
-_WHOLE = ("pad", "unfold", "im2col", "pool", "upsample", "convolution", "aten.roll")
+_WHOLE = ("pad", "unfold", "im2col", "pool", "upsample", "convolution", "aten.roll", "linalg_cross")
 """Parts of names of operations that keep their meaning: decomposed, they are index arithmetic."""
 
 

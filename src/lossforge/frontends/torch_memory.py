@@ -29,7 +29,7 @@ class Memory:
             yield
         finally:
             for store, was in zip(stores, before, strict=True):
-                changed = [k for k, v in was.items() if store.get(k) is not v or _moved(v, values)]
+                changed = [k for k in {**was, **store} if store.get(k) is not was.get(k) or _moved(was.get(k), values)]
                 self.written |= dict.fromkeys(str(k) for k in changed)
                 store.clear()
                 store.update(was)

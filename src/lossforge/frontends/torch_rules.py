@@ -544,6 +544,15 @@ def _cdist(imp: Importer, step: Step, x: Any, y: Any, p: Any = 2.0, *rest: Any) 
     return norm(imp, difference, p, [-1], False)
 
 
+def _cross(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
+    a, b = imp.tensor(x), imp.tensor(y)
+    d = imp.dim(a, step.attrs.get("dim", -1))
+    (u, v) = ([imp.select(t, d, k) for k in range(3)] for t in (a, b))
+    products = {(i, j): imp.elementwise("mul", u[i], v[j]) for i in range(3) for j in range(3) if i != j}
+    turns = ((1, 2), (2, 0), (0, 1))
+    return imp.concat([imp.unsqueeze(imp.elementwise("sub", products[i, j], products[j, i]), d) for i, j in turns], d)
+
+
 def _softplus(imp: Importer, step: Step, x: Any, beta: Any = 1, threshold: Any = 20) -> Tensor:
     if beta == 1:
         return imp.elementwise("softplus", x)
@@ -684,7 +693,7 @@ _REAL: Mapping[str, Rule] = {
     "diagonal_scatter.default": _diagonal_scatter, "log2.default": _formula(lambda x: _log(x) / math.log(2)),
     "log10.default": _formula(lambda x: _log(x) / math.log(10)), "logcumsumexp.default": _logcumsumexp,
     "cumprod.default": _scan("prod"), "cummax.default": _scan("max"), "cummin.default": _scan("min"), "scatter_add.default": _scatter_add, "index_add.default": _index_add,
-    "median.default": _median, "median.dim": _median,
+    "linalg_cross.default": _cross, "median.default": _median, "median.dim": _median,
     "index_select.default": lambda imp, step, x, d, i: imp.take(x, i, imp.dim(imp.tensor(x), d)),
     "scatter.value": _scatter, "scatter.src": _scatter, "select.int": lambda imp, step, x, d, i: imp.select(x, imp.dim(imp.tensor(x), d), i),
     "select_copy.int": lambda imp, step, x, d, i: imp.select(x, imp.dim(imp.tensor(x), d), i),

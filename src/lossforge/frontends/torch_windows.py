@@ -79,9 +79,9 @@ _VARYING_WIDTH = "padding whose width depends on sizes; pad by a constant number
 def _adaptive_average(count: int) -> Rule:
     def rule(imp: Importer, step: Step, x: Any, size: Any) -> Tensor:
         t = imp.tensor(x)
-        for j, n in enumerate(_each(size, count)):
+        for j in range(count):  # the size may follow that of another array
             dim = t.rank - count + j
-            if n == 1:
+            if {s[dim] for s in step.shapes[0]} == {1}:
                 t = imp.reduce("mean", t, [dim], keepdims=True)
             elif imp.extents(t.dims[dim]) != (counts := tuple(s[dim] for s in step.shapes[0])):
                 t = windows.adaptive_average(imp, t, dim, counts)
