@@ -480,6 +480,13 @@ def within(pred, true):
     return (pred - target).abs().mean()
 
 
+def masked_patches(pred, images, mask, side=4):
+    """What a masked autoencoder makes of patches that it did not see."""
+    n, c, count = len(images), images.shape[1], images.shape[2] // side
+    patches = images.reshape(n, c, count, side, count, side).permute(0, 2, 4, 3, 5, 1).reshape(n, count * count, -1)
+    return ((pred - patches).pow(2).mean(-1) * mask).sum() / mask.sum()
+
+
 def whitened(z, w):
     c = nn.BatchNorm1d(z.shape[1], affine=False)(z).T @ nn.BatchNorm1d(z.shape[1], affine=False)(w) / len(z)
     return (torch.diagonal(c) - 1).pow(2).sum() + c.triu(1).pow(2).sum()
@@ -711,6 +718,18 @@ CASES = {
     "every other entry": (pyramid, [real, real], [NC, NC]),
     "a diagonal by its stride": (without_itself, [real], [[(7, 4), (9, 5)]]),
     "systems by their positions": (least_squares, [real, real], [NC, NC]),
+    "normals": (
+        lambda p, t: 1 - F.cosine_similarity(torch.cross(p[:, 0], p[:, 1], dim=1), torch.linalg.cross(t, p[:, 1]), dim=1).mean(),
+        [real, real], [[(6, 2, 3), (9, 2, 3)], [(6, 3), (9, 3)]]),
+    "pooled to the other's size": (
+        lambda p, t: (F.adaptive_avg_pool2d(p, t.shape[2:]) - t).pow(2).mean(), [real, real],
+        [[(2, 3, 8, 8), (3, 2, 6, 9)], [(2, 3, 4, 4), (3, 2, 3, 5)]]),
+    "patches of a square image": (
+        masked_patches, [real, unit, binary],
+        [[(2, 16, 48), (3, 9, 48)], [(2, 3, 16, 16), (3, 3, 12, 12)], [(2, 16), (3, 9)]]),
+    "the hardest voxels": (
+        lambda p, t: F.cross_entropy(p, t, reduction="none").flatten().topk(int(t.numel() * 0.2))[0].mean(), [real, classes(3)],
+        [[(2, 3, 6, 5, 4), (3, 3, 4, 5, 7)], [(2, 6, 5, 4), (3, 4, 5, 7)]]),
     "targets within bounds": (within, [real, real], [NC, NC]),
     "batches as they are normalised": (whitened, [real, real], [NC, NC]),
     "classes of another's scores": (

@@ -57,7 +57,9 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
     first, second = read.shapes
     second = second if entries(second) <= _LARGEST_COMPARED else first
     compared = comparison.holds(drawn(first), original.numbers)
-    compared |= _at_length(read, node, compared, lambda shapes: comparison.holds(drawn(shapes), original.numbers, beyond=True))
+    compared |= _at_length(
+        read, node, compared, lambda shapes: comparison.holds(drawn(shapes), original.numbers, beyond=True)
+    )
     if second is not first:
         compared |= comparison.holds(drawn(second), original.numbers)
     if entries(read.further) <= _LARGEST_FURTHER:

@@ -181,7 +181,9 @@ class Sizes(Reader):
         square image and its patches.
         """
         spatial = {r: base[r] for of in self.roots() for r in of[2:] if r in base}
-        by_factor = [[{r: factor * n for r, n in of.items()} for factor in (2, 3)] for of in (stuck, {**spatial, **stuck})]
+        by_factor = [
+            [{r: factor * n for r, n in of.items()} for factor in (2, 3)] for of in (stuck, {**spatial, **stuck})
+        ]
         by_more = [{r: n + more for r, n in stuck.items()} for more in (2, 5)]
         by_power = [
             [{r: n * factor**p for (r, n), p in zip(stuck.items(), powers, strict=True) if p} for factor in (2, 3)]

@@ -48,7 +48,9 @@ class TorchFrontEnd:
         """Numbers that a module keeps, which may be parameters of the loss."""
         return kept_numbers(self.function)
 
-    def check(self, examples: Sequence[np.ndarray], others: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> None:
+    def check(
+        self, examples: Sequence[np.ndarray], others: Sequence[np.ndarray], parameters: Mapping[str, Any]
+    ) -> None:
         """Refuse what gives another value when it was called before, since it remembers.
 
         Raises:

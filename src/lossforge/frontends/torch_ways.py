@@ -23,6 +23,8 @@ _OWN = tuple(folder("torch") + part for part in ("_", "fx", "utils"))
 """Beginnings of names of files whose errors are those of the tracer, not of the function."""
 _MOST_WAYS = 48
 _MOST_GUARDS = 5
+_MOST_ASKED = 64
+"""Entries of a selection; no function asks whether there are more."""
 
 Answers: TypeAlias = Mapping[Any, Answer]
 _DECIDES = (
@@ -182,12 +184,11 @@ class Ways:
         if simple in self.idle or as_usual(1):
             self.idle.add(simple)
             return 1
+        if not as_usual(_MOST_ASKED):
+            return int(event.answer)
         low, high = 1, 2  # not as usual, and as usual
         while not as_usual(high):
             low, high = high, 2 * high
-            if high >= int(event.answer):
-                high = int(event.answer)
-                break
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if as_usual(middle) else (middle, high)
