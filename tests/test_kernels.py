@@ -20,7 +20,7 @@ from lossforge.dtypes import EPSILON
 from lossforge.interpreter import evaluate
 from lossforge.ir import Kind, Port, Program, elementwise, input_, reduction
 from lossforge.runtime.threads import get_num_threads, set_num_threads
-from lossforge.schedule import Sweep, schedule
+from lossforge.schedule import Sweep, reads, schedule
 
 BLOCK_EDGES = (0, 1, 2, 7, 255, 256, 257, 4095, 4096, 4097, 65_537)
 
@@ -561,6 +561,74 @@ def test_the_nearest_of_computed_distances_is_found_again(size: int, rng: np.ran
     points = [rng.normal(size=(2, size, 3)).astype("float32") for _ in range(2)]
     check_gradient(chamfer, tuple(points), "float32")
     check_gradient(batch_hard, (points[0][0], rng.integers(0, 2, size)), "float32")
+
+
+WHOLE = [
+    -(2**63),
+    -(2**40) - 3,
+    -(2**31) - 1,
+    -(2**31),
+    -100,
+    -1,
+    0,
+    1,
+    3,
+    4,
+    2**24 + 1,
+    2**31 - 1,
+    2**31,
+    2**32 + 1,
+    2**40,
+    2**63 - 1,
+]
+
+
+@lf.loss("batch, batch -> batch")
+def whole_numbers(pred, true):
+    """Whole numbers as numbers, and compared."""
+    return pred * true + lf.where(true == -100, pred, 0.0) + lf.where(true >= 2**24, 3 * pred, pred**2)
+
+
+@lf.loss("batch class, batch -> batch")
+def ignoring(pred, label):
+    return lf.where(label == -100, 0.0, lf.take(pred, label, "class") ** 2)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64", "uint64"])
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_whole_numbers_of_any_size(dtype: str, real: str, rng: np.random.Generator) -> None:
+    """Read in halves where they have 64 bits, so that a loop over float32 is not cut to half its width by them."""
+    info = np.iinfo(dtype)
+    some = np.array([v for v in WHOLE if info.min <= v <= info.max], dtype)
+    true = np.concatenate([some, rng.choice(some, 300)])
+    pred = rng.normal(size=true.size).astype(real)
+    value, gradient = whole_numbers.value_and_grad(pred, true, reduction="none")
+    exact = true.astype(real).astype("float64")
+    bonus = np.where(exact >= 2**24, 3 * pred.astype(float), pred.astype(float) ** 2) + np.where(exact == -100, pred, 0)
+    slope = exact + np.where(exact >= 2**24, 3, 2 * pred.astype(float)) + (exact == -100)
+    eps = 8 * EPSILON[real]
+    np.testing.assert_allclose(value, pred * exact + bonus, rtol=eps, atol=eps * np.abs(bonus).max())
+    np.testing.assert_allclose(gradient, slope, rtol=eps, atol=8 * eps)
+
+
+@pytest.mark.parametrize("size", [3, 8, 40])
+def test_a_position_that_does_not_fit_32_bits_is_no_other(size: int) -> None:
+    """NaN, as for every position outside: along an axis that is written out (3, 8) and one that is not."""
+    pred = np.arange(9.0 * size, dtype="float32").reshape(9, size)
+    label = np.array([0, size - 1, 2**32, 2**32 + 1, -(2**32), -1, size, -100, 1])
+    plan = ignoring.bind((pred, np.clip(label, 0, size - 1)), {}, reduction="none").plan
+    (value,) = kernels.run(plan.value(), [pred, label], "float32", (None,))
+    want = [0.0, pred[1, -1] ** 2, *[np.nan] * 5, 0.0, pred[8, 1] ** 2]
+    np.testing.assert_allclose(value, want, rtol=2e-7)
+
+
+def test_the_value_of_a_weighted_mean_waits_for_its_gradient() -> None:
+    """Which needs the sum of the weights first: all else is read once."""
+    for options in ({"weight": np.ones(5)}, {"mask": np.ones(5, bool)}):
+        plan = huber.bind((np.ones(5), np.ones(5)), {}, **options).plan
+        first, second = (s for s in schedule(plan.value_and_gradient(("pred",))).steps if isinstance(s, Sweep))
+        assert [n.attrs[0] for n in reads(first)] == list(options)
+        assert len(second.totals) == len(second.stores) == 1
 
 
 def test_an_elementwise_loss_is_one_sweep() -> None:

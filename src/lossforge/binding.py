@@ -458,7 +458,7 @@ class Bound:
         sizes = dict(self.sizes)
         dropped = merge_axes(sweep, lies, sizes)
         layout = choose_layout(sweep, lies, sizes, dropped, self.real.itemsize, self.program.nonnegative)
-        layout = replace(layout, over=tuple(over.items()))
+        layout = replace(layout, over=tuple(over.items()), exact=self.fastmath is EXACT)
         names = {p.node: p.name for p in self.program.inputs if p.node in lies}
         names.update(
             {o: n for o, n in zip(self.schedule.outputs, self.program.output_names, strict=False) if o in lies}

@@ -23,7 +23,7 @@ sweep of its own that can be cut anywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -336,6 +336,7 @@ class _Scheduler:
         for o in self.outputs:
             if o.axes and o.op != "input" and o not in self.apart:
                 produced.setdefault(available[o], []).append(o)
+        self._postpone(produced, available)
         steps: list[Step] = []
         last = max([*produced, *(available[o] for o in self.outputs)], default=0)
         known_scalars: set[Node] = set()
@@ -359,6 +360,59 @@ class _Scheduler:
         if final:
             steps.append(Scalars(tuple(dict.fromkeys(final))))
         return Schedule(self.program, tuple(self.outputs), tuple(steps), self.inner)
+
+    def _postpone(self, produced: dict[int, list[Node]], available: dict[Node, int]) -> None:
+        """Totals that nobody needs yet are left to a later sweep, which reads their arrays anyway.
+
+        The gradient of a weighted mean needs the sum of the weights, and its value does not come before: value and
+        gradient are then one sweep, and only the weights are read twice.
+        """
+        for round_ in sorted(produced):
+            here = [n for n in produced[round_] if n not in self.apart]
+            later = {n: q for n in here if self._is_total(n) and (q := self._later(n, round_, produced)) is not None}
+            staying = [n for n in here if n not in later]
+            for total, q in later.items():
+                if not self._arrays([total]) <= self._arrays(self._alike(total, staying)):
+                    produced[round_].remove(total)
+                    produced[q].append(total)
+                    available[total] = q + 1
+
+    def _later(self, total: Node, round_: int, produced: Mapping[int, Sequence[Node]]) -> int | None:
+        """The next round with a sweep that reads a total's arrays, and that comes before the total is needed."""
+        for q in sorted(q for q in produced if q > round_):
+            if any(total in self._read([n]) for n in produced[q]):
+                return None
+            if self._arrays([total]) <= self._arrays(self._alike(total, produced[q])):
+                return q
+        return None
+
+    def _alike(self, total: Node, results: Sequence[Node]) -> list[Node]:
+        """Those of some results that a sweep for a total would give as well."""
+        return [n for n in results if n not in self.apart and self._domain(n) == self._domain(total)]
+
+    def _arrays(self, results: Sequence[Node]) -> frozenset[Node]:
+        """The arrays that a sweep for some results reads."""
+        return frozenset(n for n in self._read(results) if n.axes)
+
+    def _read(self, results: Sequence[Node]) -> set[Node]:
+        """Inputs, and results of earlier steps, beneath some results."""
+        found: set[Node] = set()
+        seen: set[Node] = set()
+        stack = [a for n in results for a in (n.args if n in self.apart or self._is_total(n) else (n,))]
+        while stack:
+            n = stack.pop()
+            if n not in seen:
+                seen.add(n)
+                if n.op == "input" or n in self.apart or self._is_total(n):
+                    found.add(n)
+                else:
+                    stack.extend(n.args)
+        return found
+
+    def _domain(self, result: Node) -> Axes:
+        """The outer axes of a sweep for a result."""
+        domain = result.args[0].axes if self._is_total(result) else result.axes
+        return frozenset(a for r in self._needed([result]) for a in r.args[0].axes).union(domain) - self.inner
 
     def _is_view(self, node: Node) -> bool:
         """Whether a product or a move finds the operand in memory."""
@@ -396,9 +450,7 @@ class _Scheduler:
         """Results of one round, grouped into sweeps over the same outer axes."""
         groups: dict[Axes, list[Node]] = {}
         for n in results:
-            domain = n.args[0].axes if self._is_total(n) else n.axes
-            domain |= frozenset(a for r in self._needed([n]) for a in r.args[0].axes)
-            groups.setdefault(domain - self.inner, []).append(n)
+            groups.setdefault(self._domain(n), []).append(n)
         merged: list[Step] = []
         for outer in sorted(groups, key=lambda axes: (-len(axes), sorted(axes))):
             for members in self._in_step(groups[outer]):

@@ -6,11 +6,15 @@ from being vectorised. Half-precision arrays come as their bits (uint16), since 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
+_WORD = ir.IntType(32)
+_LOW_AND_HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -52,6 +56,16 @@ def accumulate(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(array, types.int64, value), codegen
+
+
+@intrinsic
+def plus(typingctx: Any, x: Any, y: Any) -> Any:
+    """The sum of two numbers, which may be added to others in any order."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fadd(*args, flags=("reassoc", "nsz"))
+
+    return x(x, x), codegen
 
 
 @intrinsic
@@ -121,14 +135,75 @@ def rint(typingctx: Any, x: Any) -> Any:
 
 @intrinsic
 def narrow(typingctx: Any, position: Any) -> Any:
-    """A position as a 32-bit integer, which compares in half the time; −1 where it does not fit."""
+    """A position as a 32-bit integer, which compares in half the time; the nearest one where it does not fit."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = ir.IntType(32)
-        fits = builder.icmp_unsigned("<", args[0], ir.Constant(args[0].type, 2**31 - 1))
-        return builder.select(fits, builder.trunc(args[0], word), ir.Constant(word, -1))
+        low = builder.trunc(args[0], _WORD)
+        high = builder.trunc(builder.ashr(args[0], ir.Constant(args[0].type, 32)), _WORD)
+        return _nearest_word(builder, low, high)
 
     return types.int32(types.int64), codegen
+
+
+@intrinsic
+def load_narrow(typingctx: Any, array: Any, index: Any) -> Any:
+    """A whole number at a position of a flat array, as `narrow` makes it.
+
+    One of 64 bits is read in two halves: the loop vectoriser takes as many entries at a time as a register holds of the
+    widest type that it sees.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _address(context, builder, signature.args[0], args[0], args[1])
+        if array.dtype.bitwidth < 64:
+            value = builder.load(address)
+            if array.dtype.bitwidth == 32:
+                large = builder.icmp_signed("<", value, ir.Constant(_WORD, 0))
+                return value if array.dtype.signed else builder.select(large, ir.Constant(_WORD, 2**31 - 1), value)
+            return (builder.sext if array.dtype.signed else builder.zext)(value, _WORD)
+        halves = builder.bitcast(address, _WORD.as_pointer())
+        low, high = (builder.load(builder.gep(halves, [ir.Constant(_WORD, i)])) for i in _LOW_AND_HIGH)
+        if array.dtype.signed:
+            return _nearest_word(builder, low, high)
+        fits = builder.icmp_signed(
+            "==", builder.or_(high, builder.lshr(low, ir.Constant(_WORD, 31))), ir.Constant(_WORD, 0)
+        )
+        return builder.select(fits, low, ir.Constant(_WORD, 2**31 - 1))
+
+    return types.int32(array, types.int64), codegen
+
+
+@intrinsic
+def load_whole(typingctx: Any, array: Any, index: Any, like: Any) -> Any:
+    """A whole number of 64 bits at a position of a flat array, as a real number like another, in two halves.
+
+    As many entries are read at a time as there are real numbers in a register; see `load_narrow`.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = _address(context, builder, signature.args[0], args[0], args[1])
+        halves = builder.bitcast(address, _WORD.as_pointer())
+        low, high = (builder.load(builder.gep(halves, [ir.Constant(_WORD, i)])) for i in _LOW_AND_HIGH)
+        kind, exact = args[2].type, ("contract",)
+        # The low half is read as signed: where that makes it 2**32 too small, the high one is one more.
+        negative = builder.icmp_signed("<", low, ir.Constant(_WORD, 0))
+        above = (builder.sitofp if array.dtype.signed else builder.uitofp)(high, kind)
+        above = builder.fadd(
+            above, builder.select(negative, ir.Constant(kind, 1.0), ir.Constant(kind, 0.0)), flags=exact
+        )
+        return builder.fadd(
+            builder.fmul(above, ir.Constant(kind, 2.0**32), flags=exact), builder.sitofp(low, kind), flags=exact
+        )
+
+    return like(array, types.int64, like), codegen
+
+
+def _nearest_word(builder: Any, low: Any, high: Any) -> Any:
+    """The 32-bit integer that is nearest to a number of 64 bits in two halves; it compares with others alike."""
+    sign = ir.Constant(_WORD, 31)
+    fits = builder.icmp_signed("==", high, builder.ashr(low, sign))
+    extreme = builder.xor(builder.ashr(high, sign), ir.Constant(_WORD, 2**31 - 1))
+    return builder.select(fits, low, extreme)
 
 
 @intrinsic
@@ -180,6 +255,6 @@ def to_float16(typingctx: Any, value: Any) -> Any:
 
 
 __all__ = [
-    "absolute", "accumulate", "ceil", "floor", "from_bfloat16", "from_float16", "load", "maximum", "minimum", "narrow", "rint", "select",
+    "absolute", "accumulate", "ceil", "floor", "from_bfloat16", "from_float16", "load", "load_narrow", "load_whole", "maximum", "minimum", "narrow", "plus", "rint", "select",
     "sqrt", "store", "to_bfloat16", "to_float16",
 ]  # fmt: skip

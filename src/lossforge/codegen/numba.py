@@ -49,13 +49,12 @@ _CALLS = frozenset({
 })  # fmt: skip
 _INSTRUCTIONS = {
     "abs": "absolute", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "round": "rint", "minimum": "minimum", "maximum": "maximum",
-    "narrow": "narrow",
 }  # fmt: skip
 """What is one instruction, by its name in `codegen.instructions`."""
 _RESERVED = frozenset({
     "np", "real", "begin", "end", "chunk", "piece", "pieces", "first", "task", "row", "lane", "lane_begin", "lane_end",
     "block", "length", "j", "k", "scratch", "tile", "kept", "range", "load", "store", "select",
-    "exp_nonpositive", *_INSTRUCTIONS.values(), *_CALLS,
+    "accumulate", "plus", "narrow", "load_narrow", "load_whole", "exp_nonpositive", *_INSTRUCTIONS.values(), *_CALLS,
 })  # fmt: skip
 _COSTLY = _CALLS | {"div", "sqrt"}
 """What is not computed again for each position of an axis that it does not depend on."""
@@ -143,6 +142,8 @@ class Layout:
     """Numbers that are known to be ≥ 0."""
     over: tuple[tuple[Node, Node], ...] = ()
     """Results that are written over an array that is read, entry by entry, and over which."""
+    exact: bool = False
+    """Whether the kernel is compiled without leave to reorder sums, lest two loops compute one value differently."""
 
 
 def emit_kernel(sweep: Sweep, layout: Layout, real: str, names: Mapping[Node, str], entry: str = "kernel") -> Kernel:
@@ -427,7 +428,7 @@ class _KernelEmitter:
                     self._store(place, n)
                     continue
                 target = next(name for m, at, name in accumulated if m is n and all(env[a] == i for a, i in at.items()))
-                place.add(self._combine(n.op, target, self._value(place, n.args[0])))
+                place.add(self._total_with(n.op, target, self._value(place, n.args[0])))
         for n, env, name in accumulated:
             self._flush(block.at(env), n, name)
 
@@ -515,7 +516,7 @@ class _KernelEmitter:
             if n in self.store_names:
                 self._store(loop, n)
             else:
-                loop.add(self._combine(n.op, self._sum32(n), self._value(loop, n.args[0])))
+                loop.add(self._total_with(n.op, self._sum32(n), self._value(loop, n.args[0])))
         for n in totals:
             self._flush(scope, n, self._sum32(n))
         self._finish_loop()
@@ -666,7 +667,7 @@ class _KernelEmitter:
             if n in self.store_names:
                 self._store(loop, n)
             elif n in along:
-                loop.add(self._combine(n.op, self._sum32(n), self._value(loop, n.args[0])))
+                loop.add(self._total_with(n.op, self._sum32(n), self._value(loop, n.args[0])))
             else:  # one total for each lane
                 self._add_to(loop, n, self._value(loop, n.args[0]))
         for n in along:
@@ -839,7 +840,13 @@ class _KernelEmitter:
             self.instructions[f"from_{argument.dtype}"] = None
             text = f"from_{argument.dtype}({text})"
             return text if self.real == "float32" else f"real({text})"
+        if argument.dtype in ("int64", "uint64"):
+            return self._whole(argument, scope)
         return text if argument.dtype == self.real else f"real({text})"
+
+    def _whole(self, argument: ArrayArgument, scope: Scope) -> str:
+        self.instructions["load_whole"] = None
+        return f"load_whole({argument.name}, {self._offset(scope, argument)}, {self._number('0.0')})"
 
     def _constant(self, node: Node) -> str:
         value = node.attrs[0]
@@ -861,6 +868,8 @@ class _KernelEmitter:
         """The operand at another position along an axis; NaN outside of it."""
         x, index = node.args
         axis = node.attrs[0]
+        if width := dict(self.layout.unrolled).get(axis):
+            return self._choice(scope, x, self._narrow(scope, index), axis, width)
         if self.blocked and axis == self.lane:  # what blocks keep for each lane is there for the present one alone
             raise UnsupportedError("kernels do not spell a lookup along an axis whose entries they work on in blocks")
         name = self._fresh("at")
@@ -874,9 +883,37 @@ class _KernelEmitter:
         value = self._value(scope.at({axis: safe}), x)
         return f"select({inside}, {value}, {self._number('np.nan')})"
 
+    def _choice(self, scope: Scope, x: Node, at: str, axis: Axis, width: int) -> str:
+        """The operand at a position along an axis that is written out, all of whose entries are in registers."""
+        self.instructions["select"] = None
+        text = self._number("np.nan")
+        for i in reversed(range(width)):
+            text = f"select({at} == {i}, {self._value(scope.at({axis: str(i)}), x)}, {text})"
+        return text
+
+    def _narrow(self, scope: Scope, index: Node) -> str:
+        """The name of an index as a 32-bit integer."""
+        narrow = ir.intern("narrow", (index,), (), index.axes, Kind.INDEX)
+        self.uses[narrow] = 2
+        return self._value(scope, narrow)
+
+    def _narrowed(self, scope: Scope, index: Node) -> str:
+        """The text of an index as a 32-bit integer."""
+        if not self._is_whole(index):
+            self.instructions["narrow"] = None
+            return f"narrow({self._expression(scope, index)[0]})"
+        self.instructions["load_narrow"] = None
+        argument = self.array_of[index]
+        return f"load_narrow({argument.name}, {self._offset(scope, argument)})"
+
     def _elementwise(self, scope: Scope, node: Node) -> tuple[str, int]:
         op = node.op
-        if op in ("eq", "ne") and (compared := self._compared_positions(scope, node)):
+        if op == "narrow":
+            return self._narrowed(scope, node.args[0]), _ATOM
+        compared = self._compared_whole(scope, node) if op in ir.COMPARISONS else None
+        if compared is None and op in ("eq", "ne"):
+            compared = self._compared_positions(scope, node)
+        if compared is not None:
             return f"{compared[0]} {_INFIX[op][0]} {compared[1]}", _INFIX[op][1]
         parts = [self._expression(scope, a) for a in node.args]
         texts = [p[0] for p in parts]
@@ -897,6 +934,12 @@ class _KernelEmitter:
             if node.args[0].kind is Kind.BOOL:
                 self.instructions["select"] = None
                 return f"select({texts[0]}, {self._number('1.0')}, {self._number('0.0')})", _ATOM
+            if (
+                node.kind is Kind.FLOAT
+                and self._is_whole(node.args[0])
+                and self.array_of[node.args[0]].dtype == "int64"
+            ):
+                return self._whole(self.array_of[node.args[0]], scope), _ATOM
             return f"real({texts[0]})" if node.kind is Kind.FLOAT else f"np.int64({texts[0]})", _ATOM
         if op == "where":
             self.instructions["select"] = None
@@ -912,15 +955,36 @@ class _KernelEmitter:
             return f"{name}({', '.join(texts)})", _ATOM
         raise UnsupportedError(f"kernels do not spell {op}")
 
+    def _compared_whole(self, scope: Scope, node: Node) -> tuple[str, str] | None:
+        """Whole numbers of an array and a number that is known, a position along an axis written out among them."""
+        if not any(self._is_whole(a) for a in node.args):
+            return None
+        texts = []
+        for arg in node.args:
+            if self._is_whole(arg):
+                texts.append(self._narrow(scope, arg))
+            elif arg.op == "constant" and abs(arg.attrs[0]) < 2**31 - 1:
+                texts.append(repr(int(arg.attrs[0])))
+            elif arg.op == "iota" and arg.attrs[0] in dict(self.layout.unrolled):
+                texts.append(scope.env[arg.attrs[0]])
+            else:
+                return None
+        return texts[0], texts[1]
+
+    def _is_whole(self, node: Node) -> bool:
+        """Whether a value is a whole number that is read from an array along the lane."""
+        return (
+            node.kind is Kind.INDEX and node in self.array_of and self.lane in node.axes
+            and node not in self.layout.transposed
+        )  # fmt: skip
+
     def _compared_positions(self, scope: Scope, node: Node) -> tuple[str, str] | None:
         """The position along the lane and one that is the same for all of it, as 32-bit integers."""
         position, index = node.args if node.args[0].op == "iota" else node.args[::-1]
         along = position.op == "iota" and position.attrs[0] == self.lane and self.layout.narrow
         if not along or index.kind is not Kind.INDEX or index.op == "constant" or self.lane in index.axes:
             return None
-        narrow = ir.intern("narrow", (index,), (), index.axes, Kind.INDEX)
-        self.uses[narrow] = 2
-        return f"np.int32({self._value(scope, position)})", self._value(scope, narrow)
+        return f"np.int32({self._value(scope, position)})", self._narrow(scope, index)
 
     def _named(self, scope: Scope, node: Node) -> str:
         """The value under a name, so that it can be used twice."""
@@ -939,6 +1003,13 @@ class _KernelEmitter:
         function = {"max": "maximum", "min": "minimum"}[op]
         self.instructions[function] = None
         return f"{function}({x}, {y})"
+
+    def _total_with(self, op: str, target: str, value: str) -> str:
+        """One more term of a total, which is computed in one loop only: its terms may be added in any order."""
+        if op != "sum" or not self.layout.exact:
+            return self._combine(op, target, value)
+        self.instructions["plus"] = None
+        return f"{target} = plus({target}, {value})"
 
     def _combine(self, op: str, target: str, value: str) -> str:
         if op == "sum":
