@@ -796,7 +796,9 @@ def spreads_of_several(p):
         (lambda p: (torch.roll(p[p > 0], 1, 0) * p[p > 0]).sum(), "truth values"),
         (lambda p: F.dropout(p, 0.5).sum(), "random"),
         (lambda p: p.mul_(2).sum(), "in place"),
-        (lambda p: torch.linalg.svdvals(p).sum(), "svd"),
+        (lambda p: torch.linalg.svdvals(p).sum(), r"svd.*test_adopt_torch.py:\d+ .*svdvals"),
+        (lambda p: torch.bincount(p[:, 0].long().abs()).sum() * p.sum(), r"test_adopt_torch.py:\d+ .*minlength"),
+        (lambda p: F.ctc_loss(p[:, None].log_softmax(2), torch.ones(1, 2, dtype=torch.long), torch.tensor([6]), torch.tensor([2])), r"test_adopt_torch.py:\d+ .*ctc_loss"),
         (lambda p: {"loss": p.sum()}, "dict"),
         (spreads_of_several, r"test_adopt_torch.py:\d+ .*more than one entry"),
     ],
@@ -852,6 +854,24 @@ def test_the_source_of_a_user_may_lie_in_a_folder_of_any_name() -> None:
     own = ("torch", "lossforge")
     assert not any(sources.is_of(f"/home/me/{name}/losses.py", own) for name in own)
     assert all(sources.is_of(file, own) for file in (torch.__file__, lf.__file__))
+
+
+def padded_list_net(scores, relevance, eps=1e-10, padding=-1):
+    padded = relevance == padding
+    target = relevance.masked_fill(padded, -torch.inf).softmax(1)
+    return -(target * (scores.masked_fill(padded, -torch.inf).softmax(1) + eps).log()).sum(1).mean()
+
+
+def test_a_number_is_of_the_parameter_that_it_follows(rng: np.random.Generator) -> None:
+    """A tiny parameter changes by less than what rounding leaves of its formulas, of which any number might then be one."""
+    arrays = [real(rng, (6, 4)), rng.integers(0, 4, (6, 4)).astype(np.float32)]
+    loss = lf.adopt(padded_list_net, *map(torch.from_numpy, arrays))
+    check(loss, original(padded_list_net), arrays)
+    agree(
+        "value",
+        loss(*arrays, eps=1e-3, padding=2),
+        padded_list_net(*map(torch.from_numpy, arrays), eps=1e-3, padding=2).numpy(),
+    )
 
 
 class Centred(nn.Module):

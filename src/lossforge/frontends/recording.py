@@ -249,6 +249,7 @@ _MOST_WRITTEN = 4096
 # ------------------------------------------------------------------------------------- numbers as formulas
 
 _FEW_DIGITS = 3
+_APART = 1e-6  # of a number, what tells several of them apart
 _NEAR = 2e-6  # libraries keep some numbers in float32; drawn sizes differ by far more
 
 
@@ -395,17 +396,20 @@ def _of_parameter(
     at = range(len(values)) if only is None else only
     if len({given[i] for i in at}) < 3:
         return None
+    tolerance = _NEAR * max(abs(values[i]) for i in at)
     for form, build in _FORMS:
         try:
             inner = [form(p) for p in given]
         except (ValueError, ZeroDivisionError, OverflowError):
             continue
+        if max(inner) - min(inner) < _APART * max(map(abs, inner)):
+            continue  # its digits are those of rounding
         i, j = next((i, j) for i in at for j in at if inner[i] != inner[j])
         a = (values[j] - values[i]) / (inner[j] - inner[i])
         b = values[i] - a * inner[i]
         b = 0.0 if abs(b) < 1e-7 * abs(a * inner[i]) else float(f"{b:.7g}")
         a = float(f"{a:.7g}")
-        if all(abs(values[k] - (a * inner[k] + b)) <= _NEAR * (abs(a * inner[k]) + abs(b) + 1e-30) for k in at):
+        if all(abs(values[k] - (a * inner[k] + b)) <= tolerance for k in at):
             node = build(ir.input_(name))
             node = node if a == 1 else a * node
             return node + b if b else node

@@ -108,7 +108,13 @@ class TorchFrontEnd:
 
                 with stack_traces():
                     make = make_fx(told, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)
-                    return read(make(*tensors), arrays)
+                    try:
+                        return read(make(*tensors), arrays)
+                    except AdoptionError as error:
+                        place = raised_in(error)
+                        raise AdoptionError(
+                            f"{place}: {error}" if place and place not in str(error) else str(error)
+                        ) from error
 
             return which(Ways(trace, self.idle))
 

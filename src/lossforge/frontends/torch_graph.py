@@ -13,8 +13,6 @@ import numpy as np
 import torch
 
 from lossforge.frontends.recording import Recording, Ref, Step, as_written
-from lossforge.frontends.sources import is_of
-from lossforge.frontends.torch_tracing import OWN
 
 
 @cache
@@ -45,7 +43,7 @@ _WHOLE = ("pad", "unfold", "im2col", "pool", "upsample", "convolution", "aten.ro
 
 @contextmanager
 def stack_traces() -> Any:
-    """Recorded operations know the lines of the source; sizes that a function does not allow are not logged."""
+    """Recorded operations know the lines of the source that `Watch` notes; sizes that a function does not allow are not logged."""
     from torch.fx import traceback
 
     log = logging.getLogger("torch._subclasses.fake_tensor")
@@ -92,7 +90,7 @@ def read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recordin
         elif node.op == "call_function":
             made = node.meta.get("val")
             several = made if isinstance(made, list | tuple) else (made,)
-            where = _where(node.meta.get("stack_trace") or "")
+            where = node.meta.get("stack_trace") or ""
             if getattr(node.target, "__name__", "") == "getitem":
                 numbers[node] = numbers[node.args[0]] + 1 + node.args[1]
                 continue
@@ -129,16 +127,3 @@ def _used(graph: torch.fx.Graph) -> set[torch.fx.Node]:
             found.add(node)
             pending += node.all_input_nodes
     return found
-
-
-def _where(trace: str) -> str:
-    """The last line of a stack trace that is not the library's own."""
-    lines = trace.strip().splitlines()
-    for i in range(len(lines) - 1, -1, -1):
-        line = lines[i].strip()
-        parts = line.split(",")
-        file = parts[0].removeprefix("File ").strip('"')
-        if line.startswith("File") and not is_of(file, OWN):
-            source = lines[i + 1].strip() if i + 1 < len(lines) else ""
-            return f"{file.rsplit('/', 1)[-1]}:{parts[1].strip().removeprefix('line ')} ({source})"
-    return ""
