@@ -333,6 +333,13 @@ def halved(signal):
     return total
 
 
+def of_labels_or_indicators(scores, true):
+    """As losses for segmentation have it: of one class, labels have the shape of indicators."""
+    if true.shape != scores.shape:
+        true = jax.nn.one_hot(true[:, 0].astype(int), scores.shape[1])
+    return jnp.mean((jax.nn.sigmoid(scores) - true) ** 2)
+
+
 ANEW: dict[str, tuple[Callable[..., Any], Sequence[int], Sequence[Sequence[int]]]] = {
     "other ranks": (lambda p: jnp.mean(p**2), (6, 4), [(2, 3, 4), (7,), (5, 2, 3)]),
     "three channels": (lambda p: jnp.mean(p * (jnp.arange(3.0) if p.shape[1] == 3 else 1.0)), (6, 3), [(6, 4), (5, 3)]),
@@ -347,6 +354,13 @@ def test_what_a_loss_was_not_read_for_is_read_anew(name: str) -> None:
     loss = lf.adopt(fn, jnp.asarray(drawn(name, [real], [example])[0]))
     for shape in (example, *others, others[0]):
         check(loss, original(fn), drawn(name + " again", [real], [shape]))
+
+
+def test_size_1_is_tried_at_the_first_call() -> None:
+    kinds = [real, classes(2)]
+    loss = lf.adopt(of_labels_or_indicators, *map(jnp.asarray, drawn("labels", kinds, [(6, 4), (6, 1)])))
+    for shape in ((6, 1), (9, 1), (1, 4), (1, 1), (5, 3)):
+        check(loss, original(of_labels_or_indicators), drawn("labels again", kinds, [shape, (shape[0], 1)]))
 
 
 def test_reading_anew_takes_values_and_arrays_that_go_together() -> None:

@@ -11,7 +11,7 @@ from lossforge.adapters.numpy import by_operations
 from lossforge.adoption.agreement import OtherGradient
 from lossforge.adoption.arguments import arguments, as_array, predictions
 from lossforge.adoption.by_hand import by_hand
-from lossforge.adoption.elsewhere import examples, fits, is_alike, with_values
+from lossforge.adoption.elsewhere import examples, fits, is_alike, singles, with_values
 from lossforge.adoption.library import front_end, library_of
 from lossforge.adoption.original import Original
 from lossforge.adoption.study import Study
@@ -88,6 +88,7 @@ class AdoptedLoss(Loss):
         self._recipe = (fn, library, arrays, names, numbers, options, wrt, layout, gradient, name)
         self._variants: dict[Any, AdoptedLoss] = {}
         self._elsewhere: dict[Any, AdoptedLoss | LossforgeError] = {}
+        self._singles: dict[Any, bool] = {}
         self.arguments = tuple(names)
         self.predictions = predictions(names, arrays, wrt)
         original = Original(self.name, front, arrays, names, numbers, options, self.predictions)
@@ -180,6 +181,27 @@ class AdoptedLoss(Loss):
             other = self._read_anew(self._arguments(args, dict(kwargs)), error)
         return other.bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
 
+    def _check(self, args: Any, kwargs: Any, weight: Any, mask: Any, reduction: Reduction) -> Any:
+        found = super()._check(args, kwargs, weight, mask, reduction)
+        arrays = self._arguments(args, dict(kwargs))
+        shapes = _shapes(arrays)
+        if shapes is not None and not self._holds(shapes, arrays):
+            raise ShapeError(f"{self.name}: of arrays of shapes {list(shapes)}, the original is something else")
+        return found
+
+    def _holds(self, shapes: Sequence[tuple[int, ...]], args: Sequence[Any] | None = None) -> bool:
+        """Whether the definition holds for arrays of these shapes, as far as is known; where sizes are 1, it is tried."""
+        definition = self._definitions[()]
+        if not fits(definition, shapes):
+            return False
+        single = singles(definition, shapes, self._study.original.shapes)
+        if single is None:
+            return True
+        key = tuple(single)
+        if key not in self._singles and args is not None and with_values(args) is not None:
+            self._singles[key] = self._study.holds_at(key, definition, self.reduction)
+        return self._singles.get(key, True)
+
     def _read_anew(self, args: Sequence[Any], error: ShapeError) -> AdoptedLoss:
         """The loss for arrays of another rank, or of a size that the definition does not hold for.
 
@@ -189,10 +211,10 @@ class AdoptedLoss(Loss):
         shapes = _shapes(args)
         main = self.arguments.index(self.predictions[0])
         ranks = self._study.original.shapes
-        if shapes is None or fits(self._definitions[()], shapes) or not is_alike(shapes, ranks, main):
+        if shapes is None or self._holds(shapes) or not is_alike(shapes, ranks, main):
             raise error
         if shapes not in self._elsewhere:
-            read = [k for k in self._elsewhere.values() if isinstance(k, AdoptedLoss) and fits(k.definition(), shapes)]
+            read = [k for k in self._elsewhere.values() if isinstance(k, AdoptedLoss) and k._holds(shapes)]
             given = None if read or any(0 in shape for shape in shapes) else with_values(args)
             if given is None and not read:
                 raise ShapeError(

@@ -139,11 +139,25 @@ def square(
     ]
     if entries(shapes) > _LARGEST_COMPARED:
         return pairs
-    comparison = _Comparison.of(original, ports, parameters, node, order)
+    return () if holds_at(shapes, original, read, parameters, node, order, unless_taken=False) else pairs
+
+
+def holds_at(
+    shapes: Sequence[tuple[int, ...]],
+    original: Original,
+    read: Read,
+    parameters: Collection[str],
+    node: Node,
+    order: Sequence[Axis],
+    *,
+    unless_taken: bool,
+) -> bool:
+    """Whether a graph agrees with the original for drawn arrays of some shapes; `unless_taken` if this does not take them."""
+    comparison = _Comparison.of(original, read.importer.ports, parameters, node, order)
     try:
-        return () if comparison.holds(_Drawn(original, read, node)(shapes), original.numbers, beyond=True) else pairs
+        return comparison.holds(_Drawn(original, read, node)(shapes), original.numbers, beyond=True) or unless_taken
     except AdoptionError:
-        return pairs
+        return False
 
 
 class _Drawn:

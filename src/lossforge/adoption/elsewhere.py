@@ -25,6 +25,26 @@ def fits(definition: Definition, shapes: Shapes) -> bool:
     )
 
 
+def singles(definition: Definition, shapes: Shapes, examples: Shapes) -> Shapes | None:
+    """The shapes of the examples, with size 1 for the axes that have it now and had another; None if there are none.
+
+    For one channel, say, a function may take another way than for several.
+    """
+    orders = [p.order for p in definition.arguments]
+    pairs = [
+        (a, n, e)
+        for order, shape, of in zip(orders, shapes, examples, strict=True)
+        for a, n, e in zip(order, shape, of, strict=True)
+    ]
+    alone = {a for a, n, e in pairs if n == 1 < e}
+    if not alone:
+        return None
+    return [
+        tuple(1 if a in alone else e for a, e in zip(order, of, strict=True))
+        for order, of in zip(orders, examples, strict=True)
+    ]
+
+
 def is_alike(shapes: Shapes, examples: Shapes, main: int) -> bool:
     """Whether arrays go together as the examples do: those of the prediction's rank still have it.
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from lossforge import ir
-from lossforge.adoption.agreement import OfFew, square, verify
+from lossforge.adoption.agreement import OfFew, holds_at, square, verify
 from lossforge.adoption.means import before_mean, mean
 from lossforge.adoption.naming import name_axes
 from lossforge.adoption.original import Original
@@ -200,6 +200,15 @@ class Study(Sizes):
 
     def _verify(self, node: Node, order: Sequence[Axis]) -> None:
         verify(self.original, self.read, self.numbers, node, order)
+
+    def holds_at(self, shapes: Sequence[tuple[int, ...]], definition: Definition, reduction: Reduction) -> bool:
+        """Whether the definition agrees with the original for arrays of some shapes, if this takes them at all."""
+        node, order = definition.value, definition.order
+        if reduction == "mean":
+            node, order = mean(node, order), ()
+        found = holds_at(shapes, self.original, self.read, self.numbers, node, order, unless_taken=True)
+        self.original.forget()
+        return found
 
     def _entries(self, node: Node, ports: Sequence[Port]) -> tuple[Node, tuple[Axis, ...]]:
         """The loss of each entry, if the loss is their mean."""
