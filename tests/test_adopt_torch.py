@@ -23,6 +23,7 @@ from adoption import (
     simplex,
     unit,
 )  # fmt: skip
+from lossforge.ir import topological
 
 torch = pytest.importorskip("torch")
 F, nn = torch.nn.functional, torch.nn
@@ -1004,3 +1005,15 @@ def test_a_softmax_is_read_as_itself() -> None:
     adopted = lf.adopt(dice, torch.randn(2, 3, 8), torch.rand(2, 3, 8), layout="batch class space")
     assert "softmax(logits, class)" in adopted.explain().gradient
     assert "max[" not in adopted.explain().gradient
+
+
+@pytest.mark.parametrize("weight", [None, 3.0])
+def test_cross_entropy_with_logits_is_one_softplus(weight: float | None) -> None:
+    """PyTorch shifts it by hand, max(−x, 0) + log(exp(−max) + exp(−x − max)): twice the work, and a kink at 0."""
+    positive = None if weight is None else torch.tensor(weight)
+    loss = lf.adopt(
+        lambda pred, true: F.binary_cross_entropy_with_logits(pred, true, pos_weight=positive),
+        torch.randn(8), torch.rand(8),
+    )  # fmt: skip
+    assert {n.op for n in topological([loss.definition().value])}.isdisjoint({"logaddexp", "log", "exp", "maximum"})
+    np.testing.assert_allclose(loss.grad(np.zeros(4), np.ones(4)), -(weight or 1) / 8, rtol=1e-12)

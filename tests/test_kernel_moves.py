@@ -149,3 +149,13 @@ def test_a_table_is_given_at_every_call(rng: np.random.Generator) -> None:
         (got,) = bound([array])
         (want,) = evaluate([o.node for o in program.outputs], {X: array})
         close(got, want, "float64")
+
+
+def test_what_is_moved_lies_as_what_it_is_made_of() -> None:
+    """The innermost axis of the inputs stays innermost, whatever the axes are called: total variation took six times as long."""
+    z = Port(input_("z", "zya"), ("z", "y", "a"))
+    padded = [exp(ir.window(difference(z.node, axis), f"{axis}_less", axis, extent(), extent(-1))) for axis in "za"]
+    program = Program((z,), (Port(padded[0] + padded[1], z.order),), ("out",), ("z",))
+    bound = kernels.bind(program, [np.zeros((20, 21, 22), "float32")], "float32", ("float32",))
+    lies = [dict(lie.strides) for node, lie in bound.lies.items() if node.op == "window" and node.axes == z.node.axes]
+    assert lies == [{"z": 462, "y": 22, "a": 1}] * 2

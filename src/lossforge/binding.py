@@ -7,7 +7,7 @@ kernels emitted and compiled, and runs step after step. Nothing is copied to get
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -356,7 +356,9 @@ class Bound:
         node = step.node
         if is_slice(node) and (view := self._view(node)):
             return view
-        axes = sorted(step.x.axes | node.axes)
+        axes = self._by_stride(step.x.axes, [self.lies[step.x]] if step.x in self.lies else self.lies.values())
+        for a in sorted(node.axes - step.x.axes):  # a window lies where its operand does
+            axes.insert(axes.index(node.attrs[0]) if node.op == "window" else len(axes), a)
         place = {a: i for i, a in enumerate(axes)}
         kept, order = [a for a in axes if a in step.x.axes], [a for a in axes if a in node.axes]
         spread = [self.sizes[a] if a in step.x.axes else 1 for a in axes]
@@ -513,7 +515,7 @@ class Bound:
             for axis, part in dimensions(port.order, len(shape)).items():
                 one = as_one(shape[part], by_dim[part])
                 if one is None:  # the dimensions of a starred axis are interleaved with others
-                    return self._temporary(node)
+                    return self._temporary(node, lies)
                 steps.append((axis, one))
             lie = Lie(tuple(steps), held)
             self.lies[node] = lie
@@ -521,13 +523,20 @@ class Bound:
             self.direct[node] = i or 0
             self._rooms[i or 0] = room
             return (lambda: (room.make(), None)), lie
-        return self._temporary(node)
+        return self._temporary(node, lies)
 
-    def _temporary(self, node: Node) -> tuple[Callable[[], tuple[np.ndarray, Any]], Lie]:
-        axes = tuple(sorted(node.axes))
+    def _temporary(self, node: Node, lies: Mapping[Node, Lie]) -> tuple[Callable[[], tuple[np.ndarray, Any]], Lie]:
+        axes = tuple(self._by_stride(node.axes, lies.values()))
         shape = tuple(self.sizes[a] for a in axes)
         lie = self.lies[node] = dense(axes, shape, self.real)
         return (lambda: (np.empty(shape, self.real), axes)), lie
+
+    def _by_stride(self, axes: Iterable[Axis], lies: Iterable[Lie]) -> list[Axis]:
+        """Axes from the slowest to the fastest in memory, as most of them are in one of some arrays."""
+        found = sorted(axes)
+        known = [dict(lie.strides) for lie in lies]
+        like = max(known, key=lambda strides: len(strides.keys() & set(found)), default={})
+        return sorted(found, key=lambda a: -abs(like.get(a, math.inf)))
 
     def _launch(
         self,

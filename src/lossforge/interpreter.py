@@ -316,10 +316,9 @@ def of_whole(
         return np.flip(np.cumsum(np.flip(x, at), at), at) if node.attrs[1] else np.cumsum(x, at)
     old, new, start, trim = node.attrs
     first, last_ = count_entries(start, lengths), count_entries(trim, lengths)
-    here = np.moveaxis(x, at, 0)
-    here = here[max(first, 0) : len(here) - max(last_, 0)]
-    zeros = [(max(-first, 0), max(-last_, 0))] + [(0, 0)] * (here.ndim - 1)
-    result = np.moveaxis(np.pad(here, zeros), 0, at)
+    inside = x[(slice(None),) * at + (slice(max(first, 0), x.shape[at] - max(last_, 0)),)]
+    around = [(max(-first, 0), max(-last_, 0)) if i == at else (0, 0) for i in range(x.ndim)]
+    result = np.pad(inside, around)
     return result if old == new else np.swapaxes(result, at, place[new])
 
 

@@ -25,6 +25,9 @@ TABLE = rules("""
     log(exp(x) + 1) -> softplus(x)
     log(exp(x) + exp(y)) -> logaddexp(x, y)
     logaddexp(x, 0) -> softplus(x)
+    logaddexp(-m, x - m) + m -> softplus(x)             # shifted by hand
+    y + m + logaddexp(-m, x - m) -> y + softplus(x)
+    logaddexp(x - m, y - m) + m -> logaddexp(x, y)
     maximum(x, 0) + softplus(-abs(x)) -> softplus(x)    # smooth at 0, where the parts of it are not
     maximum(-x, 0) + softplus(-abs(x)) -> softplus(-x)
     y + maximum(-x, 0) + softplus(-abs(x)) -> y + softplus(-x)

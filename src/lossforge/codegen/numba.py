@@ -899,12 +899,19 @@ class _KernelEmitter:
 
     def _narrowed(self, scope: Scope, index: Node) -> str:
         """The text of an index as a 32-bit integer."""
-        if not self._is_whole(index):
-            self.instructions["narrow"] = None
-            return f"narrow({self._expression(scope, index)[0]})"
-        self.instructions["load_narrow"] = None
-        argument = self.array_of[index]
-        return f"load_narrow({argument.name}, {self._offset(scope, argument)})"
+        if self._is_whole(index):
+            self.instructions["load_narrow"] = None
+            argument = self.array_of[index]
+            return f"load_narrow({argument.name}, {self._offset(scope, argument)})"
+        if index.op == "constant" and abs(index.attrs[0]) < 2**31:
+            return f"np.int32({int(index.attrs[0])})"
+        if index.op == "where":
+            self.instructions["select"] = None
+            condition, *sides = index.args
+            texts = [self._narrowed(scope, n) if n.op == "constant" else self._narrow(scope, n) for n in sides]
+            return f"select({self._expression(scope, condition)[0]}, {', '.join(texts)})"
+        self.instructions["narrow"] = None
+        return f"narrow({self._expression(scope, index)[0]})"
 
     def _elementwise(self, scope: Scope, node: Node) -> tuple[str, int]:
         op = node.op
