@@ -255,6 +255,6 @@ def to_float16(typingctx: Any, value: Any) -> Any:
 
 
 __all__ = [
-    "absolute", "accumulate", "ceil", "floor", "from_bfloat16", "from_float16", "load", "load_narrow", "load_whole", "maximum", "minimum", "narrow", "plus", "rint", "select",
-    "sqrt", "store", "to_bfloat16", "to_float16",
+    "absolute", "accumulate", "ceil", "floor", "from_bfloat16", "from_float16", "load", "load_narrow", "load_whole",
+    "maximum", "minimum", "narrow", "plus", "rint", "select", "sqrt", "store", "to_bfloat16", "to_float16",
 ]  # fmt: skip

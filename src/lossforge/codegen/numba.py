@@ -845,6 +845,7 @@ class _KernelEmitter:
         return text if argument.dtype == self.real else f"real({text})"
 
     def _whole(self, argument: ArrayArgument, scope: Scope) -> str:
+        """A whole number of 64 bits as a real one."""
         self.instructions["load_whole"] = None
         return f"load_whole({argument.name}, {self._offset(scope, argument)}, {self._number('0.0')})"
 
@@ -922,6 +923,10 @@ class _KernelEmitter:
             compared = self._compared_positions(scope, node)
         if compared is not None:
             return f"{compared[0]} {_INFIX[op][0]} {compared[1]}", _INFIX[op][1]
+        if op == "cast" and node.kind is Kind.FLOAT and self._is_whole(node.args[0]):
+            held = self.array_of[node.args[0]]
+            if held.dtype in ("int64", "uint64"):
+                return self._whole(held, scope), _ATOM
         parts = [self._expression(scope, a) for a in node.args]
         texts = [p[0] for p in parts]
         if op in ir.LOGICAL:
@@ -941,12 +946,6 @@ class _KernelEmitter:
             if node.args[0].kind is Kind.BOOL:
                 self.instructions["select"] = None
                 return f"select({texts[0]}, {self._number('1.0')}, {self._number('0.0')})", _ATOM
-            if (
-                node.kind is Kind.FLOAT
-                and self._is_whole(node.args[0])
-                and self.array_of[node.args[0]].dtype == "int64"
-            ):
-                return self._whole(self.array_of[node.args[0]], scope), _ATOM
             return f"real({texts[0]})" if node.kind is Kind.FLOAT else f"np.int64({texts[0]})", _ATOM
         if op == "where":
             self.instructions["select"] = None
@@ -970,7 +969,7 @@ class _KernelEmitter:
         for arg in node.args:
             if self._is_whole(arg):
                 texts.append(self._narrow(scope, arg))
-            elif arg.op == "constant" and abs(arg.attrs[0]) < 2**31 - 1:
+            elif arg.op == "constant" and abs(arg.attrs[0]) < 2**31 - 1 and float(arg.attrs[0]).is_integer():
                 texts.append(repr(int(arg.attrs[0])))
             elif arg.op == "iota" and arg.attrs[0] in dict(self.layout.unrolled):
                 texts.append(scope.env[arg.attrs[0]])
