@@ -631,6 +631,20 @@ def test_the_value_of_a_weighted_mean_waits_for_its_gradient() -> None:
         assert len(second.totals) == len(second.stores) == 1
 
 
+@lf.loss("row column -> row column")
+def asymmetry(pred):
+    power = lf.exp(pred)
+    turned = lf.rename(lf.rename(lf.rename(power, "column", "aside"), "row", "column"), "aside", "row")
+    total = lf.sum(power, "column")
+    return (power - 0.5 * turned) ** 2 / total
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("size", [5, 80])
+def test_what_is_kept_for_a_lane_serves_its_own_position(order: str, size: int, rng: np.random.Generator) -> None:
+    check_gradient(asymmetry, (np.asarray(rng.normal(size=(size, size)).astype("float32"), order=order),), "float32")
+
+
 def test_an_elementwise_loss_is_one_sweep() -> None:
     (only,) = sweeps(huber)
     assert len(only.totals) == len(only.stores) == 1

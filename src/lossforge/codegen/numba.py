@@ -526,7 +526,7 @@ class _KernelEmitter:
         found: dict[Node, None] = {}
 
         def visit(node: Node) -> None:
-            if self._is_at_hand(node):
+            if self._is_at_hand(node) or node.op == "rename":  # what lies beneath is needed at other positions
                 return
             if self._varies_by_lane(node) and not node.axes & set(self.inner):
                 if self._is_costly(node):
@@ -782,7 +782,7 @@ class _KernelEmitter:
             name = self._local(node)
             self._emit(home, f"{name} = {text}")
             home.block.known[key] = name
-            if node in self.kept and node not in self.stored:
+            if node in self.kept and node not in self.stored and self._is_own(home, node):
                 self._emit(home, f"store(kept, {self._kept_offset(home, node)}, {name})")
                 self.pending.add(node)
             return name, _ATOM
@@ -802,9 +802,12 @@ class _KernelEmitter:
             return self.scalars[node], _ATOM
         if node in self.temps:
             return self.temps[node], _ATOM
-        if node in self.slots and node not in self.array_of:
+        own = self._is_own(scope, node)
+        if node in self.sweep.reductions and not own:
+            raise UnsupportedError("kernels do not spell a reduction at another position than that which they work on")
+        if node in self.slots and node not in self.array_of and own:
             return f"load(scratch, {self._scratch(self.slots[node])})", _ATOM
-        if node in self.stored:
+        if node in self.stored and own:
             return f"load(kept, {self._kept_offset(scope, node)})", _ATOM
         if node in self.array_of:
             return self._load(scope, node), _ATOM
@@ -823,6 +826,11 @@ class _KernelEmitter:
         if node.op in REDUCTIONS | ir.INDEX_REDUCTIONS:
             raise UnsupportedError(f"kernels do not spell {node.op} here")
         return self._elementwise(scope, node)
+
+    def _is_own(self, scope: Scope, node: Node) -> bool:
+        """Whether a value is needed at the outer position that the loops work on, for which alone they keep values."""
+        own = {**self.task.env, **({self.lane: "lane"} if self.lane is not None and self.lane_is_outer else {})}
+        return all(scope.env.get(a) == own[a] for a in node.axes if a in own)
 
     def _load(self, scope: Scope, node: Node) -> str:
         if node in self.layout.transposed and self.blocked:
