@@ -27,16 +27,16 @@ from lossforge.ir import (
     where,
 )
 from lossforge.rewrite import Rule, parse
-from lossforge.simplify import IDENTITIES, SIGNS, _under_assumptions, nonnegative, nonpositive, simplify
+from lossforge.simplify import IDENTITIES, POWERS, SIGNS, _under_assumptions, nonnegative, nonpositive, simplify
 from lossforge.stabilize import TABLE, stabilize
 
 SAMPLE, ENTRY = "sample", "entry"
 EDGES = [0.0, 1.0, -1.0, 0.5, -0.5, 2.0, 1e-9, -1e-9, 40.0, -40.0, 700.0]
-NUMBERS = [-2.0, -0.5, 0.0, 0.25, 1.0, 3.0]  # for holes that take constants
+NUMBERS = [-2.0, -0.5, 0.0, 0.25, 1.0, 2.0, 3.0, 4.0]  # for holes that take constants
 TOLERANCE = mpmath.mpf(10) ** -35  # 50 digits, of which cosh(700) · 1e-9 and the like may cancel a dozen
 
 BOUND = input_("d")
-TABLES = (IDENTITIES, SIGNS, _under_assumptions(frozenset({BOUND})), TABLE)
+TABLES = (IDENTITIES, SIGNS, POWERS, _under_assumptions(frozenset({BOUND})), TABLE)
 EVERY_RULE = tuple({rule.text: rule for table in TABLES for rule in table}.values())
 
 

@@ -711,7 +711,10 @@ _keyed_types: set[type] = set()
 def _call_key(
     args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any, reduction: str
 ) -> Hashable | None:
-    """What decides how a call is bound: types, shapes and dtypes of arrays, signs of parameters, whole exponents."""
+    """What decides how a call is bound: types, shapes and dtypes of arrays, signs and whole values of parameters.
+
+    None if that is unknown.
+    """
     key: list[Any] = [reduction]
     extra = () if weight is None and mask is None else (("weight", weight), ("mask", mask))
     for name, value in (*enumerate(args), *extra, *kwargs.items()):

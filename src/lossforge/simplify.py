@@ -78,13 +78,7 @@ IDENTITIES = rules("""
     sign(x - y) * abs(y - x) -> x - y
     exp(log(x)) -> x                        # x > 0, where the logarithm is defined
     log(exp(x)) -> x
-    exp(2 * log(x)) -> x * x
-    exp(3 * log(x)) -> x * x * x
-    exp(4 * log(x)) -> (x * x) * (x * x)
     exp(log_sigmoid(x)) -> sigmoid(x)
-    exp(2 * log_sigmoid(x)) -> sigmoid(x) * sigmoid(x)
-    exp(3 * log_sigmoid(x)) -> sigmoid(x) * sigmoid(x) * sigmoid(x)
-    exp(4 * log_sigmoid(x)) -> (sigmoid(x) * sigmoid(x)) * (sigmoid(x) * sigmoid(x))
     exp(-softplus(x)) -> sigmoid(-x)
     1 - 2 * sigmoid(x) -> -tanh(0.5 * x)
     1 + -2 * sigmoid(x) -> -tanh(0.5 * x)
@@ -203,6 +197,17 @@ SIGNS = (
     rule("x - k * y -> x + (-k) * y", _is_negative),
 )
 """Negative coefficients of a sum."""
+
+
+def _is_product(bound: Mapping[str, Node]) -> bool:
+    return bound["k"].attrs[0] in (2, 3, 4)
+
+
+POWERS = (
+    rule("exp(k * log(x)) -> pow(x, k)", _is_product),
+    rule("exp(k * log_sigmoid(x)) -> pow(sigmoid(x), k)", _is_product),
+)
+"""Powers that are written by way of logarithms, and are products."""
 
 
 def _under_assumptions(assumed: frozenset[Node]) -> tuple[Rule, ...]:
@@ -609,7 +614,7 @@ def simplify(roots: Sequence[Node], assume_nonnegative: Iterable[Node] = ()) -> 
     `assume_nonnegative` names inputs (parameters) that are known to be ≥ 0 in this call.
     """
     assumed = frozenset(assume_nonnegative)
-    rewriter = Rewriter((*IDENTITIES, *SIGNS, *_under_assumptions(assumed)), _FUNCTIONS)
+    rewriter = Rewriter((*IDENTITIES, *SIGNS, *POWERS, *_under_assumptions(assumed)), _FUNCTIONS)
     current = list(roots)
     for _ in range(20):  # one pass settles all but rules that see deeper than one node
         new = rewriter(current)

@@ -161,8 +161,7 @@ def load_narrow(typingctx: Any, array: Any, index: Any) -> Any:
                 large = builder.icmp_signed("<", value, ir.Constant(_WORD, 0))
                 return value if array.dtype.signed else builder.select(large, ir.Constant(_WORD, 2**31 - 1), value)
             return (builder.sext if array.dtype.signed else builder.zext)(value, _WORD)
-        halves = builder.bitcast(address, _WORD.as_pointer())
-        low, high = (builder.load(builder.gep(halves, [ir.Constant(_WORD, i)])) for i in _LOW_AND_HIGH)
+        low, high = _halves(builder, address)
         if array.dtype.signed:
             return _nearest_word(builder, low, high)
         fits = builder.icmp_signed(
@@ -182,8 +181,7 @@ def load_whole(typingctx: Any, array: Any, index: Any, like: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         address = _address(context, builder, signature.args[0], args[0], args[1])
-        halves = builder.bitcast(address, _WORD.as_pointer())
-        low, high = (builder.load(builder.gep(halves, [ir.Constant(_WORD, i)])) for i in _LOW_AND_HIGH)
+        low, high = _halves(builder, address)
         kind, exact = args[2].type, ("contract",)
         # The low half is read as signed: where that makes it 2**32 too small, the high one is one more.
         negative = builder.icmp_signed("<", low, ir.Constant(_WORD, 0))
@@ -196,6 +194,13 @@ def load_whole(typingctx: Any, array: Any, index: Any, like: Any) -> Any:
         )
 
     return like(array, types.int64, like), codegen
+
+
+def _halves(builder: Any, address: Any) -> tuple[Any, Any]:
+    """The low and the high word of 64 bits in memory."""
+    words = builder.bitcast(address, _WORD.as_pointer())
+    low, high = (builder.load(builder.gep(words, [ir.Constant(_WORD, i)])) for i in _LOW_AND_HIGH)
+    return low, high
 
 
 def _nearest_word(builder: Any, low: Any, high: Any) -> Any:
