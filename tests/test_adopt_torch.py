@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -591,7 +592,158 @@ def definite(x):
     return x @ x.mT + 2 * torch.eye(x.shape[-1])
 
 
+class ReversedGradient(torch.autograd.Function):
+    """A backward pass that is not the derivative, and a way of calling it that was kept."""
+
+    @staticmethod
+    def forward(ctx, x, rate):
+        ctx.rate = rate
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -ctx.rate * gradient, None
+
+
+class StraightThrough(torch.autograd.Function):
+    """Signs, whose gradient is passed on where it is not far off."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        gradient = gradient.clone()
+        gradient[x.abs() > 1] = 0
+        return gradient
+
+
+class FocalTerms(torch.autograd.Function):
+    """A derivative written by hand, of a forward pass that works in place."""
+
+    @staticmethod
+    def forward(ctx, logits, labels):
+        probs = torch.sigmoid(logits)
+        terms = (labels - probs).abs_().pow_(2).mul_(F.softplus(logits).sub_(labels * logits))
+        ctx.kept = probs, labels, logits
+        return terms
+
+    @staticmethod
+    def backward(ctx, gradient):
+        probs, labels, logits = ctx.kept
+        error = probs - labels
+        entropy = F.softplus(logits) - labels * logits
+        slope = 2 * error * probs * (1 - probs) * entropy + error**2 * error
+        return slope.mul_(gradient), None
+
+
+class Products(torch.autograd.Function):
+    """Two results, and a context that is set up apart."""
+
+    @staticmethod
+    def forward(x, y):
+        return x * x * y, x + y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, first, second):
+        x, y = ctx.saved_tensors
+        return 2 * x * y * first + second, x * x * first + second
+
+
+class Clipped(torch.autograd.Function):
+    """The derivative of nothing."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.clamp(-1e-3, 1e-3)
+
+
+reversed_gradient = ReversedGradient.apply
+
+
+def smoothed_in_place(logits, labels):
+    """What is written under `no_grad` has no share in the gradient; a count of entries that are not zero."""
+    with torch.no_grad():
+        share = 0.2 * logits.softmax(1).gather(1, labels[:, None])
+        targets = torch.ones_like(logits)
+        targets *= share / (logits.shape[1] - 1)
+        targets.scatter_(1, labels[:, None], 1 - share)
+    loss = -(targets * logits.log_softmax(1)).sum(1)
+    return loss.sum() / max(loss.nonzero().size(0), 1)
+
+
+def unlabelled(logits, labels, ignored=1):
+    """One-hot labels that are emptied, for all classes, at the positions of what is ignored."""
+    hot = torch.zeros_like(logits).scatter_(1, labels[:, None], 1)
+    rows, *columns = (labels == ignored).nonzero().chunk(2, dim=1)
+    hot[rows, torch.arange(logits.shape[1]), *columns] = 0
+    return -(logits.log_softmax(1) * hot).sum(1).mean()
+
+
+def boxes_of_some(boxes, true, some):
+    """A mask that is repeated along coordinates selects rows."""
+    repeated = some.bool()[:, :, None].repeat([1, 1, boxes.shape[2]])
+    gaps = (boxes.masked_select(repeated) - true[repeated]).reshape(-1, boxes.shape[2])
+    return (gaps.abs().sum(1) * true.sum(-1).masked_select(some.bool())).sum()
+
+
+def far_apart(first, second):
+    """Arrays that are given a size; hooks that only look on."""
+    first.retain_grad()
+    first.register_hook(lambda gradient: None)
+    ones = first.new().resize_as_(first).fill_(1)
+    return F.margin_ranking_loss(first, second, ones, margin=0.3)
+
+
+def warped(field, places, true, mode="zeros", corners=False):
+    return (F.grid_sample(field, places, padding_mode=mode, align_corners=corners) - true).pow(2).mean()
+
+
+class DualFocal(nn.Module):
+    """A small number beside one that it hardly changes, which another parameter must not be taken for."""
+
+    def __init__(self):
+        super().__init__()
+        self.ignored, self.eps = 255, 1e-5
+
+    def forward(self, logits, labels):
+        gaps = (logits.softmax(1) - F.one_hot(labels, logits.shape[1])).pow(2)
+        loss = -torch.log(self.eps + 1.0 - gaps).sum(1)
+        return loss[labels != self.ignored].mean()
+
+
+FIELDS = [[(2, 3, 6, 8), (1, 2, 5, 7)], [(2, 4, 5, 2), (1, 6, 3, 2)], [(2, 3, 4, 5), (1, 2, 6, 3)]]
+MAPS = [(2, 4, 6), (3, 5, 4)]
+
+
 CASES = {
+    "a gradient that is reversed": (lambda p, t: F.mse_loss(reversed_gradient(p, 0.3).sigmoid(), t), [real, unit], [NC, NC]),
+    "signs with a gradient": (lambda p, t: F.mse_loss(StraightThrough.apply(2 * p), t), [real, unit], [NC, NC]),
+    "a backward pass by hand": (lambda p, t: FocalTerms.apply(p, t).mean(), [real, binary], [NC, NC]),
+    "two results with a backward pass": (
+        lambda p, t: sum((r * t).mean() for r in Products.apply(p, t)), [real, unit], [NC, NC]),
+    "written without gradients": (smoothed_in_place, [real, classes(4)], [NC, N]),
+    "emptied at positions": (unlabelled, [real, classes(4)], [[(2, 4, 6), (3, 5, 7)], [(2, 6), (3, 7)]]),
+    "boxes under a repeated mask": (boxes_of_some, [real, real, binary], [MAPS, MAPS, [(2, 4), (3, 5)]]),
+    "a target that is filled in": (far_apart, [real, real], [N, N]),
+    "entries between pixels": (warped, [real, real, real], FIELDS),
+    "entries beyond the border": (partial(warped, mode="border", corners=True), [real, real, real], FIELDS),
+    "entries reflected": (partial(warped, mode="reflection"), [real, real, real], FIELDS),
+    "a small number": (DualFocal(), [real, classes(4)], [NC, N]),
+    "a window shorter than its transform": (
+        lambda p, t: (torch.stft(p, 16, 4, 12, torch.hann_window(12), return_complex=True).abs() - t[:, None, None]).pow(2).mean(),
+        [real, real], [[(2, 40), (3, 33)], [(2,), (3,)]]),
     "dice by class": (dice_by_class, [unit, unit], [[(3, 4, 5), (2, 5, 3)]] * 2),
     "barlow twins": (barlow_twins, [real, real], [NC, NC]),
     "row by row": (row_by_row, [real, real], [NC, NC]),
@@ -801,6 +953,9 @@ def spreads_of_several(p):
         (lambda p: torch.bincount(p[:, 0].long().abs()).sum() * p.sum(), r"test_adopt_torch.py:\d+ .*minlength"),
         (lambda p: F.ctc_loss(p[:, None].log_softmax(2), torch.ones(1, 2, dtype=torch.long), torch.tensor([6]), torch.tensor([2])), r"test_adopt_torch.py:\d+ .*ctc_loss"),
         (lambda p: {"loss": p.sum()}, "dict"),
+        (lambda p: Clipped.apply(p).sum(), "Clipped.backward is the derivative of nothing"),
+        (lambda p: p.register_hook(lambda g: g / 2) or p.sum(), "register_hook"),
+        (lambda p: (p.sum(), p.mean()), "tuple, .*one of its parts"),
         (spreads_of_several, r"test_adopt_torch.py:\d+ .*more than one entry"),
     ],
 )  # fmt: skip

@@ -69,14 +69,29 @@ class Recording:
 
 
 def needed(recording: Recording) -> list[Step]:
-    """The steps that the result is worked out from."""
+    """The steps that the result is worked out from, also by the number of entries that a selection has."""
     wanted = {r.index for r in refs(recording.result)}
+    numbers: set[tuple[float, ...]] = set()
     steps = []
     for step in reversed(recording.steps):
-        if not wanted.isdisjoint(step.outputs):
+        selects = step.op == "position.default" and numbers.intersection(_numbers(step.args[3]))
+        if selects or not wanted.isdisjoint(step.outputs):
             steps.append(step)
             wanted |= {r.index for r in refs((step.args, step.attrs))}
+            numbers |= _numbers(step.args)
     return steps[::-1]
+
+
+def _numbers(value: Any) -> set[tuple[float, ...]]:
+    """The large numbers among the arguments of a step, each as it is in all recordings."""
+    if isinstance(value, list | tuple):
+        return set().union(*map(_numbers, value))
+    each = value.values if isinstance(value, Varying) else (value,)
+    return {each} if all(isinstance(v, int | float) and v >= _DRAWN for v in each) else set()
+
+
+_DRAWN = 1000
+"""Numbers of entries that a front end draws for selections are larger, so that they are told from others."""
 
 
 def refs(value: Any) -> Iterator[Ref]:
@@ -250,6 +265,8 @@ _MOST_WRITTEN = 4096
 
 _FEW_DIGITS = 3
 _APART = 1e-6  # of a number, what tells several of them apart
+_ROUNDED = 1.2e-7  # of a number, what float32 may lose of it
+_CHANGE = 1e-3  # of what a parameter changes in a number, what may be by chance
 _NEAR = 2e-6  # libraries keep some numbers in float32; drawn sizes differ by far more
 
 
@@ -274,21 +291,19 @@ def fit(
     if by_size and not moved:
         for node, _ in _of_sizes(exact, sizes):
             return node
-    for name, given in environment.items() if moved else ():
-        if not by_size:
-            formula = _of_parameter(exact, name, given)
-            if formula is not None:
-                return formula
-        elif exact[0]:
-            at = (0, 2, 3)
-            ratio = [exact[i] / exact[0] if i in at else math.nan for i in range(len(exact))]
-            factor = _of_parameter(ratio, name, given, only=at)
-            if factor is None:
-                continue
-            scale = [_number(factor, name, v) for v in given]
+    if moved and not by_size:
+        of = [f for name, given in environment.items() if (f := _of_parameter(exact, name, given)) is not None]
+        if of:
+            return min(of, key=lambda f: f[1])[0]
+    if moved and by_size and exact[0]:
+        at = (0, 2, 3)
+        ratio = [exact[i] / exact[0] if i in at else math.nan for i in range(len(exact))]
+        factors = [(name, _of_parameter(ratio, name, given, only=at)) for name, given in environment.items()]
+        for name, factor in sorted(((n, f) for n, f in factors if f is not None), key=lambda f: f[1][1]):
+            scale = [_number(factor[0], name, v) for v in environment[name]]
             rest = [v / s if s else math.nan for v, s in zip(exact, scale, strict=True)]
             for node, _ in _of_sizes(rest, sizes):
-                return factor * node
+                return factor[0] * node
     parts = [*(["the sizes of arrays"] if by_size else []), *(["parameters"] if moved else [])]
     raise AdoptionError(
         f"the number {exact[0]:g} depends on {' and '.join(parts)} in a way that was not recognised; compute it with the "
@@ -391,12 +406,14 @@ _FORMS: tuple[tuple[Any, Any], ...] = (
 
 def _of_parameter(
     values: Sequence[float], name: str, given: Sequence[float], only: Sequence[int] | None = None
-) -> Node | None:
-    """a · g(parameter) + b for a g of `_FORMS`, if there is one."""
+) -> tuple[Node, float] | None:
+    """a · g(parameter) + b for a g of `_FORMS`, if there is one, and by how much it misses a number."""
     at = range(len(values)) if only is None else only
     if len({given[i] for i in at}) < 3:
         return None
-    tolerance = _NEAR * max(abs(values[i]) for i in at)
+    seen = [values[i] for i in at]
+    largest = max(map(abs, seen))
+    tolerance = min(_NEAR * largest, max(_ROUNDED * largest, _CHANGE * (max(seen) - min(seen))))
     for form, build in _FORMS:
         try:
             inner = [form(p) for p in given]
@@ -409,10 +426,11 @@ def _of_parameter(
         b = values[i] - a * inner[i]
         b = 0.0 if abs(b) < 1e-7 * abs(a * inner[i]) else float(f"{b:.7g}")
         a = float(f"{a:.7g}")
-        if all(abs(values[k] - (a * inner[k] + b)) <= tolerance for k in at):
+        missed = max(abs(values[k] - (a * inner[k] + b)) for k in at)
+        if missed <= tolerance:
             node = build(ir.input_(name))
             node = node if a == 1 else a * node
-            return node + b if b else node
+            return node + b if b else node, missed
     return None
 
 

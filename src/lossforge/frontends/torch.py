@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lossforge.errors import AdoptionError
 from lossforge.frontends.recording import Recording, kept, kept_numbers
 from lossforge.frontends.torch_constants import Constants
+from lossforge.frontends.torch_functions import functions_traced
 from lossforge.frontends.torch_graph import decompositions, read, stack_traces
 from lossforge.frontends.torch_memory import Memory
 from lossforge.frontends.torch_rules import RULES
@@ -96,7 +97,7 @@ class TorchFrontEnd:
 
             def trace(watch: Watch) -> Recording:
                 def call(*args: torch.Tensor) -> Any:
-                    with Constants(), watch, self.memory.fresh():
+                    with Constants(), watch, functions_traced(), self.memory.fresh():
                         return _one(self.function(*args, **options))
 
                 table = {**decompositions(), **selections(arrays, watch, drawn)}
@@ -181,5 +182,7 @@ def _one(result: Any) -> Any:
     if isinstance(result, int | float):  # what is left to do where there is nothing to work with
         return torch.full((), float(result))
     if not isinstance(result, torch.Tensor):
-        raise AdoptionError(f"the loss returned a {type(result).__name__}; expected one tensor")
+        several = isinstance(result, tuple | list | dict)
+        advice = "adopt a function that returns one of its parts" if several else "return a tensor"
+        raise AdoptionError(f"the loss returned a {type(result).__name__}, not one tensor; {advice}")
     return result

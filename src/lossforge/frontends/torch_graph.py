@@ -30,6 +30,7 @@ def decompositions() -> dict[Any, Any]:
         aten.var_mean, aten.dist, aten.renorm, aten.index_add, aten.margin_ranking_loss, aten.multi_margin_loss,
         aten.multilabel_margin_loss_forward, aten.rot90, aten.tril, aten.triu, aten.lerp, aten.sinc,
         aten.heaviside, aten.native_batch_norm, aten._euclidean_dist, aten.cdist, aten._cdist_forward, aten.special_entr,
+        aten.grid_sampler_2d,
     ]  # fmt: skip
     kept = [op for op in wanted if op is not aten.softplus and op is not aten.log_sigmoid_forward]
     core: dict[Any, Any] = dict(core_aten_decompositions())
@@ -114,11 +115,13 @@ def read(traced: torch.fx.GraphModule, arrays: Sequence[np.ndarray]) -> Recordin
 
 
 def _used(graph: torch.fx.Graph) -> set[torch.fx.Node]:
-    """The steps that the result depends on, and those that write into arrays."""
+    """The steps that the result depends on, those that write into arrays, and selections, whose number it may depend on."""
     pending = [
         n
         for n in graph.nodes
-        if n.op == "output" or str(n.target).removeprefix("aten.").partition(".")[0].endswith("_")
+        if n.op == "output"
+        or str(n.target) == "lossforge.position.default"
+        or str(n.target).removeprefix("aten.").partition(".")[0].endswith("_")
     ]
     found: set[torch.fx.Node] = set()
     while pending:

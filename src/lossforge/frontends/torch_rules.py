@@ -50,13 +50,17 @@ def _div(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
     mode = step.attrs.get("rounding_mode")
     if mode == "floor":
         result = imp.elementwise("floor", result)
-    elif mode is not None:
-        raise Refused(f"rounding_mode={mode!r}; use torch.trunc of the quotient")
+    elif mode == "trunc":
+        result = imp.map(_towards_zero, result)
     return imp.cast(result, kind_of(step.dtypes[0]))
 
 
 def _logical(op: str) -> Rule:
     def rule(imp: Importer, step: Step, *args: Any) -> Tensor:
+        if (
+            step.op == "bitwise_and.Scalar" and args[1] == 1 and kind_of(step.dtypes[0]) is Kind.INDEX
+        ):  # whether it is odd
+            return imp.cast(imp.map(lambda x: x - 2.0 * _floor(x / 2.0), imp.cast(args[0], Kind.FLOAT)), Kind.INDEX)
         flags = [_flag(imp.tensor(a)) if step.op.startswith("bitwise") else imp.tensor(a) for a in args]
         return imp.cast(imp.elementwise(op, *flags), kind_of(step.dtypes[0]))
 
@@ -230,6 +234,27 @@ def _index(imp: Importer, step: Step, x: Any, indices: Sequence[Any]) -> Tensor:
     )
 
 
+def _without_ranges(imp: Importer, t: Tensor, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Index arrays without those that hold each position of their dimension, along a dimension of the result of their own."""
+    found = list(indices)
+    for d, index in enumerate(indices):
+        used = [i for i in found if i is not None]
+        if index is None or index.node.op != "iota" or len(used) == 1:
+            continue
+        (at,) = [i - index.rank for i, dim in enumerate(index.dims) if dim] or [0]  # counted from the last one
+        others = [i for i in used if i is not index]
+        whole = at and imp.extents(index.dims[at]) == imp.extents(t.dims[d])
+        if whole and all(i.rank < -at or i.dims[at] == () for i in others):
+            found = [
+                i
+                if i is None or i.rank < -at
+                else replace(i, dims=tuple(e for k, e in enumerate(i.dims) if k != i.rank + at))
+                for i in found
+            ]
+            found[d] = None
+    return found
+
+
 def _columns(indices: Sequence[Tensor]) -> int:
     """The number of last dimensions of size 1 that index arrays have behind their first."""
     count = 0
@@ -247,6 +272,8 @@ def _index_put(
     imp: Importer, step: Step, x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False
 ) -> Tensor:
     found = [None if i is None else imp.tensor(i) for i in indices]
+    if not imp.tensor(values).node.axes:
+        found = _without_ranges(imp, imp.tensor(x), found)
     columns = _columns([i for i in found if i is not None])
     if columns:
         v = imp.tensor(values)
@@ -702,6 +729,7 @@ _REAL: Mapping[str, Rule] = {
     "erfinv.default": _formula(erf_inverse), "special_i0e.default": _formula(bessel_i0e),
     "special_i1e.default": _formula(bessel_i1e),
     "roll.default": lambda imp, step, x, shifts, dims: _roll(imp, x, shifts, dims),
+    **dict.fromkeys(("fmod.Tensor", "fmod.Scalar"), _formula(lambda x, y: x - y * _towards_zero(x / y))),
     "remainder.Tensor": _formula(lambda x, y: x - y * _floor(x / y)), "remainder.Scalar": _formula(lambda x, y: x - y * _floor(x / y)),
 }  # fmt: skip
 

@@ -17,12 +17,14 @@ import os
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.fx.traceback import set_stack_trace
 from torch.overrides import TorchFunctionMode
@@ -99,6 +101,10 @@ class Watch(TorchFunctionMode):
             )
         if func in (torch.Tensor.detach, torch.detach, torch.Tensor.detach_, torch.Tensor.data.__get__):  # type: ignore[attr-defined]
             return torch.ops.lossforge.stop_gradient(args[0])
+        held = self.with_gradients and not torch.is_grad_enabled()
+        writes = _writes(func)
+        if held and writes:  # what is written has no share in the gradient
+            args = (*args[:1], *tree_map_only(torch.Tensor, _held, tuple(args[1:])))
         func = _OTHERWISE.get(func, func)
         if func in _EXTREMES and len(args) == 1 and not kwargs and args[0].numel() == 0:
             raise RuntimeError("the largest of no entries")  # as PyTorch does, but while it traces
@@ -109,9 +115,7 @@ class Watch(TorchFunctionMode):
             counts = args[0].shape
             for event in self.events:
                 event.asked |= event.selects and event.answer == event.usual and event.answer in counts
-        if self.with_gradients and not torch.is_grad_enabled() and not getattr(func, "__name__", "_").endswith("_"):
-            return tree_map_only(torch.Tensor, torch.ops.lossforge.stop_gradient, result)
-        return result
+        return tree_map_only(torch.Tensor, _held, result) if held and not writes else result
 
     def _told(self, value: torch.Tensor, key: Any, usual: Answer) -> Any:
         """The answer to a question, which is noted."""
@@ -137,6 +141,22 @@ class Watch(TorchFunctionMode):
     def select(self, mask: torch.Tensor, key: Any, count: int) -> int:
         """The number of entries of a selection."""
         return int(self._told(mask, ("selection", key), count))
+
+
+def _writes(func: Any) -> bool:
+    """Whether an operation writes into its first operand."""
+    name = getattr(func, "__name__", "_")
+    return name in _WRITING or (name.endswith("_") and not name.endswith("__"))
+
+
+_WRITING = frozenset(
+    f"__{op}__" for op in ("setitem", "set", "iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior")
+)
+
+
+def _held(x: torch.Tensor) -> torch.Tensor:
+    """A value without its gradient, if it can have one."""
+    return torch.ops.lossforge.stop_gradient(x) if x.dtype.is_floating_point or x.dtype.is_complex else x
 
 
 _EXTREMES = frozenset({
@@ -189,7 +209,9 @@ def _named(file: str, line: int) -> str:
 
 def raised_in(error: BaseException) -> str:
     """The last line of the user's source on the way to an exception."""
-    way = [f for f in traceback.extract_tb(error.__traceback__) if not is_of(f.filename, OWN)]
+    way = [
+        f for f in traceback.extract_tb(error.__traceback__) if not is_of(f.filename, OWN) and f.filename != "<string>"
+    ]
     return _named(way[-1].filename, way[-1].lineno or 0) if way else ""
 
 
@@ -251,6 +273,59 @@ def _std(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
 def _std_mean(x: torch.Tensor, dim: Any = None, *args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     kept = options.get("keepdim", False)
     return _std(x, dim, *args, **options), torch.mean(x, dim, keepdim=kept)
+
+
+def _requires_grad(x: torch.Tensor, requires_grad: bool = True) -> torch.Tensor:
+    """It is asked of a constant, which has no share in the gradient, or by PyTorch of what it differentiates by."""
+    level = torch._C._functorch.peek_interpreter_stack()
+    differentiates = level is not None and level.key() == torch._C._functorch.TransformType.Grad
+    return x.requires_grad_(requires_grad) if differentiates else x
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """For arrays with values, amid a recording."""
+    with temporarily_clear_interpreter_stack(), _disable_current_modes(), torch._C.DisableTorchFunction():
+        yield
+
+
+def _hook(x: torch.Tensor, hook: Callable[[torch.Tensor], Any]) -> None:
+    """What is called with a gradient, and may look at it, but not change it."""
+    with untraced():
+        gradient = torch.linspace(-3.0, 3.0, x.numel()).reshape(x.shape)
+        found = hook(gradient.clone())
+    if found is not None and not torch.equal(found, gradient):
+        raise AdoptionError(
+            "register_hook changes the gradient within the loss; use a torch.autograd.Function whose backward pass does so"
+        )
+
+
+def _resize_as(x: torch.Tensor, like: torch.Tensor, **_: Any) -> torch.Tensor:
+    return _resize(x, like.shape)
+
+
+def _resize(x: torch.Tensor, *shape: Any, **_: Any) -> torch.Tensor:
+    """Nothing that is given a size, for values that are filled in."""
+    if x.numel():
+        raise AdoptionError("torch.Tensor.resize_ keeps entries by their place in memory; use reshape, or a new array")
+    return x.new_empty(*shape)
+
+
+def _stft(
+    x: torch.Tensor,
+    n_fft: int,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: torch.Tensor | None = None,
+    *args: Any,
+    **options: Any,
+) -> torch.Tensor:
+    """PyTorch writes a window that is shorter than the transform into zeros, where the tracer does not see it."""
+    if win_length is not None and win_length < n_fft:
+        before = (n_fft - win_length) // 2
+        window = torch.ones(win_length) if window is None else window
+        window = torch.nn.functional.pad(window, (before, n_fft - win_length - before))
+    return torch.stft(x, n_fft, hop_length, None, window, *args, **options)
 
 
 def _fill_diagonal(x: torch.Tensor, value: float, wrap: bool = False) -> torch.Tensor:
@@ -325,7 +400,12 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
     torch.Tensor.std: _std,
     torch.std_mean: _std_mean,
     torch.Tensor.fill_diagonal_: _fill_diagonal,
-    torch.Tensor.requires_grad_: lambda x, requires_grad=True: x,  # of a constant, which has no share in the gradient
+    torch.Tensor.retain_grad: lambda x: None,
+    torch.Tensor.register_hook: _hook,
+    torch.Tensor.resize_: _resize,
+    **dict.fromkeys((torch.stft, torch.Tensor.stft), _stft),
+    torch.Tensor.resize_as_: _resize_as,
+    torch.Tensor.requires_grad_: _requires_grad,
     torch.bincount: _bincount,
     torch.Tensor.bincount: _bincount,
     **dict.fromkeys((torch.cov, torch.Tensor.cov), _cov),
@@ -380,7 +460,16 @@ def selections(arrays: Sequence[np.ndarray], watch: Watch, drawn: dict[int, int]
                 result.append(i)
         return result
 
+    def chosen(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The entries where a mask over all dimensions holds, in rows along the last ones if the mask is the same along these."""
+        while mask.ndim > 1 and _repeated(mask):
+            mask = mask.select(-1, 0)
+        rows = aten.index.Tensor(x, columns(mask, x, 0))
+        return rows.reshape(-1) if mask.ndim < x.ndim else rows
+
     def index(x: torch.Tensor, indices: Sequence[Any]) -> Any:
+        if len(indices) == 1 and indices[0].dtype == torch.bool and indices[0].ndim == x.ndim:
+            return chosen(x, indices[0])
         found = expanded(x, indices)
         return NotImplemented if found is None else aten.index.Tensor(x, found)
 
@@ -400,8 +489,7 @@ def selections(arrays: Sequence[np.ndarray], watch: Watch, drawn: dict[int, int]
 
     def masked_select(x: torch.Tensor, mask: torch.Tensor) -> Any:
         shape = np.broadcast_shapes(tuple(x.shape), tuple(mask.shape))
-        x, mask = x.expand(shape), mask.expand(shape)
-        return aten.index.Tensor(x, columns(mask, x, 0))
+        return chosen(*(t if tuple(t.shape) == shape else t.expand(shape) for t in (x, mask)))
 
     return {
         aten.index.Tensor: index,
@@ -411,12 +499,44 @@ def selections(arrays: Sequence[np.ndarray], watch: Watch, drawn: dict[int, int]
     }
 
 
+def _repeated(mask: torch.Tensor) -> bool:
+    """Whether a mask was made by repeating another along its last dimension."""
+    mode = get_proxy_mode()
+    slot = None if mode is None else get_proxy_slot(mask, mode.tracer, None)
+    return slot is not None and _once(slot.proxy.node) is not None
+
+
+def _once(node: torch.fx.Node) -> torch.fx.Node | None:
+    """What an array repeats along its last dimension, where it has one entry."""
+    source = node
+    while str(source.target) in _REPEATS:
+        source = source.all_input_nodes[0]
+        shape = source.meta["val"].shape
+        if len(shape) == node.meta["val"].ndim and shape[-1] == 1:
+            return source
+    return None
+
+
+_REPEATS = frozenset(f"aten.{op}.default" for op in ("repeat", "expand", "clone", "lift_fresh_copy"))
+
+
+def _plain(node: torch.fx.Node) -> torch.fx.Node:
+    """A value without what is repeated first and then taken once."""
+    last = node.meta["val"].ndim if "val" in node.meta and isinstance(node.meta["val"], torch.Tensor) else 0
+    if str(node.target) == "aten.select.int" and node.args[1] in (-1, last):
+        source = _once(node.all_input_nodes[0])
+        if source is not None and str(source.target) == "aten.unsqueeze.default" and source.args[1] in (-1, last):
+            return _plain(source.all_input_nodes[0])
+    return node
+
+
 _PRIMES = [n for n in range(1009, 9973) if all(n % d for d in range(2, 100))]
 
 
 def structure(node: torch.fx.Node, tracer: Any) -> int:
     """What a value is worked out from, as a number: equal for two that are computed alike."""
     known: dict[torch.fx.Node, int] = tracer.__dict__.setdefault("lossforge_structure", {})
+    node = _plain(node)
     if node not in known:
         parts: Any = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: structure(n, tracer))
         if node.op == "get_attr":

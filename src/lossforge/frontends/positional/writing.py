@@ -108,8 +108,12 @@ class Writing(Concatenation):
         if len(given) > 1:
             self.align([i for _, i in given])
         rank = max(i.rank for _, i in given)
-        if [d for d, _ in given] != list(range(given[0][0], given[0][0] + len(given))) or rank != 1:
+        if rank != 1:
             raise Refused("writing at an index of several dimensions; use a where with a mask of positions, or one_hot")
+        if not value.node.axes:
+            value = Tensor(value.node, ())
+        elif [d for d, _ in given] != list(range(given[0][0], given[0][0] + len(given))):
+            raise Refused("writing an array at indices of dimensions that are not neighbours; permute them to be so")
         first = given[0][0]
         (written,) = next(i.dims for _, i in given if i.rank == 1)
         if len(written) != 1 or any(i.rank and i.dims[0] != written for _, i in given):
