@@ -1172,3 +1172,19 @@ def test_cross_entropy_with_logits_is_one_softplus(weight: float | None) -> None
     )  # fmt: skip
     assert {n.op for n in topological([loss.definition().value])}.isdisjoint({"logaddexp", "log", "exp", "maximum"})
     np.testing.assert_allclose(loss.grad(np.zeros(4), np.ones(4)), -(weight or 1) / 8, rtol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_loss_that_holds_tensors_on_a_gpu():
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.rand(5, generator=generator).cuda()
+    logits, target = (
+        torch.randn(64, 5, generator=generator).cuda(),
+        torch.randint(0, 5, (64,), generator=generator).cuda(),
+    )
+    loss = lf.adopt(torch.nn.CrossEntropyLoss(weight=weight, label_smoothing=0.1), logits, target)
+    leaf = logits.clone().requires_grad_()
+    loss(leaf, target).backward()
+    exact = logits.double().requires_grad_()
+    torch.nn.functional.cross_entropy(exact, target, weight.double(), label_smoothing=0.1).backward()
+    torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=1e-5, atol=1e-8)

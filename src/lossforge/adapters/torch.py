@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.autograd import forward_ad
 
-from lossforge.adapters import torch_kernels, torch_operators
-from lossforge.adapters.torch_programs import Value, evaluate, precision
+from lossforge.adapters import torch_inductor, torch_kernels, torch_operators
+from lossforge.adapters.torch_eager import Value
+from lossforge.adapters.torch_programs import evaluate, form, precision, ready
 from lossforge.compiler import REDUCTIONS, Plan, Reduction, batched, new_axis, program_jvp, program_vjp
 from lossforge.errors import ParameterError
 from lossforge.ir import Kind, Port, Program
@@ -135,10 +136,10 @@ class _Step:
 def _step(plan: Plan, arrays: Sequence[Value], needed: Sequence[bool]) -> _Step:
     dtype, wrt = precision(plan.inputs, arrays), _chosen(plan.inputs, needed)
     program = plan.value() if _is_late(arrays, needed) else plan.value_and_gradient(wrt)
-    described = torch_kernels.form(arrays)
-    ready = None if described is None else torch_kernels.ready(program, arrays, dtype, described, narrow=True)
+    described = form(arrays)
+    run = None if described is None else ready(program, arrays, dtype, described, narrow=True)
     places = tuple(wrt.index(p.name) if n else None for p, n in zip(plan.inputs, needed, strict=True))
-    return _Step(plan, dtype, wrt, ready or (lambda values: evaluate(program, values, dtype)), places)
+    return _Step(plan, dtype, wrt, run or (lambda values: evaluate(program, values, dtype)), places)
 
 
 def _is_late(arrays: Sequence[Value], needed: Sequence[bool]) -> bool:
@@ -157,7 +158,7 @@ _steps: dict[Any, _Step] = {}
 
 def _known_step(plan: Plan, arrays: Sequence[Value], needed: tuple[bool, ...]) -> _Step:
     """`_step`, kept where tensors are plain and no dispatch mode is active."""
-    described = None if torch._C._len_torch_dispatch_stack() else torch_kernels.form(arrays)
+    described = form(arrays)
     if described is None:
         return _step(plan, arrays, needed)
     # The step holds the plan, so that another plan cannot have its identity.
@@ -194,10 +195,12 @@ class ReducedLoss(torch.autograd.Function):
         if found is None:
             graph, arrays = Graph(step.plan.vjp(step.wrt), step.dtype), _merged(ctx.numbers, tensors)
             found = apply(graph, (*arrays, cotangent))
-        elif torch._C._len_torch_dispatch_stack() or not torch_kernels.is_plain(cotangent):
+        elif torch._C._len_torch_dispatch_stack():
             found = [(g * cotangent).to(g.dtype) for g in found]
-        elif cotangent.item() != 1:
-            found = [g.mul_(cotangent) for g in found]
+        elif torch_kernels.is_plain(cotangent):
+            found = found if cotangent.item() == 1 else [g.mul_(cotangent) for g in found]
+        else:
+            found = [torch_inductor.scaled(g, cotangent) for g in found]
         return (None, *[None if place is None else found[place] for place in step.places])
 
 

@@ -44,10 +44,14 @@ _has_storage: Callable[[Tensor], bool] = torch._C._has_storage
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether this is a CPU tensor whose memory holds its values: none of a subclass, a transform or a lazy kind."""
+    """Whether this is a CPU tensor whose memory holds its values."""
+    return tensor.is_cpu and holds_values(tensor)
+
+
+def holds_values(tensor: Tensor) -> bool:
+    """Whether a tensor's memory holds its values: it is none of a subclass, a transform or a lazy kind."""
     return (
         type(tensor) in _TYPES
-        and tensor.is_cpu
         and _has_storage(tensor)  # not sparse, nor wrapped by `torch.func` or autograd.grad(is_grads_batched=True)
         and not tensor.is_neg()
         and not tensor._is_zerotensor()

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from lossforge import kernels
 from lossforge.adapters import torch_kernels
-from lossforge.adapters.torch_programs import Value, evaluate, program_text
+from lossforge.adapters.torch_eager import Value, program_text
+from lossforge.adapters.torch_programs import evaluate
 from lossforge.binding import extents
 from lossforge.compiler import Plan
 from lossforge.ir import Axis, Program

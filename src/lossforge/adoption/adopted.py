@@ -12,7 +12,7 @@ from lossforge.adoption.agreement import OtherGradient
 from lossforge.adoption.arguments import arguments, as_array, predictions
 from lossforge.adoption.by_hand import by_hand
 from lossforge.adoption.elsewhere import examples, fits, is_alike, singles, with_values
-from lossforge.adoption.library import front_end, library_of
+from lossforge.adoption.library import device_of, front_end, library_of
 from lossforge.adoption.original import Original
 from lossforge.adoption.study import Study
 from lossforge.compiler import Definition, Reduction
@@ -60,8 +60,9 @@ def adopt(
     """
     library = library_of(fn, example_inputs)
     arrays = [as_array(x) for x in example_inputs]
-    names, options, numbers = arguments(front_end(library, fn), len(arrays), parameters)
-    return AdoptedLoss(fn, library, arrays, names, numbers, options, wrt, layout, gradient, name)
+    device = device_of(library, example_inputs)
+    names, options, numbers = arguments(front_end(library, fn, device), len(arrays), parameters)
+    return AdoptedLoss(fn, library, arrays, names, numbers, options, wrt, layout, gradient, name, device)
 
 
 class AdoptedLoss(Loss):
@@ -79,13 +80,14 @@ class AdoptedLoss(Loss):
         layout: str | None,
         gradient: Callable[..., Any] | None,
         name: str | None,
+        device: str | None,
     ) -> None:
         self._present(fn, name)
         self.original = fn
         self.library = library
         """The library that the loss was written for."""
-        front = front_end(library, fn)
-        self._recipe = (fn, library, arrays, names, numbers, options, wrt, layout, gradient, name)
+        front = front_end(library, fn, device)
+        self._recipe = (fn, library, arrays, names, numbers, options, wrt, layout, gradient, name, device)
         self._variants: dict[Any, AdoptedLoss] = {}
         self._elsewhere: dict[Any, AdoptedLoss | LossforgeError] = {}
         self._singles: dict[Any, bool] = {}
@@ -228,13 +230,13 @@ class AdoptedLoss(Loss):
         return found
 
     def _read_at(self, given: Sequence[np.ndarray]) -> AdoptedLoss | LossforgeError:
-        fn, library, _, names, numbers, options, wrt, layout, gradient, name = self._recipe
+        fn, library, _, names, numbers, options, wrt, layout, gradient, name, device = self._recipe
         same = [a.ndim for a in given] == [len(s) for s in self._study.original.shapes]
         layout = layout if same or (layout and "*" in layout) else None
         failed: LossforgeError | None = None
         for arrays in examples(self._study.original, given):
             try:
-                return AdoptedLoss(fn, library, arrays, names, numbers, options, wrt, layout, gradient, name)
+                return AdoptedLoss(fn, library, arrays, names, numbers, options, wrt, layout, gradient, name, device)
             except LossforgeError as error:
                 failed = failed or error
         assert failed is not None

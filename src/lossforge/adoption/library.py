@@ -17,10 +17,17 @@ from lossforge.frontends.recording import FrontEnd
 from lossforge.loss import Loss
 
 
-def front_end(library: str, fn: Any) -> FrontEnd:
-    """How functions of a library are recorded, for one of them."""
-    made: FrontEnd = importlib.import_module(f"lossforge.frontends.{library}").front_end(fn)
+def front_end(library: str, fn: Any, device: str | None = None) -> FrontEnd:
+    """How functions of a library are recorded, for one of them that may hold arrays on a device."""
+    make = importlib.import_module(f"lossforge.frontends.{library}").front_end
+    made: FrontEnd = make(fn) if device is None else make(fn, device)
     return made
+
+
+def device_of(library: str, examples: Sequence[Any]) -> str | None:
+    """The device that PyTorch's examples are on, if it is not the CPU: there the function runs."""
+    devices = [str(getattr(x, "device", "cpu")) for x in examples if library == "torch"]
+    return next((d for d in devices if d != "cpu"), None)
 
 
 def library_of(fn: Any, examples: Sequence[Any]) -> str:

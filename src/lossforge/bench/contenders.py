@@ -17,7 +17,7 @@ import numpy as np
 from lossforge.bench.workloads import Arrays, Workload
 
 Step = Callable[[], tuple[Any, Any]]
-"""Compute value and gradient once, and return them when both are there; the caller lets go of them."""
+"""Compute value and gradient once, and return them, on a GPU perhaps before they are there; the caller lets go of them."""
 
 
 @dataclass(frozen=True)
@@ -76,24 +76,15 @@ def _torch_step(work: Workload, arrays: Arrays, device: str, function: Callable[
 
     tensors = torch_tensors(work, arrays, device)
     prediction = tensors[work.wrt].requires_grad_()
-    wait = _wait(device)
 
     def step() -> tuple[Any, Any]:
         prediction.grad = None
         value = function(*tensors)
         (value if value.ndim == 0 else value.sum()).backward()
-        wait()
         found, prediction.grad = prediction.grad, None
         return value.detach(), found
 
     return step
-
-
-def _wait(device: str) -> Callable[[], None]:
-    """What waits for the device."""
-    import torch
-
-    return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
 def torch_tensors(work: Workload, arrays: Arrays, device: str) -> list[Any]:
@@ -143,8 +134,24 @@ def _liger(work: Workload, arrays: Arrays, device: str) -> Step:
     from liger_kernel.transformers import LigerCrossEntropyLoss  # type: ignore[import-not-found]
 
     loss = LigerCrossEntropyLoss()
-    # It writes the gradient over the logits that it is given.
     return _torch_step(work, arrays, device, lambda logits, target: loss(logits.clone(), target))
+
+
+def _liger_in_place(work: Workload, arrays: Arrays, device: str) -> Step:
+    """As it is meant: it writes the gradient over the logits that it is given, which are others in every step."""
+    from liger_kernel.transformers import LigerCrossEntropyLoss
+
+    loss, (logits, target) = LigerCrossEntropyLoss(), torch_tensors(work, arrays, device)
+    leaf = logits.requires_grad_()
+
+    def step() -> tuple[Any, Any]:
+        leaf.grad = None
+        value = loss(leaf.view_as(leaf), target)
+        value.backward()
+        found, leaf.grad = leaf.grad, None
+        return value.detach(), found
+
+    return step
 
 
 # ------------------------------------------------------------------------------------------- JAX
@@ -279,7 +286,6 @@ def _stream_in_torch(work: Workload, floats: Sequence[np.ndarray], device: str) 
     half = np.float16 if work.half else None  # as many bytes as bfloat16
     words = [torch.from_numpy(_words(a if half is None else a.astype(half))).to(device) for a in floats]
     out = torch.empty_like(words[0])
-    wait = _wait(device)
 
     def step() -> tuple[Any, Any]:
         if len(words) == 1:
@@ -288,7 +294,6 @@ def _stream_in_torch(work: Workload, floats: Sequence[np.ndarray], device: str) 
             torch.add(words[0], words[1], out=out)
         else:
             torch.addcmul(words[0], words[1], words[2], out=out)
-        wait()
         return 0.0, out
 
     return step
@@ -370,6 +375,7 @@ CONTENDERS: Mapping[str, Contender] = {
         _in_tensorflow("keras", _keras, "keras"),
         _in_torch("monai", _monai, "monai"),
         _in_torch("liger", _liger, "liger_kernel"),
+        _in_torch("liger in place", _liger_in_place, "liger_kernel"),
         _in_torch("torch original", _original_torch),
         _in_torch("torch original compile", _original_torch_compiled, keeps=True, imports=_INDUCTOR),
         Contender("jax original jit", "jax", _original_jax),

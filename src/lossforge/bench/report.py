@@ -26,8 +26,11 @@ def table(results: Sequence[Result]) -> Table:
     view = Table(title="value and gradient; medians", title_justify="left")
     view.add_column("workload")
     view.add_column("contender")
+    on_gpu = any(r.call is not None for r in results)
     for heading in ("time", "× stream", "× lossforge", "memory", "first call", "… from disk", "error"):
         view.add_column(heading, justify="right")
+    if on_gpu:
+        view.add_column("call", justify="right")
     last = ""
     for r in results:
         title = workload(r.workload).title if r.workload != last else ""
@@ -41,10 +44,12 @@ def table(results: Sequence[Result]) -> Table:
         view.add_row(
             title, r.contender, seconds(r.median), times(r.multiple),
             times(r.median / min(mine)) if mine and r.median else "", mebibytes(r.memory), seconds(r.cold),
-            seconds(r.warm), "" if r.error is None else f"{r.error:.0e}",
+            seconds(r.warm), "" if r.error is None else f"{r.error:.0e}", *([seconds(r.call)] if on_gpu else []),
             style="bold" if r.contender.startswith("lossforge") else None,
         )  # fmt: skip
     view.caption = "memory: the peak beyond the inputs and the gradient; error: of the gradient, of its largest entry"
+    if on_gpu:
+        view.caption += "; time: what the GPU is busy for; call: from call to call"
     view.caption_justify = "left"
     return view
 

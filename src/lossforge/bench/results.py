@@ -30,6 +30,9 @@ class Result:
     """The same, in units of the last place of its entries."""
     spread: float | None = None
     """The middle half of the rounds, relative to the median."""
+    call: float | None = None
+    """On a GPU, the time from call to call, which the program that prepares the work may take longer for than the GPU;
+    `median` is what the GPU itself is busy for."""
 
     @property
     def multiple(self) -> float | None:

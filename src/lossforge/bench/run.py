@@ -108,11 +108,14 @@ def _measure(
                     cold=cold if CONTENDERS[c].keeps else first, warm=first,
                 )  # fmt: skip
         times = _in_turns(work, workers, rounds, found, tell)
-    stream = statistics.median(times.pop(STREAM.name)) * _bytes_beyond_stream(work)
-    for c, t in times.items():
+    stream = statistics.median(t for t, _ in times.pop(STREAM.name)) * _bytes_beyond_stream(work)
+    for c, measured in times.items():
+        t, calls = [t for t, _ in measured], [call for _, call in measured if call is not None]
         median = statistics.median(t)
         spread = float((sorted(t)[(3 * len(t)) // 4] - sorted(t)[len(t) // 4]) / median)
-        found[c] = replace(found[c], median=median, stream=stream, spread=spread)
+        found[c] = replace(
+            found[c], median=median, stream=stream, spread=spread, call=statistics.median(calls) if calls else None
+        )
     return list(found.values())
 
 
@@ -128,9 +131,9 @@ def _bytes_beyond_stream(work: Workload) -> float:
 
 def _in_turns(
     work: Workload, workers: Mapping[str, _Worker], rounds: int, found: dict[str, Result], tell: Tell
-) -> dict[str, list[float]]:
+) -> dict[str, list[tuple[float, float | None]]]:
     """The times of each contender that gets through all rounds; what happened to the others goes into `found`."""
-    times: dict[str, list[float]] = {c: [] for c in workers}
+    times: dict[str, list[tuple[float, float | None]]] = {c: [] for c in workers}
     for i in range(rounds):
         tell(f"{work.title}: round {i + 1} of {rounds}")
         for c in list(times):
@@ -207,15 +210,16 @@ class _Worker:
         self._errors.seek(0)
         raise _Failure(_last_line(self._errors.read()))
 
-    def time(self) -> float:
-        """One measurement, in seconds."""
+    def time(self) -> tuple[float, float | None]:
+        """One measurement, in seconds; on a GPU also the time from call to call."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # `answer` says why
-        return float(self.answer()["time"])
+        found = self.answer()
+        return found["time"], found.get("call")
 
 
 # ------------------------------------------------------------------------------------- the record

@@ -14,15 +14,18 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lossforge.bench.contenders import CONTENDERS, Contender
+from lossforge.bench.contenders import CONTENDERS, Contender, Step
 from lossforge.bench.workloads import Arrays, Workload, workload
 
 SEED = 20_240_901
+_REPEAT_ON_GPU = 20
+"""Steps between two waits: one is prepared while another runs."""
 
 
 def main(name: str, contender: str, mode: str, device: str) -> None:
@@ -34,9 +37,11 @@ def main(name: str, contender: str, mode: str, device: str) -> None:
     for module in who.imports:
         importlib.import_module(module)
     few = work.make(np.random.default_rng(SEED), True)
+    wait = _wait(device)
     step = who.step(work, few, device)
     start = time.perf_counter()
     value, gradient = step()
+    wait()
     first = time.perf_counter() - start
     if mode == "first":
         who.step(work, work.make(np.random.default_rng(SEED), False), device)()
@@ -51,10 +56,42 @@ def main(name: str, contender: str, mode: str, device: str) -> None:
     _answer(first=first, error=error, ulps=ulps, memory=memory, value=number)
     for _ in sys.stdin:
         step()  # whoever ran meanwhile has left the caches and the threads to others
-        start = time.perf_counter()
-        for _ in range(work.repeat):
+        wait()
+        if device == "cpu":
+            start = time.perf_counter()
+            for _ in range(work.repeat):
+                step()
+            _answer(time=(time.perf_counter() - start) / work.repeat)
+        else:
+            busy, call = _on_gpu(step, max(work.repeat, _REPEAT_ON_GPU))
+            _answer(time=busy, call=call)
+
+
+def _on_gpu(step: Step, repeat: int) -> tuple[float, float]:
+    """What a step keeps the GPU busy for, and the time from step to step where nobody waits in between, in seconds."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    start = time.perf_counter()
+    for _ in range(repeat):
+        step()
+    torch.cuda.synchronize()
+    call = (time.perf_counter() - start) / repeat
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(repeat):
             step()
-        _answer(time=(time.perf_counter() - start) / work.repeat)
+        torch.cuda.synchronize()
+    microseconds = sum(event.self_device_time_total for event in seen.key_averages())
+    return microseconds * 1e-6 / repeat, call
+
+
+def _wait(device: str) -> Callable[[], None]:
+    """What waits for the device."""
+    if device == "cpu":
+        return lambda: None
+    import torch
+
+    return torch.cuda.synchronize
 
 
 def _answer(**values: Any) -> None:

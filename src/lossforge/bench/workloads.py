@@ -199,7 +199,7 @@ WORKLOADS: tuple[Workload, ...] = (
     ),
     Workload(
         "cross-entropy", "softmax cross-entropy, 2048 × 32000", "cross_entropy", _classes, (*_OURS, *_ALL),
-        on_gpu=(*_GPU, "torch F", "liger"),
+        on_gpu=(*_GPU, "torch F", "liger", "liger in place"),
         must=(
             stream("lossforge numpy", 2.2), stream("lossforge torch", 2.2), faster("lossforge torch", 2.5, _ALL),
             *_always(2048),

@@ -57,7 +57,10 @@ _HELPERS = {
     "take_along": '''def take_along(x, index, axis):
     """Entries of x at an index along an axis, NaN where the index is outside; other axes broadcast."""
     inside = (index >= 0) & (index < x.shape[axis])
-    taken = torch.take_along_dim(x, torch.where(inside, index, 0), axis)
+    sizes = [n if m == 1 else m for m, n in zip(x.shape, index.shape)]
+    x = x.expand(sizes[:axis] + [x.shape[axis]] + sizes[axis + 1 :])
+    inside = inside.expand(sizes[:axis] + [index.shape[axis]] + sizes[axis + 1 :])
+    taken = torch.gather(x, axis, torch.where(inside, index, 0))
     return torch.where(inside, taken, float("nan")) if taken.is_floating_point() else taken
 ''',
 }

@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,8 +29,10 @@ class TorchFrontEnd:
 
     name = "torch"
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], device: str = "cpu") -> None:
         self.function = function
+        self.device = device
+        """Where it runs: it may hold tensors there."""
         parameters = function.named_parameters() if isinstance(function, torch.nn.Module) else ()
         if trained := next((name for name, p in parameters if p.requires_grad), None):
             raise AdoptionError(
@@ -40,6 +42,10 @@ class TorchFrontEnd:
         self.memory = Memory(function)
         self.idle: set[Any] = set()
         """See `Ways`."""
+
+    def _tensor(self, array: np.ndarray, order: Literal["C", "K"] = "C") -> torch.Tensor:
+        """A copy of an array that the function may write to."""
+        return torch.from_numpy(np.array(array, order=order)).to(self.device)
 
     def signature(self) -> inspect.Signature:
         """The names of the arguments."""
@@ -62,7 +68,7 @@ class TorchFrontEnd:
 
             def last(*calls: Sequence[np.ndarray]) -> torch.Tensor:
                 with self.memory.kept():
-                    return [_one(self.function(*map(torch.from_numpy, map(np.array, a)), **options)) for a in calls][-1]
+                    return [_one(self.function(*map(self._tensor, a), **options)) for a in calls][-1]
 
             try:
                 fresh = last(examples)
@@ -89,7 +95,7 @@ class TorchFrontEnd:
     def _recorded(
         self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], which: Callable[[Ways], Recording]
     ) -> Recording:
-        tensors = [torch.from_numpy(np.array(a, order="C")) for a in arrays]
+        tensors = [self._tensor(a) for a in arrays]
         with kept(self.function, parameters) as options, warnings.catch_warnings():
             warnings.simplefilter("ignore")
 
@@ -140,7 +146,7 @@ class TorchFrontEnd:
         self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
         """The value, and autograd's gradient of its sum."""
-        tensors = [torch.from_numpy(np.array(a)) for a in arrays]
+        tensors = [self._tensor(a, order="K") for a in arrays]
         for i in wrt:
             tensors[i].requires_grad_(True)
         exact = any(t.dtype == torch.float64 for t in tensors)
@@ -154,7 +160,7 @@ class TorchFrontEnd:
             value = _one(self.function(*tensors, **options))
             found = torch.autograd.grad(value.sum(), [tensors[i] for i in wrt], allow_unused=True)
         gradients = [torch.zeros_like(tensors[i]) if g is None else g for i, g in zip(wrt, found, strict=True)]
-        return value.detach().numpy(), [g.detach().numpy() for g in gradients]
+        return value.detach().cpu().numpy(), [g.detach().cpu().numpy() for g in gradients]
 
 
 class _Exactly(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -173,9 +179,9 @@ def _exactly() -> Any:
     return _Exactly()  # type: ignore[no-untyped-call]
 
 
-def front_end(function: Callable[..., Any]) -> TorchFrontEnd:
-    """The front end for one function."""
-    return TorchFrontEnd(function)
+def front_end(function: Callable[..., Any], device: str = "cpu") -> TorchFrontEnd:
+    """The front end for one function, which runs on a device."""
+    return TorchFrontEnd(function, device)
 
 
 def _one(result: Any) -> Any:

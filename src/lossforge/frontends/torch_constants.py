@@ -66,7 +66,7 @@ class Constants(TorchFunctionMode):
         known = not random and all(self._value(t) is not None for t in given)
         if name in _LIKE and not random:
             with _for_real():
-                like = torch.empty(tuple(args[0].shape), dtype=args[0].dtype)
+                like = torch.empty(tuple(args[0].shape), dtype=args[0].dtype, device=args[0].device)
             args, known = (like, *args[1:]), all(self._value(t) is not None for t in given[1:])
         if not known:
             if writes and given:

@@ -1,0 +1,156 @@
+"""Programs on a GPU: PyTorch's compiler fuses a program's operations, and the conversions around them, into few kernels.
+
+A loss and its gradient are one program, so that the compiler sees at once what eager passes compute one after the
+other: nothing but the gradient is written. The first call of a form compiles, which takes seconds; another size
+compiles once more, for all sizes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossforge.adapters import torch_kernels
+from lossforge.adapters.torch_eager import Value, operations, program_text, without_autocast
+from lossforge.adapters.torch_kernels import Form
+from lossforge.codegen.emitter import compile_text
+from lossforge.ir import Kind, Program
+from lossforge.runtime.switch import use_kernels
+
+BACKEND: str | Callable[..., Any] = "inductor"
+"""What `torch.compile` compiles with."""
+
+_OLDEST = (7, 0)
+"""The compute capability that Triton needs."""
+
+
+def form(arrays: Sequence[Value]) -> Form | None:
+    """The form of a call whose tensors are plain and on one GPU that the compiler knows; else None."""
+    device: torch.device | None = None
+    found: list[Any] = []
+    for a in arrays:
+        if not isinstance(a, Tensor):
+            found.append(None)
+            continue
+        if not _is_plain(a) or device not in (None, a.device):
+            return None
+        device = a.device
+        found += (a.dtype, a.dim())
+    return (device, *found) if device is not None and use_kernels() and _has_compiler(device) else None
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch_kernels.holds_values(tensor)
+
+
+def is_ours(described: Form) -> bool:
+    """Whether a form comes from here: it begins with a device."""
+    return isinstance(described[0], torch.device)
+
+
+@lru_cache(maxsize=64)
+def _has_compiler(device: torch.device) -> bool:
+    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= _OLDEST
+
+
+@lru_cache(maxsize=1024)
+def ready(program: Program, dtype: torch.dtype, described: Form, *, narrow: bool) -> Fused:
+    """The program for tensors of a form; it is compiled at its first call."""
+    return Fused(program, dtype, narrow=narrow)
+
+
+class Fused:
+    """A program as one function for PyTorch's compiler. What that cannot compile runs as operations, with a warning."""
+
+    def __init__(self, program: Program, dtype: torch.dtype, *, narrow: bool) -> None:
+        self.plain = operations(program, dtype, narrow=narrow)
+        self.dtype = dtype
+        function = compile_text(_text(program, dtype, narrow=narrow), "fused", "torch")
+        _make_importable(function)
+        self.compiled: Callable[..., tuple[Tensor, ...]] | None = torch.compile(
+            function, fullgraph=True, backend=BACKEND
+        )
+
+    def __call__(self, arrays: Sequence[Value]) -> tuple[Tensor, ...]:
+        """The program's outputs."""
+        if self.compiled is not None:
+            # Numbers as tensors: the compiler would take each value for a constant of another program.
+            device = arrays[0].device  # type: ignore[union-attr]  # arguments come first, and are tensors
+            tensors = [
+                a if isinstance(a, Tensor) else torch.full((), a, dtype=self.dtype, device=device) for a in arrays
+            ]
+            try:
+                with without_autocast(device):
+                    return self.compiled(*tensors)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                self.compiled = None
+                reason = " ".join(str(error).split("\n")[:2])
+                warnings.warn(
+                    f"PyTorch's compiler refused a loss, which now runs as single operations: {reason}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return self.plain(*arrays)
+
+
+def _text(program: Program, dtype: torch.dtype, *, narrow: bool) -> str:
+    """The program, and a function `fused` around it that converts dtypes."""
+    steps = operations(program, dtype, narrow=narrow)
+    wanted = {Kind.FLOAT: dtype, Kind.INDEX: torch.int64, Kind.BOOL: torch.bool}
+    names = [f"a{i}" for i in range(len(steps.kinds))]
+    converted = ", ".join(f"{n}.to({wanted[kind]})" for n, kind in zip(names, steps.kinds, strict=True))
+    results = [f"r{i}" for i in range(len(steps.like))]
+    found = list(results)
+    for i in steps.shared:
+        found[i] += ".clone()"
+    if narrow:
+        for i, owner in enumerate(steps.like):
+            if owner is not None:
+                found[i] = f"{found[i]}.to(a{owner}.dtype) if a{owner}.is_floating_point() else {found[i]}"
+    return (
+        f"{program_text(program)}\n\ndef fused({', '.join(names)}):\n"
+        f"    {', '.join(results)} = program({converted})\n"
+        f"    return {', '.join(found)},\n"
+    )
+
+
+def _make_importable(function: Callable[..., Any]) -> None:
+    """Dynamo looks up what a function calls in the function's module."""
+    namespace = function.__globals__
+    module = ModuleType(namespace["__name__"])
+    vars(module).update(namespace)
+    sys.modules.setdefault(module.__name__, module)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the entries fill their memory without gaps, in any order."""
+    step = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != step:
+                return False
+            step *= size
+    return True
+
+
+def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """A gradient that nobody else holds times a number; on a GPU, one kernel that ends at once where the number is 1.
+
+    To ask the GPU whether it is 1 would mean to wait for it, and to multiply regardless two passes over memory.
+    """
+    if not (_is_plain(gradient) and _is_plain(factor) and _is_dense(gradient)):
+        return (gradient * factor).to(gradient.dtype)
+    if gradient.device != factor.device or not _has_compiler(gradient.device):
+        return gradient.mul_(factor)
+    from lossforge.adapters.triton_scale import scale
+
+    scale(gradient, factor)
+    return gradient
