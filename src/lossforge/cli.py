@@ -238,7 +238,8 @@ def bench(
             tell=tell,
         )  # fmt: skip
     console.print(table(results))
-    console.print(targets(results))
+    if device == "cpu":
+        console.print(targets(results))
     output.mkdir(parents=True, exist_ok=True)
     (output / "bench.json").write_text(as_json(results, known), encoding="utf-8")
     console.print(f"wrote {output / 'bench.json'}")

@@ -266,7 +266,9 @@ def as_json(results: Sequence[Result], known: Mapping[str, Any]) -> str:
 
 
 def judged(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Every target of the workloads that ran, what was measured, and whether it is met (None: open)."""
+    """Every target of the workloads that ran, what was measured, and whether it is met (None: open). A GPU has none."""
+    if any(r.call is not None for r in results):
+        return []
     by_name = {(r.workload, r.contender): r for r in results}
     found = []
     for name in dict.fromkeys(r.workload for r in results):
