@@ -98,6 +98,11 @@ class Original:
             found = [int(t) + by for t in points for by in (0, 1, -1)]
         return [v for v in dict.fromkeys(found) if v != value]
 
+    @property
+    def tired(self) -> bool:
+        """Whether so much was recorded that trying yet other sizes would take too long."""
+        return self.front.traced > self.front.patience
+
     def run(
         self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:

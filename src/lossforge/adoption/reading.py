@@ -98,7 +98,7 @@ class Reader:
         self.numbers = {}
         if only_sizes:
             return read
-        names = [n for n in self.original.numbers if self._turns_nowhere(shapes[0], n)]
+        names = self._turning_nowhere(shapes[0])
         together = self.with_numbers(shapes, pair, names, further) if names else read
         if together is None and len(names) > 1:
             names = [n for n in names if self._keeps_steps(shapes[0], pair[0], n)]
@@ -125,6 +125,20 @@ class Reader:
         except (AdoptionError, Different):
             return False
         return True
+
+    def _turning_nowhere(self, shapes: Sequence[tuple[int, ...]]) -> list[str]:
+        """The numbers of which the steps are the same on either side of all that they may be compared with.
+
+        All are changed at once, each to another side, and one by one only if that makes a difference.
+        """
+        points = {n: self.original.turning_points(n) for n in self.original.numbers}
+        try:
+            for k in range(max(map(len, points.values()), default=0) if len(points) > 1 else 0):
+                changed = {n: of[(k + i) % len(of)] for i, (n, of) in enumerate(points.items()) if of}
+                overlay([self.original.usual(shapes), self.original.usual(shapes, **changed)], {})
+        except (AdoptionError, Different):
+            return [n for n in points if self._turns_nowhere(shapes, n)]
+        return [n for n in points if len(points) > 1 or self._turns_nowhere(shapes, n)]
 
     def _turns_nowhere(self, shapes: Sequence[tuple[int, ...]], name: str) -> bool:
         """Whether the steps are the same on either side of all numbers that this one may be compared with."""

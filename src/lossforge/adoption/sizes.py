@@ -70,6 +70,8 @@ class Sizes(Reader):
             kept_sizes = {self.table.root(r): n for r, n in self.kept.items()}
             pinned = {**kept_sizes, **{r: example[r] for r in free if r in {self.table.root(f) for f in fixed}}}
             for stay in (kept_sizes, pinned) if pinned != kept_sizes else (kept_sizes,):
+                if problem is not None and self.original.tired:
+                    break
                 chosen = [drawn(free, example, d, stay | self._long(k)) for k, d in enumerate(sizes)]
                 if sizes is _LARGEST and entries(self.shapes(chosen[0])) > _LARGEST_RECORDED:
                     continue
@@ -87,7 +89,13 @@ class Sizes(Reader):
         try:  # calls alone, which are far quicker than recordings, tell the sizes of most functions
             return self._restricted(kept, problem, self.runs)
         except (AdoptionError, Different) as error:
+            if self.original.tired:
+                raise self._refusal(error) from None
             return self._restricted(kept, error, self.reads)
+
+    def _refusal(self, problem: Exception | None) -> AdoptionError:
+        """The reason why it cannot be read, with the name of the function."""
+        return problem if isinstance(problem, AdoptionError) else AdoptionError(f"{self.original.name}: {problem}")
 
     def _long(self, which: int) -> dict[Axis, int]:
         """The sizes of axes that must be long."""
@@ -153,9 +161,7 @@ class Sizes(Reader):
                 pool = [n for n in options[r][k:] + options[r] + [example[r]] if n not in taken]
                 chosen[k][r] = pool[0] if pool else example[r]
         if not any(chosen[0].values()):
-            raise AdoptionError(
-                str(problem) if isinstance(problem, AdoptionError) else f"{self.original.name}: {problem}"
-            )
+            raise self._refusal(problem)
         try:
             read = self.at([{**stuck, **chosen[0]}, {**stuck, **chosen[1]}])
         except Different as error:
@@ -205,6 +211,8 @@ class Sizes(Reader):
 
     def reads(self, base: Mapping[Axis, int], sizes: Mapping[Axis, int]) -> bool:
         """Whether it can be read at both sets of sizes."""
+        if self.original.tired:
+            return False
         try:
             self.at([base, sizes], only_sizes=True)
         except (AdoptionError, Different):

@@ -29,9 +29,10 @@ class JaxFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
     name = "jax"
+    patience = 30_000
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+        self.function, self.traced = function, 0
         self.rules = RULES
 
     def signature(self) -> inspect.Signature:
@@ -58,7 +59,9 @@ class JaxFrontEnd:
             closed = jax.make_jaxpr(lambda *a: self.function(*a, **rest))(*map(_narrow, arrays))
         if len(closed.jaxpr.outvars) != 1:
             raise AdoptionError("the loss returned several values; expected one array")
-        return _Reader(closed, arrays).recording
+        recording = _Reader(closed, arrays).recording
+        self.traced += len(recording.steps)
+        return recording
 
     def call(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> None:
         """Try whether the function takes arrays of these shapes and dtypes, without compiling it."""

@@ -29,9 +29,10 @@ class NumPyFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
     name = "numpy"
+    patience = 30_000
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+        self.function, self.traced = function, 0
         self.rules = RULES
 
     def signature(self) -> inspect.Signature:
@@ -71,6 +72,7 @@ class NumPyFrontEnd:
 
         with np.errstate(all="ignore"), kept(self.function, parameters) as rest:
             result = settle(trace, _OWN, DECISION, choose)
+        self.traced += len(tape.steps)
         if isinstance(result, Selection):
             raise AdoptionError("the loss returned a selection by truth values, whose size depends on them; reduce it")
         if isinstance(result, int | float | np.generic):

@@ -131,6 +131,10 @@ class FrontEnd(Protocol):
 
     name: str
     rules: Mapping[str, Any]
+    traced: int
+    """How many steps were recorded so far, on all ways."""
+    patience: int
+    """How many of them are some seconds: no further sizes are tried then."""
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
         """Call the function once with arrays of these shapes and dtypes."""
@@ -317,9 +321,10 @@ def _close(a: float, b: float) -> bool:
 
 def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int, ...]]]) -> list[tuple[Node, float]]:
     """Number · product of up to four sizes or their inverses, plus a small whole number; or a logarithm of one."""
-    factors: list[tuple[Node, list[float]]] = []
+    distinct: dict[tuple[float, ...], Node] = {}
     for node, numbers in sizes.values():
-        factors.append((node, [float(n) for n in numbers]))
+        distinct.setdefault(tuple(float(n) for n in numbers), node)
+    factors = [(node, [*numbers]) for numbers, node in distinct.items()]
     lessened = [(node - 1.0, [n - 1 for n in numbers]) for node, numbers in factors]
     count = len(values)
     whole = all(float(v).is_integer() for v in values)
@@ -333,16 +338,16 @@ def _of_sizes(values: Sequence[float], sizes: Mapping[str, tuple[Node, tuple[int
         found = []
         for chosen in itertools.combinations_with_replacement(factors + (lessened if terms < 4 else []), terms):
             for powers in itertools.product((1, -1), repeat=terms):
-                number = [
+                number = (
                     math.prod(f[1][i] ** p if f[1][i] else math.nan for f, p in zip(chosen, powers, strict=True))
                     for i in range(count)
-                ]
-                factor = target[0] / number[0]
+                )
+                factor = target[0] / next(number)
                 simple = round(factor, 9)
                 factor = simple if _close(simple, factor) and simple else factor
                 if (alone and abs(factor) != 1) or (offset and factor not in (1, 2, 0.5, -1)):
                     continue
-                if all(_close(t, factor * n) for t, n in zip(target, number, strict=True)):
+                if all(_close(t, factor * n) for t, n in zip(target[1:], number, strict=True)):
                     found.append((_product(chosen, powers, factor, offset), factor))
         if found:
             return sorted(found, key=lambda f: abs(math.log(abs(f[1]))))

@@ -19,9 +19,10 @@ class TensorFlowFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
     name = "tensorflow"
+    patience = 10_000
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+        self.function, self.traced = function, 0
         self.rules = RULES
         self.literal = LITERAL
 
@@ -49,7 +50,9 @@ class TensorFlowFrontEnd:
         with kept(self.function, parameters) as options:
             made = tf.function(lambda *a: self.function(*a, **options), autograph=False)
             concrete = made.get_concrete_function(*(tf.TensorSpec(a.shape, a.dtype) for a in arrays))
-        return read(concrete, arrays)
+        recording = read(concrete, arrays)
+        self.traced += len(recording.steps)
+        return recording
 
     def run(
         self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]

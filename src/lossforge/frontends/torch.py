@@ -28,9 +28,10 @@ class TorchFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
     name = "torch"
+    patience = 3000
 
     def __init__(self, function: Callable[..., Any], device: str = "cpu") -> None:
-        self.function = function
+        self.function, self.traced = function, 0
         self.device = device
         """Where it runs: it may hold tensors there."""
         parameters = function.named_parameters() if isinstance(function, torch.nn.Module) else ()
@@ -122,6 +123,8 @@ class TorchFrontEnd:
                         raise AdoptionError(
                             f"{place}: {error}" if place and place not in str(error) else str(error)
                         ) from error
+                    finally:
+                        self.traced += watch.calls
 
             return which(Ways(trace, self.idle))
 

@@ -44,7 +44,7 @@ _LIBRARY.impl(
     "CompositeExplicitAutograd",
 )
 
-_MOST_CALLS = 20_000
+_MOST_CALLS = 4000
 _MOST_DECISIONS = 400
 TOO_MANY = "it takes too many decisions from values; use torch.where in place of `if` and `while`"
 

@@ -104,7 +104,7 @@ def _enlarged(step: Step, few: int, count: int) -> Step:
     if few == 1 and not vectors:
         raise Unlike  # it is not known which dimension is that of the selection
     args = tuple(enlarged(a) if isinstance(a, list | tuple) else a for a in step.args)
-    if step.op == "position.default":
+    if step.op == "position.default" and args[3] == few:  # not a selection from what was selected
         args = (*args[:3], count, *args[4:])
     return replace(step, args=args, shapes=tuple(tuple(map(enlarged, of)) for of in step.shapes))
 

@@ -57,6 +57,8 @@ def pad(imp: Importer, x: Any, widths: Pads, mode: str = "constant", value: floa
 
 
 def _pad(imp: Importer, x: Tensor, dim: int, before: int, after: int, mode: str, value: float) -> Tensor:
+    if x.dims[dim] and all(a.startswith("#") for a in x.dims[dim]) and len(set(imp.extents(x.dims[dim]))) > 1:
+        return _pad_constant(imp, x, dim, before, after, mode, value)
     x = imp.own_axis(x, dim)
     (axis,) = x.dims[dim]
     size = imp.size(axis)
@@ -94,6 +96,23 @@ def _pad(imp: Importer, x: Tensor, dim: int, before: int, after: int, mode: str,
         ends = [ir.extent(dict(e).get("", 0), {axis: -1}) if e else () for e in (start, trim)]
         node = node + ir.window(moved, short, new, ends[0], ends[1])
     return Tensor(node, result.dims)
+
+
+def _pad_constant(imp: Importer, x: Tensor, dim: int, before: int, after: int, mode: str, value: float) -> Tensor:
+    """`x`, which is the same all along a dimension, padded there: `value` around it, as a frame that is left out."""
+    sizes = imp.extents(x.dims[dim])
+    longer = [n + before + after for n in sizes]
+    if mode != "constant":
+        return Tensor(x.node, (*x.dims[:dim], (imp.ghost(longer),), *x.dims[dim + 1 :]))
+    counter = imp.arange(longer)
+    (axis,) = counter.dims[0]
+    if axis in x.node.axes:
+        raise Refused("padding along an axis that the value has already; give the two dimensions different sizes")
+    behind = ir.elementwise("ge", counter.node, ir.constant(before, Kind.INDEX))
+    ahead = ir.elementwise("lt", counter.node, ir.as_kind(imp.symbol(sizes) + float(before), Kind.INDEX))
+    edge = ir.as_kind(ir.constant(value), x.node.kind)
+    node = ir.where(ir.elementwise("and", behind, ahead), x.node, edge)
+    return Tensor(node, (*x.dims[:dim], (axis,), *x.dims[dim + 1 :]))
 
 
 # ------------------------------------------------------------------------------------- convolution
