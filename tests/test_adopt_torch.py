@@ -420,6 +420,23 @@ def two_or_more(embeddings, labels):
     return embeddings.pow(2).mean()
 
 
+def heavier_if_few(embeddings, labels):
+    """A weight by the number of pairs, and a selection from what was selected."""
+    near = embeddings @ embeddings.T
+    first, second = torch.where((labels[:, None] == labels[None]) & ~torch.eye(len(labels), dtype=torch.bool))
+    weight = 2.0 if len(first) < 3 else 1.0
+    pairs = torch.zeros_like(near)
+    pairs[first, second] = weight
+    return weight * (near[pairs.bool()] ** 2).sum()
+
+
+def censuses_apart(pred, true):
+    """The frame of the picture is left out by a mask that is padded."""
+    height, width = pred.shape[2:]
+    inside = F.pad(torch.ones(len(pred), 1, height - 2, width - 2), [1] * 4)
+    return ((F.avg_pool2d(pred - true, 3, 1, 1) ** 2) * inside).mean()
+
+
 def positive_first(z, w):
     """SimCLR as it is mostly written: the positive of each row before its negatives, which is the class of label 0."""
     x = F.normalize(torch.cat([z, w]), dim=1)
@@ -867,6 +884,7 @@ CASES = {
     "an even size by padding": (
         lambda p, t: F.l1_loss(*(F.avg_pool2d(F.pad(x, (0, x.shape[3] % 2)), (1, 2)) for x in (p, t))), [real, real],
         [[(2, 3, 4, 5), (3, 3, 6, 4)]] * 2),
+    "a frame that is left out": (censuses_apart, [real, real], [IMG, IMG]),
     "entry by entry": (entry_by_entry, [real, classes(4)], [NC, N]),
     "every other entry": (pyramid, [real, real], [NC, NC]),
     "a diagonal by its stride": (without_itself, [real], [[(7, 4), (9, 5)]]),
@@ -982,6 +1000,7 @@ def largest_if_any(x, labels):
         guards_of_guards,
         prototypes,
         two_or_more,
+        heavier_if_few,
         largest_if_any,
     ],
 )

@@ -28,7 +28,7 @@ class TorchFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
     name = "torch"
-    patience = 3000
+    patience = 1500
 
     def __init__(self, function: Callable[..., Any], device: str = "cpu") -> None:
         self.function, self.traced = function, 0

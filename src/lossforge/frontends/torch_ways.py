@@ -197,7 +197,7 @@ class Ways:
     def _as_usual(self, answers: Answers, usual: Recording, event: Event, count: int) -> bool:
         """Whether the function does as usual where a selection has so many entries."""
         found = self._other({**answers, event.key: count}, event, usual)
-        return found is None or _essence(replace(found[1], result=found[1].result[0])) == _essence(usual)
+        return found is None or _same(usual, replace(found[1], result=found[1].result[0]))
 
     def _note_idle(self, answers: Answers, usual: Recording, selections: Sequence[Event]) -> None:
         """Note selections of which nothing depends on whether they are empty, as far as nobody asks."""
@@ -206,7 +206,7 @@ class Ways:
             return
         try:
             _, recording = self._run({**answers, **{e.key: 0 for e in new}})
-            same = _essence(replace(recording, result=recording.result[0])) == _essence(usual)
+            same = _same(usual, replace(recording, result=recording.result[0]))
         except AdoptionError:
             raise
         except Exception:  # PyTorch has no value for it
@@ -274,6 +274,20 @@ _IN_LOOP = (
 )
 
 
-def _essence(recording: Recording) -> list[str]:
-    """What is done, whatever the number of entries."""
-    return [s.op for s in needed(recording) if s.op.partition(".")[0] not in _SHAPES]
+def _same(usual: Recording, other: Recording) -> bool:
+    """Whether the same is done, but for numbers of entries and what is worked out from these."""
+    mine, theirs = ([s for s in needed(r) if s.op.partition(".")[0] not in _SHAPES] for r in (usual, other))
+    return [s.op for s in mine] == [s.op for s in theirs] and all(
+        p == q or not _written(p)
+        for a, b in zip(mine, theirs, strict=True)
+        for p, q in zip(a.args, b.args, strict=False)
+        if type(p) in (int, float) and type(q) in (int, float) and a.op.partition(".")[0] in _ARITHMETIC
+    )
+
+
+_ARITHMETIC = frozenset(("add", "sub", "rsub", "mul", "div", "pow", "where", "clamp", "full", "full_like", "fill"))
+
+
+def _written(number: float) -> bool:
+    """Whether a number may stand in the source: what is worked out from a drawn number of entries has more digits."""
+    return float(f"{number:.3g}") == number
