@@ -49,7 +49,7 @@ def main(name: str, contender: str, mode: str, device: str) -> None:
         return
     judged = gradient is not None and who is not STREAM
     error, ulps = _errors(work, few, who.array(gradient)) if judged else (None, None)
-    number = float(np.sum(who.array(value))) if judged else None
+    number = None if who is STREAM else float(np.sum(who.array(value)))
     del step, value, gradient, few
     arrays = work.make(np.random.default_rng(SEED), False)
     step = who.step(work, arrays, device)
