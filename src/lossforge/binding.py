@@ -17,17 +17,18 @@ from numpy.typing import DTypeLike
 
 from lossforge import ir
 from lossforge.codegen.emitter import assemble, compile_text, emit
-from lossforge.codegen.numba import Kernel, Total, emit_kernel
+from lossforge.codegen.numba import ArrayArgument, Kernel, Total, emit_kernel
 from lossforge.codegen.numpy import numpy_backend
 from lossforge.frontends.signature import dimensions
 from lossforge.interpreter import Float64, count_entries, derive_lengths, of_whole
 from lossforge.ir import Axis, Kind, Node, Port, Program
+from lossforge.launching import Held, Launch, Parts, Values, call_elementwise, numbers, straight
 from lossforge.placement import UNROLLED, Lie, as_one, choose_layout, dense, merge_axes
 from lossforge.primitives import PRIMITIVES
 from lossforge.runtime.blas import matmul
 from lossforge.runtime.buffers import GradientBuffers
 from lossforge.runtime.cache import FASTMATH, compile_kernel
-from lossforge.runtime.threads import CROSSOVER, get_num_threads, run_chunks
+from lossforge.runtime.threads import CROSSOVER, get_num_threads
 from lossforge.schedule import (
     Move,
     Product,
@@ -53,9 +54,6 @@ MANY = 4
 
 EXACT = frozenset({"nsz"})
 """Flags for kernels in which a value computed twice must be the same bits twice."""
-
-COMBINE: Mapping[str, np.ufunc] = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
-"""How results of a reduction over parts of an axis become the result over the whole."""
 
 BUFFERS = GradientBuffers()
 
@@ -90,6 +88,17 @@ class Room:
     def make(self) -> np.ndarray:
         """An array that nobody else holds."""
         return BUFFERS.take(self.shape, held_dtype(self.dtype), order=self.order)
+
+
+@dataclass(frozen=True)
+class ByAddress:
+    """A program that runs on memory by its addresses, of inputs and outputs that lie as bound."""
+
+    rooms: tuple[Room | None, ...]
+    """What the caller provides for each output: memory, or None for a number."""
+    run: Callable[..., tuple[float, ...]]
+    """Takes the address of the first entry of each input, or a number if it has no axes, and the address of each room;
+    returns the outputs that are numbers."""
 
 
 class Bound:
@@ -128,7 +137,7 @@ class Bound:
         self.parallel = any(isinstance(s, Product) for s in self.schedule.steps)
         """Whether a call may use several threads."""
         self.kernels: list[Kernel] = []
-        self.steps: list[Callable[[dict[Node, Any]], None]] = []
+        self.steps: list[Callable[[Values], None]] = []
         self.pending: dict[Node, int] = {}
         self._rooms: dict[int, Room] = {}
         self.direct: dict[Node, int] = {}  # what kernels write as the caller wants it, and which output it is
@@ -142,48 +151,54 @@ class Bound:
             elif isinstance(step, Move):
                 self.steps.append(self._move(step))
             else:
-                self.steps.append(self._scalars(step))
+                self.steps.append(numbers(step.nodes, self.constants))
         self.templates = {}  # the arrays themselves are not kept
         self.finishes = [
             self._finish(node, port, dtype)
             for node, port, dtype in zip(self.schedule.outputs, self.program.outputs, self.dtypes, strict=True)
         ]
-        self._numbers = [
-            (n, self.constants.get(n))
-            for n, p in zip(self.schedule.outputs, self.program.outputs, strict=True)
-            if not p.order
-        ]
 
     @cached_property
-    def rooms(self) -> tuple[Room | None, ...] | None:
-        """What the caller of `at` provides for each output: memory, or None for a number; None if it cannot be called."""
-        found: list[Room | None] = []
-        for place, (node, port) in enumerate(zip(self.schedule.outputs, self.program.outputs, strict=True)):
-            if self.direct.get(node) == place:
-                found.append(self._rooms[place])
-            elif not port.order:
-                found.append(None)
+    def by_address(self) -> ByAddress | None:
+        """How to run on memory by its addresses; None where a step asks for more."""
+        outputs = list(zip(self.schedule.outputs, self.program.outputs, strict=True))
+        rooms: list[Room | None] = []
+        for place, (node, port) in enumerate(outputs):
+            if port.order and self.direct.get(node) != place:
+                return None
+            rooms.append(self._rooms[place] if port.order else None)
+        if any(isinstance(s, Product | Move) for s in self.schedule.steps):
+            return None
+        stores = [n for n, p in outputs if p.order]
+        results = [n for n, p in outputs if not p.order]
+        return ByAddress(tuple(rooms), self._straight(stores, results) or self._in_turn(stores, results))
+
+    def _straight(self, stores: Sequence[Node], results: Sequence[Node]) -> Callable[..., tuple[float, ...]] | None:
+        parts: list[Launch | Sequence[Node]] = []
+        for made, step in zip(self.steps, self.schedule.steps, strict=True):
+            if isinstance(made, Launch):
+                parts.append(made)
+            elif isinstance(step, Scalars):
+                parts.append(step.nodes)
             else:
                 return None
-        return None if any(isinstance(s, Product | Move) for s in self.schedule.steps) else tuple(found)
+        return straight(parts, self.inputs, stores, results, self.constants)
 
-    def at(self, inputs: Sequence[float], outputs: Sequence[int]) -> list[float]:
-        """Run on memory by its addresses, of inputs and outputs that lie as bound; returns outputs that are numbers.
+    def _in_turn(self, stores: Sequence[Node], results: Sequence[Node]) -> Callable[..., tuple[float, ...]]:
+        count = len(self.inputs)
 
-        Args:
-            inputs: for each input the address of its first entry, or a number if it has no axes.
-            outputs: for each of `rooms` an address, or anything where it is None.
-        """
-        values: dict[Node, Any] = dict(zip(self.inputs, inputs, strict=True))
-        for node, place in self.direct.items():
-            values[node] = (outputs[place], None)
-        for step in self.steps:
-            step(values)
-        return [values[n] if c is None else c for n, c in self._numbers]
+        def run(*given: float) -> tuple[float, ...]:
+            values: Values = dict(zip(self.inputs, given[:count], strict=True))
+            values |= {node: (address, None) for node, address in zip(stores, given[count:], strict=True)}
+            for step in self.steps:
+                step(values)
+            return tuple([self.constants[n] if n in self.constants else values[n] for n in results])
+
+        return run
 
     def __call__(self, arrays: Sequence[Any], out: Sequence[np.ndarray | None] | None = None) -> tuple[np.ndarray, ...]:
         """Run on arrays of the same shapes, strides and dtypes; into arrays in C order, for outputs that have one."""
-        values: dict[Node, Any] = dict(zip(self.inputs, arrays, strict=True))
+        values: Values = dict(zip(self.inputs, arrays, strict=True))
         if out is not None:
             for node, place in self.direct.items():
                 if out[place] is not None and self._rooms[place].order is None:
@@ -216,7 +231,7 @@ class Bound:
 
     # ------------------------------------------------------------------ results
 
-    def _finish(self, node: Node, port: Port, held: str) -> Callable[[dict[Node, Any]], np.ndarray]:
+    def _finish(self, node: Node, port: Port, held: str) -> Callable[[Values], np.ndarray]:
         """How an output is made of the value of its node."""
         shape = tuple(n for a in port.order for n in self.shapes[a])
         if node in self.constants:
@@ -230,7 +245,7 @@ class Bound:
         partly = [self.sizes[a] if a in node.axes else 1 for a in port.order]
         wholly = [self.sizes[a] for a in port.order]
 
-        def finish(values: dict[Node, Any]) -> np.ndarray:
+        def finish(values: Values) -> np.ndarray:
             if node.op == "input":
                 array = self._operand(node, values, kept).reshape(partly)
                 return _as(np.broadcast_to(array, wholly).copy(), held).reshape(shape)
@@ -244,43 +259,6 @@ class Bound:
 
     # ------------------------------------------------------------------ numbers
 
-    def _scalars(self, step: Scalars) -> Callable[[dict[Node, Any]], None]:
-        """Numbers as one function of Python text: a call per operation would cost more than a small kernel."""
-        namespace: dict[str, Any] = {"div": _divide, "call": _call_elementwise, "inf": math.inf, "nan": math.nan}
-        lines: list[str] = []
-        names: dict[Node, str] = {}
-
-        def keep(value: Any) -> str:
-            name = f"k{len(namespace)}"
-            namespace[name] = value
-            return name
-
-        def name_of(node: Node) -> str:
-            if node in names:
-                return names[node]
-            if node in self.constants:
-                return repr(self.constants[node])
-            if node.op == "constant":  # a whole number or a truth value
-                return repr(float(node.attrs[0]))
-            if node.op == "input" or node.op in ir.REDUCTIONS | ir.WHOLE:
-                text = f"values[{keep(node)}]"
-            else:
-                args = [name_of(a) for a in node.args]
-                pattern = _QUICK.get(node.op)
-                text = pattern.format(*args) if pattern else f"call({node.op!r}, {', '.join(args)})"
-            names[node] = f"v{len(names)}"
-            lines.append(f"    {names[node]} = {text}")
-            return names[node]
-
-        for node in step.nodes:
-            if node not in self.constants:
-                lines.append(f"    values[{keep(node)}] = {name_of(node)}")
-        if not lines:
-            return lambda values: None
-        exec("def step(values):\n" + "\n".join(lines), namespace)  # our own text, made from a graph
-        found: Callable[[dict[Node, Any]], None] = namespace["step"]
-        return found
-
     def _fold_constants(self) -> dict[Node, float]:
         """Numbers that depend on sizes alone."""
         found: dict[Node, float] = {}
@@ -290,12 +268,12 @@ class Bound:
             elif n.op == "size":
                 found[n] = float(self.sizes[n.attrs[0]])
             elif not n.axes and n.kind is Kind.FLOAT and n.op in PRIMITIVES and all(a in found for a in n.args):
-                found[n] = float(_call_elementwise(n.op, *(found[a] for a in n.args)))
+                found[n] = float(call_elementwise(n.op, *(found[a] for a in n.args)))
         return found
 
     # ------------------------------------------------------------------ matrix products
 
-    def _product(self, step: Product) -> Callable[[dict[Node, Any]], None]:
+    def _product(self, step: Product) -> Callable[[Values], None]:
         summed = step.axes
         x_axes, y_axes = sorted(step.x.axes), sorted(step.y.axes)
         both = [a for a in x_axes if a in step.y.axes and a not in summed]
@@ -308,16 +286,14 @@ class Bound:
         shape = [self.sizes[a] for a in result]
         self.lies[step.node] = dense(result, shape, self.real)
 
-        def run_step(values: dict[Node, Any]) -> None:
+        def run_step(values: Values) -> None:
             x = self._operand(step.x, values, (*both, *left, *summed)).reshape(*batch, m, k)
             y = self._operand(step.y, values, (*both, *summed, *right)).reshape(*batch, k, n)
             values[step.node] = (matmul(x, y).reshape(shape), result)
 
         return run_step
 
-    def _operand(
-        self, node: Node, values: dict[Node, Any], order: Sequence[Axis], real: DTypeLike | None = None
-    ) -> np.ndarray:
+    def _operand(self, node: Node, values: Values, order: Sequence[Axis], real: DTypeLike | None = None) -> np.ndarray:
         """An array in a precision (the computing one unless given) with its axes in an order."""
         if not node.axes:
             return np.asarray(values[node], real or self.real)
@@ -351,7 +327,7 @@ class Bound:
 
     # ------------------------------------------------------------------ moves
 
-    def _move(self, step: Move) -> Callable[[dict[Node, Any]], None]:
+    def _move(self, step: Move) -> Callable[[Values], None]:
         """An operation on a whole array by NumPy; a slice is a view."""
         node = step.node
         if is_slice(node) and (view := self._view(node)):
@@ -368,7 +344,7 @@ class Bound:
         number = Float64()
         self.lies[node] = dense(order, shape, dtype[node.kind])
 
-        def run_step(values: dict[Node, Any]) -> None:
+        def run_step(values: Values) -> None:
             given = self._operand(step.x, values, kept, held).reshape(spread)
             with np.errstate(all="ignore"):
                 moved = of_whole(node, given, number, place, self.sizes).reshape(shape)
@@ -376,7 +352,7 @@ class Bound:
 
         return run_step
 
-    def _view(self, node: Node) -> Callable[[dict[Node, Any]], None] | None:
+    def _view(self, node: Node) -> Callable[[Values], None] | None:
         """A slice of an array in memory, whose entries stay where they are; None if that has no such axis alone."""
         x = node.args[0]
         old, new, start, _ = node.attrs
@@ -388,7 +364,7 @@ class Bound:
         part = slice(first, first + self.sizes[new])
         self.lies[node] = Lie(tuple((new if a == old else a, n) for a, n in lie.strides), lie.dtype)
 
-        def run_step(values: dict[Node, Any]) -> None:
+        def run_step(values: Values) -> None:
             value = values[x]
             array, axes = (value, order) if order is not None else value
             dimension = dimensions(axes, array.ndim)[old].start
@@ -409,7 +385,7 @@ class Bound:
         few = entries <= FEW and not alone and (beside or len(self.schedule.sweeps) > MANY)
         return few and self.fastmath is not EXACT  # NumPy's bits are others
 
-    def _few(self, sweep: Sweep) -> Callable[[dict[Node, Any]], None]:
+    def _few(self, sweep: Sweep) -> Callable[[Values], None]:
         """The sweep as NumPy's operations, in float64."""
         given: dict[Node, Node] = {}
         stack = list(sweep.results)
@@ -435,7 +411,7 @@ class Bound:
             if r.order:
                 self.lies[r.node] = dense(r.order, [self.sizes[a] for a in r.order], self.real)
 
-        def run_step(values: dict[Node, Any]) -> None:
+        def run_step(values: Values) -> None:
             with np.errstate(all="ignore"):
                 found = function(
                     *(self._operand(n, values, p.order, np.float64) for n, p in zip(leaves, inputs, strict=True))
@@ -447,7 +423,7 @@ class Bound:
 
     # ------------------------------------------------------------------ sweeps
 
-    def _sweep(self, sweep: Sweep) -> Callable[[dict[Node, Any]], None]:
+    def _sweep(self, sweep: Sweep) -> Launch:
         read = reads(sweep)
         lies = {n: self._lie_of(n) for n in read}
         allocate: dict[Node, Callable[[], tuple[np.ndarray, Any]]] = {}
@@ -547,7 +523,7 @@ class Bound:
         sizes: Mapping[Axis, int],
         allocate: Mapping[Node, Callable[[], tuple[np.ndarray, Any]]],
         over: Mapping[Node, Node],
-    ) -> Callable[[dict[Node, Any]], None]:
+    ) -> Launch:
         rows = math.prod(sizes[a] for a in kernel.rows)
         lanes = sizes[kernel.lane] if kernel.lane is not None else 1
         inner = math.prod(sizes[a] for a in kernel.inner) if kernel.inner else 1
@@ -557,77 +533,38 @@ class Bound:
         per_task = max(1, min(lanes, piece) * inner)
         chunk = max(1, CHUNK // per_task)
         chunks = -(-tasks // chunk)
-        elements = rows * lanes * inner
-        cost = int(elements * (0.25 + 0.05 * len(ir.topological(sweep.results))))
+        cost = int(rows * lanes * inner * (0.25 + 0.05 * len(ir.topological(sweep.results))))
         self.parallel |= cost >= CROSSOVER
-        head = (chunk, piece, pieces, *(sizes[a] for a in kernel.sizes))
-        arguments = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.arrays]
-        stores = [(a.node, tuple(lies[a.node].stride(x) for x in a.axes), a.dtype) for a in kernel.stores]
-        real, constants, direct = self.real, self.constants, self.direct
-        own = [n for n in (kernel.scratch, kernel.tile, kernel.kept * inner) if n]
-        outputs = [self._combiner(t, kernel, sizes, tasks if t.per_task else chunks, pieces) for t in kernel.totals]
 
-        def run_step(values: dict[Node, Any]) -> None:
-            packed: list[Any] = []
-            for node, strides, dtype in arguments:
-                value = values[node]
-                packed.append(_flat(value[0] if type(value) is tuple else value, dtype))
-                packed += strides
-            for node, strides, dtype in stores:
-                given = values.get(node) if node in direct else None
-                made = values[node] = allocate[node]() if given is None else given
-                packed.append(_flat(made[0], dtype))
-                packed += strides
-            for n in kernel.scalars:
-                number = constants.get(n)
-                packed.append(float(values[n]) if number is None else number)
-            parts = [make() for make, _ in outputs]
-            packed += parts
-            if tasks:
-                if cost < CROSSOVER:
-                    compiled(0, tasks, *head, *packed, *[np.empty(n, real) for n in own])
-                else:  # each thread has scratch memory of its own
-                    run_chunks(
-                        lambda a, b: compiled(a, b, *head, *packed, *[np.empty(n, real) for n in own]),
-                        tasks, chunk, cost=cost,
-                    )  # fmt: skip
-            for node, old in over.items():
-                values[node] = values.pop(old)
-            for total, part, (_, combine) in zip(kernel.totals, parts, outputs, strict=True):
-                values[total.node] = combine(part)
+        def held(array: ArrayArgument) -> Held:
+            return Held(array.node, tuple(lies[array.node].stride(x) for x in array.axes), array.dtype)
 
-        return run_step
+        return Launch(
+            compiled,
+            tasks,
+            (chunk, piece, pieces, *(sizes[a] for a in kernel.sizes)),
+            cost,
+            reads=tuple(map(held, kernel.arrays)),
+            stores=tuple(map(held, kernel.stores)),
+            scalars=tuple(self.constants.get(n, n) for n in kernel.scalars),
+            totals=tuple(self._parts(t, kernel, sizes, tasks if t.per_task else chunks, pieces) for t in kernel.totals),
+            own=tuple(n for n in (kernel.scratch, kernel.tile, kernel.kept * inner) if n),
+            real=self.real,
+            direct=frozenset(self.direct),
+            allocate=allocate,
+            over=over,
+        )
 
-    def _combiner(
-        self, total: Total, kernel: Kernel, sizes: Mapping[Axis, int], slots: int, pieces: int
-    ) -> tuple[Callable[[], np.ndarray], Callable[[np.ndarray], Any]]:
-        """How to make room for a total's parts, and how to add them up."""
-        op = COMBINE[total.node.op]
-        identity = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}[total.node.op]
-        inner_shape = tuple(sizes[a] for a in total.inner)
-        count = slots * math.prod(inner_shape)
+    def _parts(self, total: Total, kernel: Kernel, sizes: Mapping[Axis, int], slots: int, pieces: int) -> Parts:
         node = total.node
-        kept_rows = tuple(a for a in kernel.rows if a in node.axes)
-        axes = (*kept_rows, *total.inner)
         if kernel.lane is not None and kernel.lane in node.axes:
             raise AssertionError("a total cannot keep the lane")
-        real = self.real
-
-        def make() -> np.ndarray:
-            return np.full(count, identity) if inner_shape else np.empty(count)
-
-        def combine(parts: np.ndarray) -> Any:
-            if not axes:
-                return parts.item(0) if count == 1 else float(op.reduce(parts, initial=identity))
-            if not total.per_task:
-                return op.reduce(parts.reshape(slots, *inner_shape), axis=0, initial=identity).astype(real), axes
-            shaped = parts.reshape(*(sizes[a] for a in kernel.rows), max(pieces, 1) if pieces else 0, *inner_shape)
-            gone = tuple(i for i, a in enumerate(kernel.rows) if a not in node.axes) + (len(kernel.rows),)
-            return op.reduce(shaped, axis=gone, initial=identity).astype(real), axes
-
+        axes = (*(a for a in kernel.rows if a in node.axes), *total.inner)
         if axes:
-            self.lies[node] = dense(axes, [sizes[a] for a in axes], real)
-        return make, combine
+            self.lies[node] = dense(axes, [sizes[a] for a in axes], self.real)
+        grid = (*(sizes[a] for a in kernel.rows), max(pieces, 1) if pieces else 0) if total.per_task else ()
+        gone = (*(i for i, a in enumerate(kernel.rows) if a not in node.axes), len(kernel.rows))
+        return Parts(node, slots, tuple(sizes[a] for a in total.inner), grid, gone, axes, self.real)
 
 
 def _operands(step: Step) -> tuple[Node, ...]:
@@ -652,23 +589,6 @@ def _is_picked(node: Node) -> bool:
     return node.op in ("max", "min", "take") and node.args[0].op != "input"
 
 
-_QUICK: Mapping[str, str] = {
-    "add": "({0} + {1})",
-    "sub": "({0} - {1})",
-    "mul": "({0} * {1})",
-    "neg": "(-{0})",
-    "div": "div({0}, {1})",
-}
-
-
-def _divide(x: float, y: float) -> float:
-    return x / y if y else float(_call_elementwise("div", x, y))
-
-
-def _call_elementwise(op: str, *args: float) -> Any:
-    return Float64().elementwise(op, *(np.asarray(a, np.float64) for a in args))[()]
-
-
 def _as(value: Any, held: str) -> np.ndarray:
     """A new array of a dtype; bfloat16 by its bits."""
     if held != "bfloat16":
@@ -676,19 +596,6 @@ def _as(value: Any, held: str) -> np.ndarray:
     bits = np.array(value, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(value), (bits >> 16) | 0x40, rounded).astype(np.uint16)
-
-
-def _flat(array: Any, dtype: str) -> np.ndarray | int:
-    """A flat view that begins where the array does; its length does not matter to a kernel. An address stays one."""
-    if type(array) is int:
-        return array
-    if dtype == "float16":
-        array = array.view(np.uint16)
-    elif dtype == "bool":
-        array = array.view(np.uint8)
-    if array.flags.c_contiguous:
-        return array.reshape(-1)
-    return array[(slice(0, 1),) * array.ndim].reshape(-1)
 
 
 def held_dtype(name: str) -> np.dtype[Any]:

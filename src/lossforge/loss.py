@@ -241,6 +241,11 @@ class Loss:
         }
         steps = [(by_source[kind], place) for kind, place in sources]
         plan, used = call.plan, call.adapter
+        if not indices and sources[: len(args)] == [("args", i) for i in range(len(args))]:
+            rest = tuple(value for kind, value in sources[len(args) :] if kind == "default")
+            if len(args) + len(rest) == len(sources):
+                self._keep_recipe(key, lambda args, kwargs, weight, mask: Call(plan, (*args, *rest), used))
+                return
 
         def again(args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any) -> Call:
             arrays = tuple(get(place, args, kwargs, weight, mask) for get, place in steps)
@@ -248,9 +253,12 @@ class Loss:
                 self._check_index(check, used, arrays[check.position], mask if check.masked else None)
             return Call(plan, arrays, used)
 
+        self._keep_recipe(key, again)
+
+    def _keep_recipe(self, key: Hashable, recipe: Callable[..., Call]) -> None:
         if len(self._recipes) >= _MAX_RECIPES:
             self._recipes.clear()
-        self._recipes[key] = again
+        self._recipes[key] = recipe
 
     def _check(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any, reduction: Reduction

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from lossforge.binding import BUFFERS, COMBINE, Bound, extents, held_dtype
+from lossforge.binding import BUFFERS, Bound, extents, held_dtype
 from lossforge.chunking import Cut, cut
 from lossforge.codegen.numba import Kernel
 from lossforge.ir import Axis, Program
+from lossforge.launching import COMBINE
 from lossforge.runtime.blas import one_thread
 from lossforge.runtime.threads import CROSSOVER, run_chunks
 from lossforge.schedule import Product, schedule
@@ -51,8 +52,8 @@ class _Source:
 class Pieces:
     """A program for arrays of certain shapes, strides and dtypes, ready to run on some rows at a time."""
 
-    rooms = None
-    """What `Bound.at` would need: memory by its address is not taken."""
+    by_address = None
+    """Memory by its address is not taken."""
 
     parallel = True
     """Several threads share a call."""
@@ -126,10 +127,6 @@ class Pieces:
     def kernels(self) -> list[Kernel]:
         """The kernels of a piece, then those that follow all pieces."""
         return [*self.bounds[min(self.rows, self.size)].kernels, *self.rest.kernels]
-
-    def at(self, inputs: Sequence[float], outputs: Sequence[int]) -> list[float]:
-        """Not to be called, as `rooms` says."""
-        raise NotImplementedError
 
     def __call__(self, arrays: Sequence[Any], out: Sequence[np.ndarray | None] | None = None) -> tuple[np.ndarray, ...]:
         """Run on arrays of the same shapes, strides and dtypes; into arrays in C order, for outputs that have one."""

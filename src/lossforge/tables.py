@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lossforge import ir
-from lossforge.binding import Room
+from lossforge.binding import ByAddress
 from lossforge.codegen.numba import Kernel
 from lossforge.ir import Kind, Node, Port, Program
 
@@ -23,17 +23,13 @@ class Ready(Protocol):
         ...
 
     @property
-    def rooms(self) -> tuple[Room | None, ...] | None:
-        """What the caller of `at` provides for each output; None if it cannot be called."""
+    def by_address(self) -> ByAddress | None:
+        """How to run on memory by its addresses; None if arrays are needed."""
         ...
 
     @property
     def kernels(self) -> list[Kernel]:
         """The kernels, in the order in which they run."""
-        ...
-
-    def at(self, inputs: Sequence[float], outputs: Sequence[int]) -> list[float]:
-        """Run on memory by its addresses."""
         ...
 
     def __call__(self, arrays: Sequence[Any], out: Sequence[np.ndarray | None] | None = None) -> tuple[np.ndarray, ...]:
@@ -77,18 +73,23 @@ class WithTables:
         return self.ready.parallel
 
     @property
-    def rooms(self) -> tuple[Room | None, ...] | None:
-        """What the caller of `at` provides for each output; None if it cannot be called."""
-        return self.ready.rooms
+    def by_address(self) -> ByAddress | None:
+        """How to run on memory by its addresses; None if arrays are needed."""
+        found = self.ready.by_address
+        if found is None:
+            return None
+        run, tables, stores = found.run, [t.ctypes.data for t in self.tables], sum(r is not None for r in found.rooms)
+
+        def with_tables(*given: float) -> tuple[float, ...]:
+            cut = len(given) - stores
+            return run(*given[:cut], *tables, *given[cut:])
+
+        return ByAddress(found.rooms, with_tables)
 
     @property
     def kernels(self) -> list[Kernel]:
         """The kernels, in the order in which they run."""
         return self.ready.kernels
-
-    def at(self, inputs: Sequence[float], outputs: Sequence[int]) -> list[float]:
-        """Run on memory by its addresses."""
-        return self.ready.at([*inputs, *(t.ctypes.data for t in self.tables)], outputs)
 
     def __call__(self, arrays: Sequence[Any], out: Sequence[np.ndarray | None] | None = None) -> tuple[np.ndarray, ...]:
         """Run on arrays of the same shapes, strides and dtypes."""

@@ -131,6 +131,22 @@ class _Step:
     """inputs → loss and, unless that is left to the backward pass, a gradient for each of `wrt`."""
     places: tuple[int | None, ...]
     """For each input its place in `wrt`."""
+    tensors: tuple[int, ...]
+    """The places of the inputs that are tensors."""
+    numbers: tuple[int, ...]
+    """The places of the others."""
+
+    def keep(self, ctx: Any, arrays: Sequence[Value]) -> None:
+        """Keep the inputs for the backward pass; tensors so that a change in place is noticed."""
+        ctx.save_for_backward(*[arrays[i] for i in self.tensors])
+        if self.numbers:
+            ctx.numbers = [arrays[i] for i in self.numbers]
+
+    def inputs(self, ctx: Any, tensors: Sequence[Tensor]) -> list[Value]:
+        """The inputs that were kept."""
+        found: dict[int, Value] = dict(zip(self.tensors, tensors, strict=True))
+        found |= zip(self.numbers, ctx.numbers if self.numbers else (), strict=True)
+        return [found[i] for i in range(len(found))]
 
 
 def _step(plan: Plan, arrays: Sequence[Value], needed: Sequence[bool]) -> _Step:
@@ -139,7 +155,9 @@ def _step(plan: Plan, arrays: Sequence[Value], needed: Sequence[bool]) -> _Step:
     described = form(arrays)
     run = None if described is None else ready(program, arrays, dtype, described, narrow=True)
     places = tuple(wrt.index(p.name) if n else None for p, n in zip(plan.inputs, needed, strict=True))
-    return _Step(plan, dtype, wrt, run or (lambda values: evaluate(program, values, dtype)), places)
+    tensors = tuple(i for i, a in enumerate(arrays) if isinstance(a, Tensor))
+    numbers = tuple(i for i, a in enumerate(arrays) if not isinstance(a, Tensor))
+    return _Step(plan, dtype, wrt, run or (lambda values: evaluate(program, values, dtype)), places, tensors, numbers)
 
 
 def _is_late(arrays: Sequence[Value], needed: Sequence[bool]) -> bool:
@@ -156,11 +174,11 @@ _MAX_STEPS = 1024
 _steps: dict[Any, _Step] = {}
 
 
-def _known_step(plan: Plan, arrays: Sequence[Value], needed: tuple[bool, ...]) -> _Step:
-    """`_step`, kept where tensors are plain and no dispatch mode is active."""
-    described = form(arrays)
+def _eager_step(plan: Plan, arrays: Sequence[Value], needed: tuple[bool, ...]) -> _Step | None:
+    """`_step` where this is plain eager mode, kept where tensors are plain too; None elsewhere."""
+    described = form(arrays) if forward_ad._current_level < 0 else None
     if described is None:
-        return _step(plan, arrays, needed)
+        return None if _is_transformed(arrays) else _step(plan, arrays, needed)
     # The step holds the plan, so that another plan cannot have its identity.
     key = (id(plan), needed, use_kernels(), get_num_threads(), described)
     try:
@@ -182,7 +200,7 @@ class ReducedLoss(torch.autograd.Function):
         ctx.step = step
         if gradients:
             ctx.gradients = gradients
-        _keep(ctx, arrays)
+        step.keep(ctx, arrays)
         return loss
 
     @staticmethod
@@ -193,8 +211,7 @@ class ReducedLoss(torch.autograd.Function):
         # Given away once, as it may become somebody's `.grad`; a second pass computes it anew.
         found = None if torch.is_grad_enabled() else vars(ctx).pop("gradients", None)
         if found is None:
-            graph, arrays = Graph(step.plan.vjp(step.wrt), step.dtype), _merged(ctx.numbers, tensors)
-            found = apply(graph, (*arrays, cotangent))
+            found = apply(Graph(step.plan.vjp(step.wrt), step.dtype), (*step.inputs(ctx, tensors), cotangent))
         elif torch._C._len_torch_dispatch_stack():
             found = [(g * cotangent).to(g.dtype) for g in found]
         elif torch_kernels.is_plain(cotangent):
@@ -332,8 +349,8 @@ class TorchAdapter:
         """The loss, in autograd."""
         if plan.reduction != "none" and torch.is_grad_enabled():
             needed = tuple([isinstance(a, Tensor) and a.requires_grad for a in arrays])
-            if True in needed and not _is_transformed(arrays):
-                step = _known_step(plan, arrays, needed)
+            step = _eager_step(plan, arrays, needed) if True in needed else None
+            if step is not None:
                 loss: Tensor = _apply_reduced_loss(step, *arrays)
                 return loss
             elif True in needed and torch_operators.wanted(arrays) and self._as_one(plan, arrays, needed):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lossforge import kernels
-from lossforge.binding import Room
+from lossforge.binding import ByAddress, Room
 from lossforge.ir import Program
 from lossforge.runtime.buffers import SMALL
 from lossforge.runtime.openmp import team_of
@@ -34,7 +35,7 @@ NAMES = {
 _DTYPES = {name: dtype for dtype, name in NAMES.items()}
 _CPU = torch.device("cpu")
 _PYTORCH = os.path.dirname(torch.__file__)
-_TYPES = frozenset({Tensor, nn.Parameter})
+_TYPES: frozenset[Any] = frozenset({Tensor, nn.Parameter})
 
 _MAX_READY = 1024
 _ready: dict[Form, Ready | None] = {}
@@ -61,13 +62,16 @@ def holds_values(tensor: Tensor) -> bool:
 def form(arrays: Sequence[Tensor | float]) -> Form | None:
     """The form of a call; None if a tensor is not plain."""
     found: list[Any] = []
+    a: Any
     for a in arrays:
-        if not isinstance(a, Tensor):
-            found.append(None)
-        elif is_plain(a):
+        if type(a) in _TYPES:
+            if not a.is_cpu or not _has_storage(a) or a.is_neg() or a._is_zerotensor():  # `is_plain`, without its calls
+                return None
             found += (a.dtype, a.shape, a.stride())
-        else:
+        elif isinstance(a, Tensor):
             return None
+        else:
+            found.append(None)
     return tuple(found)
 
 
@@ -127,42 +131,56 @@ class Ready:
     def __init__(
         self, bound: kernels.Ready, program: Program, arrays: Sequence[Tensor | float], results: Sequence[str]
     ) -> None:
-        self.bound = bound
+        self.bound, self.parallel = bound, bound.parallel
         self.dtypes = tuple(_DTYPES[r] for r in results)
-        self.takes: list[Callable[[Any], Any]] = []
-        for port, array in zip(program.inputs, arrays, strict=True):
-            self.takes.append(Tensor.data_ptr if port.order else Tensor.item if isinstance(array, Tensor) else _number)
-        self.numbers = tuple(i for i, p in enumerate(program.outputs) if not p.order)
-        self.at: Callable[[Sequence[float], Sequence[int]], list[float]] | None = None
-        self.makers: list[Callable[[], Tensor] | None] = []
-        if bound.rooms is not None:
-            self.at = bound.at
-            self.makers = [None if room is None else _maker(room) for room in bound.rooms]
+        self.is_array = [bool(p.order) for p in program.inputs]
+        self.run = self._by_arrays
+        if bound.by_address is not None:
+            self.run = _by_address(
+                bound.by_address, self.is_array, [isinstance(a, Tensor) for a in arrays], self.dtypes
+            )
 
     def __call__(self, arrays: Sequence[Tensor | float]) -> tuple[Tensor, ...]:
         """The program's outputs."""
-        if not self.bound.parallel:
-            return self._run(arrays)
+        if not self.parallel:
+            return self.run(*arrays)
         with working_in(team_of(_PYTORCH)):
-            return self._run(arrays)
+            return self.run(*arrays)
 
-    def _run(self, arrays: Sequence[Tensor | float]) -> tuple[Tensor, ...]:
-        if self.at is None:
-            return self._by_arrays(arrays)
-        inputs = [take(a) for take, a in zip(self.takes, arrays, strict=True)]
-        results: list[Tensor | None] = []
-        addresses: list[int] = []
-        for make in self.makers:
-            made = None if make is None else make()
-            results.append(made)
-            addresses.append(0 if made is None else made.data_ptr())
-        for place, number in zip(self.numbers, self.at(inputs, addresses), strict=True):
-            results[place] = torch.scalar_tensor(number, dtype=self.dtypes[place], device=_CPU)
-        return tuple(results)  # type: ignore[arg-type]  # each has its tensor now
-
-    def _by_arrays(self, arrays: Sequence[Tensor | float]) -> tuple[Tensor, ...]:
-        inputs = [_as_array(a) if t is Tensor.data_ptr else t(a) for t, a in zip(self.takes, arrays, strict=True)]
+    def _by_arrays(self, *arrays: Tensor | float) -> tuple[Tensor, ...]:
+        inputs = [
+            _as_array(a) if is_array else a.item() if isinstance(a, Tensor) else a
+            for is_array, a in zip(self.is_array, arrays, strict=True)
+        ]
         return tuple(_as_tensor(f, d) for f, d in zip(self.bound(inputs), self.dtypes, strict=True))
+
+
+def _by_address(
+    found: ByAddress, is_array: Sequence[bool], is_tensor: Sequence[bool], dtypes: Sequence[torch.dtype]
+) -> Callable[..., tuple[Tensor, ...]]:
+    """A function of tensors as straight lines of text, since a small call is mostly what happens around its kernels."""
+    names = [f"a{i}" for i in range(len(is_array))]
+    given = [
+        f"{n}.data_ptr()" if array else f"{n}.item()" if tensor else n
+        for n, array, tensor in zip(names, is_array, is_tensor, strict=True)
+    ]
+    results = [f"r{i}" for i in range(len(found.rooms))]
+    numbers = [f"x{i}" for i, room in enumerate(found.rooms) if room is None]
+    namespace: dict[str, Any] = {"run": found.run, "scalar": torch.scalar_tensor, "cpu": _CPU}
+    lines: list[str] = []
+    for i, (room, dtype) in enumerate(zip(found.rooms, dtypes, strict=True)):
+        if room is not None:
+            namespace[f"make{i}"] = _maker(room)
+            lines.append(f"r{i} = make{i}()")
+            given.append(f"r{i}.data_ptr()")
+        else:
+            namespace[f"dtype{i}"] = dtype
+    lines.append(f"{''.join(f'{x}, ' for x in numbers)}{'= ' if numbers else ''}run({', '.join(given)})")
+    lines += [f"r{x[1:]} = scalar({x}, dtype=dtype{x[1:]}, device=cpu)" for x in numbers]
+    lines.append(f"return {', '.join(results)},")
+    exec(f"def call({', '.join(names)}):\n" + "".join(f"    {line}\n" for line in lines), namespace)
+    call: Callable[..., tuple[Tensor, ...]] = namespace["call"]  # our own text
+    return call
 
 
 def _maker(room: Room) -> Callable[[], Tensor]:
@@ -174,12 +192,8 @@ def _maker(room: Room) -> Callable[[], Tensor]:
         strides[d] = step
         step *= max(shape[d], 1)
     if step * dtype.itemsize < SMALL:
-        return lambda: torch.empty_strided(shape, strides, dtype=dtype, device=_CPU)
+        return partial(torch.empty_strided, shape, tuple(strides), dtype=dtype, device=_CPU)
     return lambda: _as_tensor(room.make(), dtype)
-
-
-def _number(value: float) -> float:
-    return value
 
 
 def _as_array(value: Tensor | float) -> Any:
