@@ -430,6 +430,20 @@ def heavier_if_few(embeddings, labels):
     return weight * (near[pairs.bool()] ** 2).sum()
 
 
+def beyond_the_extremes(embeddings, labels):
+    """Python's `max` and `min` of what was selected, turn by turn; turns without any are left out."""
+    near, losses = embeddings @ embeddings.T, []
+    for i in range(len(labels)):
+        same, others = near[i][labels == labels[i]], near[i][labels != labels[i]]
+        if len(others) < 1:
+            continue
+        hard = others[others + 0.1 > min(same)]
+        if len(hard) < 1:
+            continue
+        losses.append(torch.log(1 + hard.exp().sum()) + max(same))
+    return sum(losses) / len(labels) if losses else embeddings.sum() * 0
+
+
 def censuses_apart(pred, true):
     """The frame of the picture is left out by a mask that is padded."""
     height, width = pred.shape[2:]
@@ -965,6 +979,7 @@ def spreads_of_several(p):
         (lambda p: p / float(p.sum()), "Python number"),
         (lambda p: p[p > 0], "selection|truth values"),
         (lambda p: (torch.roll(p[p > 0], 1, 0) * p[p > 0]).sum(), "truth values"),
+        (lambda p: sum(x.exp() for x in p[:, 0][p[:, 1] > 0]), r"test_adopt_torch.py:\d+ .*one by one"),
         (lambda p: F.dropout(p, 0.5).sum(), "random"),
         (lambda p: p.mul_(2).sum(), "in place"),
         (lambda p: torch.linalg.svdvals(p).sum(), r"svd.*test_adopt_torch.py:\d+ .*svdvals"),
@@ -1001,6 +1016,7 @@ def largest_if_any(x, labels):
         prototypes,
         two_or_more,
         heavier_if_few,
+        beyond_the_extremes,
         largest_if_any,
     ],
 )

@@ -13,6 +13,9 @@ from lossforge.errors import AdoptionError, LossforgeError
 from lossforge.frontends.recording import FrontEnd, Recording
 from lossforge.ir import Kind
 
+_LONG = 128
+"""Steps of one way, as of loops that are written out; all ways take many times as long."""
+
 
 class Original:
     """A function with its arguments; it is asked for nothing twice, since a library's compiler may take seconds."""
@@ -71,6 +74,15 @@ class Original:
         """What it does on its usual way, where decisions may lead to others; see `record`."""
         return self._recorded(getattr(self.front, "usual", self.front.record), shapes, changed)
 
+    def outlined(self, shapes: Sequence[tuple[int, ...]]) -> Recording:
+        """What it does, or what it does on its usual way alone if that is long: enough to tell axes by."""
+        usual = self.usual(shapes)
+        return usual if len(usual.steps) > _LONG else self.record(shapes)
+
+    def refuses(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Whether it was found that it cannot be recorded with arrays of these shapes."""
+        return isinstance(self._recordings.get((self.front.record.__name__, tuple(shapes), ())), LossforgeError)
+
     def _recorded(
         self, record: Callable[..., Recording], shapes: Sequence[tuple[int, ...]], changed: Mapping[str, float]
     ) -> Recording:
@@ -102,6 +114,11 @@ class Original:
     def tired(self) -> bool:
         """Whether so much was recorded that trying yet other sizes would take too long."""
         return self.front.traced > self.front.patience
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it was so much that numbers had better stay what they are."""
+        return self.front.traced > 2 * self.front.patience
 
     def run(
         self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]

@@ -96,7 +96,7 @@ class Reader:
         further = self.shapes({r: n + sizes[1][r] if n != sizes[1][r] else n for r, n in sizes[0].items()})
         read = Read(importer, result, (shapes[0], shapes[1]), further)
         self.numbers = {}
-        if only_sizes:
+        if only_sizes or self.original.exhausted:
             return read
         names = self._turning_nowhere(shapes[0])
         together = self.with_numbers(shapes, pair, names, further) if names else read

@@ -41,7 +41,7 @@ class Study(Sizes):
 
     def _look(self) -> None:
         """Read the function, as far as it is known which axes have size 1 in every call."""
-        first = overlay([self.original.record(self.original.shapes)], {})
+        first = overlay([self.original.outlined(self.original.shapes)], {})
         importer, _ = self.imported(first)  # which dimensions go together
         table = self.table.unnamed()
         try:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossforge.errors import AdoptionError
 from lossforge.frontends.recording import Recording, kept, kept_numbers
+from lossforge.frontends.torch_builtins import builtins_traced
 from lossforge.frontends.torch_constants import Constants
 from lossforge.frontends.torch_functions import functions_traced
 from lossforge.frontends.torch_graph import decompositions, read, stack_traces
@@ -104,7 +105,7 @@ class TorchFrontEnd:
 
             def trace(watch: Watch) -> Recording:
                 def call(*args: torch.Tensor) -> Any:
-                    with Constants(), watch, functions_traced(), self.memory.fresh():
+                    with Constants(), watch, functions_traced(), builtins_traced(), self.memory.fresh():
                         return _one(self.function(*args, **options))
 
                 table = {**decompositions(), **selections(arrays, watch, drawn)}

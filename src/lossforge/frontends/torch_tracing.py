@@ -106,6 +106,10 @@ class Watch(TorchFunctionMode):
         if held and writes:  # what is written has no share in the gradient
             args = (*args[:1], *tree_map_only(torch.Tensor, _held, tuple(args[1:])))
         func = _OTHERWISE.get(func, func)
+        if func is torch.Tensor.__iter__ and any(e.selects and e.answer == len(args[0]) for e in self.events):
+            raise AdoptionError(
+                "it goes through the entries of a selection by truth values one by one; use operations on the whole selection"
+            )
         if func in _EXTREMES and len(args) == 1 and not kwargs and args[0].numel() == 0:
             raise RuntimeError("the largest of no entries")  # as PyTorch does, but while it traces
         result = func(*args, **(kwargs or {}))

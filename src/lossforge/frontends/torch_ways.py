@@ -22,6 +22,8 @@ from lossforge.frontends.ways import Unlike, alike, choice
 _OWN = tuple(folder("torch") + part for part in ("_", "fx", "utils"))
 """Beginnings of names of files whose errors are those of the tracer, not of the function."""
 _MOST_WAYS = 48
+_MOST_CALLS = 4000
+"""Of PyTorch, on all ways together: some ten seconds."""
 _MOST_GUARDS = 5
 _MOST_ASKED = 64
 """Entries of a selection; no function asks whether there are more."""
@@ -63,7 +65,9 @@ class Ways:
     def __init__(self, trace: Callable[[Watch], Recording], idle: set[Any]) -> None:
         self.trace, self.idle = trace, idle
         self.known: dict[Any, tuple[list[Event], Recording]] = {}
-        self.taken = 0
+        self.taken = self.calls = 0
+        self.asked = ""
+        """The line of the last question."""
         self.checks: set[Site] = set()
         self.turned: dict[Any, Site] = {}
         """Questions that are answered otherwise than usual, and where they are asked."""
@@ -88,19 +92,20 @@ class Ways:
         while True:
             watch = Watch(answers, self.checks)
             self.taken += 1
-            if self.taken > _MOST_WAYS:
-                raise AdoptionError(TOO_MANY)
+            if self.taken > _MOST_WAYS or self.calls > _MOST_CALLS:
+                raise AdoptionError(f"{self.asked}: {TOO_MANY}")
             try:
                 return watch.events, self.trace(watch)
             except AdoptionError:
                 raise
             except Exception as error:
-                if self.taken == _MOST_WAYS and watch.events:
-                    raise AdoptionError(f"{watch.events[-1].where}: {TOO_MANY}") from None
                 last = next((e for e in reversed(watch.events) if not e.selects and e.key not in answers), None)
                 if last is None or last.site in self.checks or not raised_on_purpose(error, _OWN):
                     raise
                 self.checks.add(last.site)
+            finally:
+                self.calls += watch.calls
+                self.asked = watch.events[-1].where if watch.events else self.asked
 
     def _settled(self, answers: Answers, events: Sequence[Event], recording: Recording) -> Recording:
         """All ways that begin with these answers, of which one is given."""
@@ -228,6 +233,9 @@ class Ways:
             lead, *repeated = repeated
             if lead[0].selects and not self._as_usual(answers, usual, lead[0], 1):
                 raise AdoptionError(f"{lead[0].where}: {_IN_LOOP.format('it depends on more than one entry')}")
+            if lead[0].selects and not self._has_values(answers, lead):
+                left = [e for e in left if e.site != lead[0].site]
+                continue
             try:
                 odd, even = (self._skipped(answers, lead, k) for k in (1, 0))
                 several = [lead]  # questions of one turn that come to the same
@@ -257,6 +265,16 @@ class Ways:
         }
         _, found = self._run({**answers, **other})
         return replace(found, result=found.result[0])
+
+    def _has_values(self, answers: Answers, turns: Sequence[Event]) -> bool:
+        """Whether the function has a value where some turns of a loop have selected nothing."""
+        try:
+            self._skipped(answers, turns, 1)
+        except AdoptionError:
+            raise
+        except Exception:  # as `_other` takes it
+            return False
+        return True
 
     def _none(self, answers: Answers, turns: Sequence[Event]) -> Recording | None:
         """What is done where all turns are skipped; None if the function is not made for that."""
