@@ -310,10 +310,10 @@ def test_the_key_covers_everything_that_the_caller_gives() -> None:
 
 @pytest.mark.parametrize("part", ["python", "numpy", "numba", "llvmlite", "lossforge", "cpu", "settings"])
 def test_another_version_is_another_key(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    environment, key = cache._environment(), cache._key(SCALE, "scale", SIGNATURE, cache.FASTMATH)
+    environment, key = cache._environment(), cache._key(SCALE, "scale", SIGNATURE, cache.FASTMATH, 0)
     assert environment[part] or part == "settings"
     monkeypatch.setattr(cache, "_environment", lambda: {**environment, part: "another"})
-    assert cache._key(SCALE, "scale", SIGNATURE, cache.FASTMATH) != key
+    assert cache._key(SCALE, "scale", SIGNATURE, cache.FASTMATH, 0) != key
 
 
 def test_another_version_compiles_anew_and_keeps_both(

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 
 from lossforge import ir
 from lossforge.codegen.emitter import assemble, compile_text, emit
-from lossforge.codegen.numba import ArrayArgument, Kernel, Total, emit_kernel
+from lossforge.codegen.numba import CALLS, ArrayArgument, Kernel, Layout, Total, emit_kernel
 from lossforge.codegen.numpy import numpy_backend
 from lossforge.frontends.signature import dimensions
 from lossforge.interpreter import Float64, count_entries, derive_lengths, of_whole
@@ -48,6 +48,9 @@ CHUNK = 1 << 16
 
 FEW = 4096
 """Entries for which NumPy's operations cost less than compiling a kernel, and hardly more at each call."""
+
+LONG = 512
+"""Entries of a loop that are worth several vectors at a time: what is left over at its end goes one by one."""
 
 MANY = 4
 """Sweeps that take seconds to compile together, which a loss of few entries seldom makes up for."""
@@ -443,7 +446,10 @@ class Bound:
         )
         kernel = emit_kernel(sweep, layout, str(self.real), names, f"sweep_{len(self.kernels) + 1}")
         self.kernels.append(kernel)
-        compiled = compile_kernel(kernel.source, kernel.entry, kernel.signature, fastmath=self.fastmath)
+        compiled = compile_kernel(
+            kernel.source, kernel.entry, kernel.signature, fastmath=self.fastmath,
+            interleave=_interleave(sweep, layout, sizes),
+        )  # fmt: skip
         return self._launch(sweep, kernel, compiled, lies, sizes, allocate, over)
 
     def _over(self, sweep: Sweep) -> dict[Node, Node]:
@@ -565,6 +571,19 @@ class Bound:
         grid = (*(sizes[a] for a in kernel.rows), max(pieces, 1) if pieces else 0) if total.per_task else ()
         gone = (*(i for i, a in enumerate(kernel.rows) if a not in node.axes), len(kernel.rows))
         return Parts(node, slots, tuple(sizes[a] for a in total.inner), grid, gone, axes, self.real)
+
+
+def _interleave(sweep: Sweep, layout: Layout, sizes: Mapping[Axis, int]) -> int:
+    """How many vectors the innermost loop works on at a time; 0 where the compiler knows best.
+
+    An exponential is a chain of twenty instructions, each of which waits for the one before. The compiler counts
+    registers, finds too few of them for two chains, and lets the processor wait. Constants that several vectors share
+    are loaded once. Measured, focal loss: 12.8, 10.7 and 9.1 ns for 8 entries with one, two and four vectors.
+    """
+    calls = sum(n.op in CALLS for n in between(sweep)) * math.prod(n for _, n in layout.unrolled)
+    if not calls or layout.lane is None or sizes[layout.lane] < LONG:
+        return 0
+    return 4 if calls <= 4 and not layout.unrolled else 2
 
 
 def _operands(step: Step) -> tuple[Node, ...]:

@@ -42,11 +42,12 @@ LANES = 256
 
 _LONGEST = 76
 _ATOM = 100
-_CALLS = frozenset({
+CALLS = frozenset({
     "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "log_sigmoid", "softplus", "erf", "erfc", "sin", "cos", "tan",
     "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "pow", "lgamma", "digamma",
     "atan2", "logaddexp", "polygamma", "xlogy",
 })  # fmt: skip
+"""What is a function of `codegen.vector_math`, of many instructions."""
 _INSTRUCTIONS = {
     "abs": "absolute", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "round": "rint", "minimum": "minimum", "maximum": "maximum",
 }  # fmt: skip
@@ -54,9 +55,9 @@ _INSTRUCTIONS = {
 _RESERVED = frozenset({
     "np", "real", "begin", "end", "chunk", "piece", "pieces", "first", "task", "row", "lane", "lane_begin", "lane_end",
     "block", "length", "j", "k", "scratch", "tile", "kept", "range", "load", "store", "select",
-    "accumulate", "plus", "narrow", "load_narrow", "load_whole", "exp_nonpositive", *_INSTRUCTIONS.values(), *_CALLS,
+    "accumulate", "plus", "narrow", "load_narrow", "load_whole", "exp_nonpositive", *_INSTRUCTIONS.values(), *CALLS,
 })  # fmt: skip
-_COSTLY = _CALLS | {"div", "sqrt"}
+_COSTLY = CALLS | {"div", "sqrt"}
 """What is not computed again for each position of an axis that it does not depend on."""
 _IDENTITY = {"sum": "0.0", "prod": "1.0", "max": "-np.inf", "min": "np.inf"}
 
@@ -691,7 +692,7 @@ class _KernelEmitter:
                     self.kept.setdefault(n, len(self.kept))
                 elif n not in self.sweep.reductions and not self._is_at_hand(n):
                     in_reach = n.axes & inside == inside and (not self.blocked or self.lane in n.axes)
-                    if n.op in _CALLS and in_reach and n not in new:
+                    if n.op in CALLS and in_reach and n not in new:
                         new.add(n)
                     stack.extend(n.args)
             before |= new
@@ -963,7 +964,7 @@ class _KernelEmitter:
             x = self._named(scope, node.args[0])
             one, minus_one = self._number("1.0"), self._number("-1.0")
             return f"select({x} > 0, {one}, select({x} < 0, {minus_one}, {x}))", _ATOM
-        if op in _CALLS:
+        if op in CALLS:
             name = "exp_nonpositive" if op == "exp" and nonpositive(node.args[0], self.layout.nonnegative) else op
             self.functions[name] = None
             return f"{name}({', '.join(texts)})", _ATOM

@@ -43,7 +43,7 @@ MAX_FILES = 1024
 Kernel = Callable[..., None]
 
 _log = logging.getLogger(__name__)
-_kernels: dict[tuple[str, str, tuple[str, ...], frozenset[str]], Kernel] = {}
+_kernels: dict[tuple[str, str, tuple[str, ...], frozenset[str], int], Kernel] = {}
 
 # One kernel is compiled at a time, as Numba has it anyway. A fork waits until the lock is free: the child
 # would inherit it, and Numba's own, locked by a thread that it does not have.
@@ -52,18 +52,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
-def compile_kernel(source: str, entry: str, signature: Sequence[str], *, fastmath: frozenset[str] = FASTMATH) -> Kernel:
+def compile_kernel(
+    source: str, entry: str, signature: Sequence[str], *, fastmath: frozenset[str] = FASTMATH, interleave: int = 0
+) -> Kernel:
     """The function `entry` of the Python module text `source`, compiled to run without the GIL.
 
     `signature` has one Numba type per argument: `"float32[:, ::1]"` (C-contiguous), `"float64[:]"` (any
     strides), `"int64"`, `"float64"`. The function returns nothing and allocates nothing (scratch is an
     argument). An array that it writes must not overlap any other argument: the compiler relies on it.
+    `interleave` is how many vectors an innermost loop works on at a time; 0 leaves that to the compiler.
 
     The answer takes its arguments by position; in place of a flat array, the address of its first entry will do (its
     length is then 0 to the kernel). It raises `TypeError` where one does not match the signature,
     and `RuntimeError` if the kernel raises. Errors of compilation are Numba's, and show lines of `source`.
     """
-    identity = (source, entry, tuple(signature), fastmath)
+    identity = (source, entry, tuple(signature), fastmath, interleave)
     kernel = _kernels.get(identity)
     if kernel is None:
         with _lock:
@@ -96,8 +99,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or default).expanduser().absolute() / "lossforge"
 
 
-def _load_or_compile(source: str, entry: str, signature: tuple[str, ...], fastmath: frozenset[str]) -> Kernel:
-    key = _key(source, entry, signature, fastmath)
+def _load_or_compile(
+    source: str, entry: str, signature: tuple[str, ...], fastmath: frozenset[str], interleave: int
+) -> Kernel:
+    key = _key(source, entry, signature, fastmath, interleave)
     folder = cache_folder()
     path = folder / f"{entry}-{key}.kernel" if private_files.is_private(folder) else None
     if path is not None:
@@ -111,7 +116,7 @@ def _load_or_compile(source: str, entry: str, signature: tuple[str, ...], fastma
     from lossforge.runtime.object_code import compile_to_object_code
 
     filename = f"<lossforge {entry} {key[:12]}>"
-    code = compile_to_object_code(source, entry, signature, fastmath=fastmath, filename=filename)
+    code = compile_to_object_code(source, entry, signature, fastmath=fastmath, interleave=interleave, filename=filename)
     kernel = link(code)
     if path is not None:
         try:
@@ -144,9 +149,9 @@ def _delete_oldest(folder: Path) -> None:
 # ---- the key: all that the object code depends on ------------------------------------------------------
 
 
-def _key(source: str, entry: str, signature: tuple[str, ...], fastmath: frozenset[str]) -> str:
+def _key(source: str, entry: str, signature: tuple[str, ...], fastmath: frozenset[str], interleave: int) -> str:
     modules = {name: _digest_of_module(name) for name in _imports(source)}
-    parts = [source, entry, signature, sorted(fastmath), modules, _environment()]
+    parts = [source, entry, signature, sorted(fastmath), interleave, modules, _environment()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

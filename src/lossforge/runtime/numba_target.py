@@ -11,9 +11,12 @@ Like `object_code`, this module is imported only when a kernel has to be compile
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NoReturn
 
+from llvmlite import ir
 from numba.core import cpu, fastmathpass, typed_passes, typing, untyped_passes
 from numba.core.compiler import CompilerBase
 from numba.core.compiler_machinery import PassManager
@@ -61,6 +64,9 @@ class _Typing(typing.BaseContext):
 class _Lowering(cpu.CPUContext):
     """How these become instructions."""
 
+    interleave = 0
+    """How many vectors an innermost loop works on at a time; 0 as LLVM thinks best."""
+
     def load_additional_registries(self) -> None:
         from numba.cpython import builtins, numbers, rangeobj, tupleobj  # noqa: F401  (they register what they define)
         from numba.np import arrayobj  # noqa: F401
@@ -69,6 +75,27 @@ class _Lowering(cpu.CPUContext):
         """As the base class, without the library for memory that Numba manages: a kernel allocates nothing."""
         if self.fastmath:
             fastmathpass.rewrite_module(mod, self.fastmath)
+        if self.interleave:
+            _interleave(mod, self.interleave)
+
+
+def _interleave(module: Any, count: int) -> None:
+    """Say of each loop how many vectors it works on at a time: see https://llvm.org/docs/LangRef.html#llvm-loop."""
+    wish = module.add_metadata(["llvm.loop.interleave.count", ir.Constant(ir.IntType(32), count)])
+    for function in module.functions:
+        place = {block: i for i, block in enumerate(function.blocks)}
+        for block, i in place.items():
+            targets = [o for o in block.terminator.operands if isinstance(o, ir.Block)] if block.terminator else []
+            if any(place[t] <= i for t in targets):  # back to the head of a loop
+                block.terminator.set_metadata("llvm.loop", _LoopIdentity(module, wish))
+
+
+class _LoopIdentity(ir.MDValue):
+    """A loop's metadata, which names itself first."""
+
+    def __init__(self, module: Any, wish: Any) -> None:
+        super().__init__(module, [wish], name=str(len(module.metadata)))
+        self.operands = (self, wish)
 
 
 class _Kernels(CPU):
@@ -101,6 +128,17 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
 target_registry[NAME] = _Kernels
 dispatcher_registry[_Kernels] = _Dispatcher
 jit_registry[_Kernels] = lambda *_, **__: _refuse
+
+
+@contextmanager
+def interleaving(count: int) -> Iterator[None]:
+    """While this context lasts, innermost loops work on so many vectors at a time. Under Numba's lock."""
+    context = kernel_target.target_context
+    context.interleave = count
+    try:
+        yield
+    finally:
+        context.interleave = 0
 
 
 def within_target() -> target_override:

@@ -24,7 +24,7 @@ from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import as_dtype
 
 from lossforge.runtime.link import ENTRY, OBJECTS, ObjectCode
-from lossforge.runtime.numba_target import KernelCompiler, kernel_target, within_target
+from lossforge.runtime.numba_target import KernelCompiler, interleaving, kernel_target, within_target
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _DOUBLE = ir.DoubleType()
@@ -43,10 +43,11 @@ _C_CONTIGUOUS, _ALIGNED = 0x0001, 0x0100  # NPY_ARRAY_* of numpy/ndarraytypes.h
 
 
 def compile_to_object_code(
-    source: str, entry: str, signature: Sequence[str], *, fastmath: Iterable[str], filename: str
+    source: str, entry: str, signature: Sequence[str], *, fastmath: Iterable[str], interleave: int, filename: str
 ) -> ObjectCode:
     """Compile the function `entry` of the module text `source`.
 
+    `interleave` is how many vectors an innermost loop works on at a time, 0 as the compiler thinks best.
     `filename` is the name under which tracebacks and Numba's error messages show the text.
     """
     function = _load_source(source, entry, filename)
@@ -68,7 +69,7 @@ def compile_to_object_code(
     )
     flags.no_compile = True  # the entry is added to the module before it is optimised
     flags.noalias = True
-    with global_compiler_lock, within_target():
+    with global_compiler_lock, within_target(), interleaving(interleave):
         result = compiler.compile_extra(
             kernel_target.typing_context, kernel_target.target_context, function, arguments, types.none, flags, {},
             pipeline_class=KernelCompiler,
