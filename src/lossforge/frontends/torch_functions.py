@@ -6,12 +6,14 @@ are not (straight-through estimators, reversed gradients), and are part of the l
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._pytree import tree_map_only
 
 from lossforge.errors import AdoptionError
 from lossforge.frontends.torch_tracing import untraced
@@ -69,17 +71,19 @@ class _Context:
 
 def _called(cls: Any, args: Sequence[Any]) -> Any:
     """The results of the forward pass, with the gradient of the backward pass."""
-    if _is_derivative(cls, args):
-        return _forward(cls, args)[0]
+    is_derivative, moving = _tried(cls, args)
     held = [torch.ops.lossforge.stop_gradient(a) if _is_float(a) else a for a in args]
+    if is_derivative:
+        return _forward(cls, [a if i in moving else held[i] for i, a in enumerate(args)])[0]
     results, context = _forward(cls, held)
-    moving = [i for i, a in enumerate(args) if _is_float(a)]
     several = results if isinstance(results, tuple) else (results,)
     floats = [r for r in several if _is_float(r)]
 
     def back(*seeds: torch.Tensor) -> tuple[torch.Tensor, ...]:
         left = iter(seeds)
-        found = cls.backward(context, *(next(left) if _is_float(r) else None for r in several))
+        own = copy.copy(context)  # that may be written to
+        own.__dict__.update(tree_map_only(torch.Tensor, torch.clone, context.__dict__))
+        found = cls.backward(own, *(next(left) if _is_float(r) else None for r in several))
         found = found if isinstance(found, tuple) else (found,)
         return tuple(torch.zeros_like(args[i]) if found[i] is None else found[i] for i in moving)
 
@@ -108,12 +112,13 @@ def _forward(cls: Any, args: Sequence[Any]) -> tuple[Any, _Context]:
     return results, context
 
 
-def _is_derivative(cls: Any, args: Sequence[Any]) -> bool:
-    """Whether the backward pass is the derivative of the forward pass, as far as can be seen.
+def _tried(cls: Any, args: Sequence[Any]) -> tuple[bool, list[int]]:
+    """Whether the backward pass is the derivative of the forward pass, as far as can be seen, and for which arguments it is one.
 
     Raises:
         AdoptionError: it is that of nothing.
     """
+    moving = [i for i, a in enumerate(args) if _is_float(a)]
     with untraced(), torch.enable_grad():
         drawing = torch.Generator().manual_seed(3)
         values = [_drawn(a, drawing) if isinstance(a, torch.Tensor) else a for a in args]
@@ -121,25 +126,26 @@ def _is_derivative(cls: Any, args: Sequence[Any]) -> bool:
             ruled, scaled = (_slopes(cls.apply, values, scale) for scale in (1.0, 3.0))
             derived = _slopes(torch.func.functionalize(lambda *v: _forward(cls, v)[0]), values)
         except Exception:  # such numbers are none for it; the loss is compared with the original in the end
-            return True
-    if not all(_is_near(3 * a, b) for a, b in zip(ruled, scaled, strict=True)):
+            return True, moving
+    told = [(i, *of) for i, *of in zip(moving, ruled, scaled, derived, strict=True) if of[0] is not None]
+    if not all(_is_near(3 * once, thrice) for _, once, thrice, _ in told):
         raise AdoptionError(
             f"{cls.__name__}.backward is the derivative of nothing, since it is not linear in the gradient that comes in (it "
             f"ignores, clips or normalises it); multiply by that gradient, or do such things to the gradients in training"
         )
-    return all(map(_is_near, ruled, derived))
+    agree = all(_is_near(once, torch.zeros_like(once) if own is None else own) for _, once, _, own in told)
+    return agree, [i for i, *_ in told]
 
 
-def _slopes(function: Any, values: Sequence[Any], scale: float = 1.0) -> list[torch.Tensor]:
-    """The gradients of a sum of the results, with weights that are all of this scale."""
+def _slopes(function: Any, values: Sequence[Any], scale: float = 1.0) -> list[Any]:
+    """The gradients of a sum of the results, with weights that are all of this scale; None where there is none."""
     at = [v.clone().requires_grad_(True) if _is_float(v) else v for v in values]
     results = function(*at)
     results = [r for r in (results if isinstance(results, tuple) else (results,)) if _is_float(r)]
     seeds = [scale * torch.linspace(0.5, 2.0, r.numel(), dtype=r.dtype).reshape(r.shape) for r in results]
     total: Any = sum((r * s).sum() for r, s in zip(results, seeds, strict=True))
     moving = [v for v in at if _is_float(v)]
-    found = torch.autograd.grad(total, moving, allow_unused=True) if total.requires_grad else [None] * len(moving)
-    return [torch.zeros_like(v) if g is None else g for v, g in zip(moving, found, strict=True)]
+    return list(torch.autograd.grad(total, moving, allow_unused=True)) if total.requires_grad else [None] * len(moving)
 
 
 def _drawn(like: torch.Tensor, drawing: torch.Generator) -> torch.Tensor:
