@@ -647,8 +647,9 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
+        near = x.abs_() < 1
         gradient = gradient.clone()
-        gradient[x.abs() > 1] = 0
+        gradient[~near] = 0
         return gradient
 
 
@@ -741,6 +742,26 @@ def warped(field, places, true, mode="zeros", corners=False):
     return (F.grid_sample(field, places, padding_mode=mode, align_corners=corners) - true).pow(2).mean()
 
 
+def hardest_in_rows(embeddings, labels):
+    """As many positives in each row as in another, picked by a mask and laid out in rows."""
+    n = len(embeddings)
+    distances = torch.cdist(embeddings, embeddings)
+    same = labels[:, None] == labels[None]
+    positive = distances[same].contiguous().view(n, -1)
+    negative = distances[~same].view(n, -1)
+    return F.relu(positive.max(1)[0] - negative.min(1)[0] + 0.3).mean() + positive.mean() - negative.mean()
+
+
+def others_than_the_label(scores, labels):
+    mask = torch.ones_like(scores).scatter_(1, labels[:, None], 0).bool()
+    wrong = torch.masked_select(scores, mask).reshape(len(scores), scores.shape[1] - 1)
+    return F.relu(1 + wrong.max(1)[0] - scores.gather(1, labels[:, None])[:, 0]).mean()
+
+
+def twos(rng, shape):
+    return np.arange(shape[0]) % (shape[0] // 2)
+
+
 class DualFocal(nn.Module):
     """A small number beside one that it hardly changes, which another parameter must not be taken for."""
 
@@ -767,6 +788,8 @@ CASES = {
     "written without gradients": (smoothed_in_place, [real, classes(4)], [NC, N]),
     "emptied at positions": (unlabelled, [real, classes(4)], [[(2, 4, 6), (3, 5, 7)], [(2, 6), (3, 7)]]),
     "boxes under a repeated mask": (boxes_of_some, [real, real, binary], [MAPS, MAPS, [(2, 4), (3, 5)]]),
+    "rows of a selection": (hardest_in_rows, [real, twos], [[(8, 3), (10, 4)], [(8,), (10,)]]),
+    "rows without one entry": (others_than_the_label, [real, classes(4)], [NC, N]),
     "a target that is filled in": (far_apart, [real, real], [N, N]),
     "entries between pixels": (warped, [real, real, real], FIELDS),
     "entries beyond the border": (partial(warped, mode="border", corners=True), [real, real, real], FIELDS),
@@ -987,6 +1010,7 @@ def spreads_of_several(p):
         (lambda p: F.ctc_loss(p[:, None].log_softmax(2), torch.ones(1, 2, dtype=torch.long), torch.tensor([6]), torch.tensor([2])), r"test_adopt_torch.py:\d+ .*ctc_loss"),
         (lambda p: {"loss": p.sum()}, "dict"),
         (lambda p: Clipped.apply(p).sum(), "Clipped.backward is the derivative of nothing"),
+        (lambda p: p.sum() * torch.tensor(p.detach().numpy().mean()), r"test_adopt_torch.py:\d+ .*handed to NumPy"),
         (lambda p: p.register_hook(lambda g: g / 2) or p.sum(), "register_hook"),
         (lambda p: (p.sum(), p.mean()), "tuple, .*one of its parts"),
         (spreads_of_several, r"test_adopt_torch.py:\d+ .*more than one entry"),

@@ -703,6 +703,7 @@ _REAL: Mapping[str, Rule] = {
     "empty_like.default": _full,
     "copy.default": lambda imp, step, x, source: imp.expand(imp.cast(source, kind_of(step.dtypes[0])), step.shapes[0]),
     "detach.default": rule_for("stop_gradient"), "stop_gradient.default": rule_for("stop_gradient"),
+    "rows_of.default": lambda imp, step, x, mask, count: imp.rows(x, mask, count),
     "position.default": lambda imp, step, *args: imp.position(*args, guarded="guarded" in step.attrs),
     "prims.broadcast_in_dim.default": _broadcast, "squeeze.dim": _squeeze, "squeeze.dims": _squeeze, "transpose.int": _transpose, "transpose.default": _transpose, "arange.start_step": _arange,
     "arange.start": _arange, "clamp.Tensor": _clamp, "clamp_min.default": _clamp,

@@ -43,6 +43,12 @@ _LIBRARY.impl(
     lambda mask, like, first, count, dim: mask.new_empty((count,), dtype=torch.int64),
     "CompositeExplicitAutograd",
 )
+_LIBRARY.define("known(Tensor x) -> Tensor")
+_LIBRARY.impl("known", lambda x: x.clone(), "CompositeExplicitAutograd")
+_LIBRARY.define("rows(Tensor x, Tensor mask) -> Tensor")
+_LIBRARY.impl("rows", lambda x, mask: x.clone(), "CompositeExplicitAutograd")
+_LIBRARY.define("rows_of(Tensor x, Tensor mask, int count) -> Tensor")
+_LIBRARY.impl("rows_of", lambda x, mask, count: x.new_empty(*x.shape[:-1], count), "CompositeExplicitAutograd")
 
 _MOST_CALLS = 4000
 _MOST_DECISIONS = 400
@@ -89,6 +95,10 @@ class Watch(TorchFunctionMode):
         self.answers, self.checks = answers, checks
         self.events: list[Event] = []
         self.calls = 0
+        self.known = torch.empty(0)
+        """The last array that was asked for its numbers."""
+        self.selected: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        """Of selections, by what they are: the array, the mask, and the result."""
         self.with_gradients = torch.is_grad_enabled()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -101,18 +111,30 @@ class Watch(TorchFunctionMode):
             )
         if func in (torch.Tensor.detach, torch.detach, torch.Tensor.detach_, torch.Tensor.data.__get__):  # type: ignore[attr-defined]
             return torch.ops.lossforge.stop_gradient(args[0])
+        if func in _READING and torch._C._functorch.is_functionaltensor(args[0]):
+            torch.ops.lossforge.known(args[0])
+            with untraced():
+                return func(self.known, *args[1:], **(kwargs or {}))
         held = self.with_gradients and not torch.is_grad_enabled()
         writes = _writes(func)
         if held and writes:  # what is written has no share in the gradient
             args = (*args[:1], *tree_map_only(torch.Tensor, _held, tuple(args[1:])))
-        func = _OTHERWISE.get(func, func)
+        asked, func = func, _OTHERWISE.get(func, func)
         if func is torch.Tensor.__iter__ and any(e.selects and e.answer == len(args[0]) for e in self.events):
             raise AdoptionError(
                 "it goes through the entries of a selection by truth values one by one; use operations on the whole selection"
             )
+        if func in _RESHAPES and (found := self.selected.get(id(args[0]))) is not None:
+            rows = _in_rows(*found[:2], torch.Size(_shape(args[1:])), args[0].numel())
+            if rows is not None:
+                return rows
         if func in _EXTREMES and len(args) == 1 and not kwargs and args[0].numel() == 0:
             raise RuntimeError("the largest of no entries")  # as PyTorch does, but while it traces
         result = func(*args, **(kwargs or {}))
+        if asked in _SELECTIONS and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.bool:
+            self.selected[id(result)] = args[0], args[1], result
+        elif func in _COPIES and id(args[0]) in self.selected:
+            self.selected[id(result)] = *self.selected[id(args[0])][:2], result
         if func is torch.Tensor.item and isinstance(result, torch.SymInt | torch.SymFloat):
             return torch.ops.lossforge.stop_gradient(args[0].reshape(()))  # a number that is not known yet
         if func in _ASKING and self.events and not _from_library():
@@ -147,6 +169,28 @@ class Watch(TorchFunctionMode):
         return int(self._told(mask, ("selection", key), count))
 
 
+_SELECTIONS = frozenset({torch.Tensor.__getitem__, torch.masked_select, torch.Tensor.masked_select})
+_COPIES = frozenset({torch.Tensor.contiguous, torch.Tensor.clone, torch.clone})
+_RESHAPES = frozenset({torch.Tensor.view, torch.Tensor.reshape, torch.reshape})
+
+
+def _shape(args: Sequence[Any]) -> Sequence[int]:
+    """The shape that a reshape is asked for; none if it is asked for a dtype."""
+    if args and isinstance(args[0], torch.dtype):
+        return ()
+    return args[0] if len(args) == 1 and not isinstance(args[0], int) else args
+
+
+def _in_rows(x: torch.Tensor, mask: torch.Tensor, shape: torch.Size, count: int) -> torch.Tensor | None:
+    """What was selected by a mask that holds equally often in each row, row by row."""
+    if mask.shape != x.shape or x.ndim < 2 or shape[:-1] != x.shape[:-1] or not count % x.shape[:-1].numel():
+        return None
+    if shape[-1] == -1:
+        return torch.ops.lossforge.rows(x, mask)
+    order = torch.argsort(mask.logical_not().long(), dim=-1, stable=True)
+    return x.gather(-1, order[..., : shape[-1]])
+
+
 def _writes(func: Any) -> bool:
     """Whether an operation writes into its first operand."""
     name = getattr(func, "__name__", "_")
@@ -163,6 +207,8 @@ def _held(x: torch.Tensor) -> torch.Tensor:
     return torch.ops.lossforge.stop_gradient(x) if x.dtype.is_floating_point or x.dtype.is_complex else x
 
 
+_READING = frozenset({torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist})
+"""What gives numbers to Python or NumPy."""
 _EXTREMES = frozenset({
     torch.max, torch.min, torch.amax, torch.amin, torch.Tensor.max, torch.Tensor.min, torch.Tensor.amax, torch.Tensor.amin,
 })  # fmt: skip
@@ -495,7 +541,28 @@ def selections(arrays: Sequence[np.ndarray], watch: Watch, drawn: dict[int, int]
         shape = np.broadcast_shapes(tuple(x.shape), tuple(mask.shape))
         return chosen(*(t if tuple(t.shape) == shape else t.expand(shape) for t in (x, mask)))
 
+    def known(x: torch.Tensor) -> Any:
+        mode = get_proxy_mode()
+        slot = None if mode is None else get_proxy_slot(x, mode.tracer, None)
+        found = x if slot is None or mode is None else _known(slot.proxy.node, getattr(mode.tracer, "root", None))
+        if found is None:
+            raise AdoptionError(
+                "an array is handed to NumPy or Python (numpy(), tolist(), np.asarray), whose numbers depend on the arguments; use "
+                "PyTorch's own operations"
+            )
+        watch.known = found
+        return x.clone()
+
+    def rows(x: torch.Tensor, mask: torch.Tensor) -> Any:
+        mode = get_proxy_mode()
+        slot = None if mode is None else get_proxy_slot(mask, mode.tracer, None)
+        key = -1 - (id(mask) if slot is None or mode is None else structure(slot.proxy.node, mode.tracer))
+        count = drawn.setdefault(key, _PRIMES[(seed + 101 * len(drawn)) % len(_PRIMES)])
+        return torch.ops.lossforge.rows_of(x, mask, count)
+
     return {
+        torch.ops.lossforge.known.default: known,
+        torch.ops.lossforge.rows.default: rows,
         aten.index.Tensor: index,
         aten.index_put.default: index_put,
         aten.nonzero.default: nonzero,
@@ -562,6 +629,13 @@ _FILLED = {
 
 def _count(node: torch.fx.Node, root: Any) -> int | None:
     """How often a mask that depends on no input holds."""
+    mask = _known(node, root)
+    with _disable_current_modes():
+        return None if mask is None else int(mask.sum())
+
+
+def _known(node: torch.fx.Node, root: Any) -> torch.Tensor | None:
+    """A value that depends on no input."""
     done: dict[torch.fx.Node, Any] = {}
 
     def evaluate(n: Any) -> Any:
@@ -581,6 +655,7 @@ def _count(node: torch.fx.Node, root: Any) -> int | None:
 
     try:
         with _disable_current_modes():
-            return int(evaluate(node).sum())
+            found: torch.Tensor = evaluate(node)
+            return found
     except LookupError:
         return None

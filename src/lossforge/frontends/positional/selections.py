@@ -64,6 +64,23 @@ class Selections(Elementwise):
             return Tensor(ir.iota(name), ((name,),), places=places, within=m.dims[dim])
         return Tensor(self.place(places), ((name,),), places=places)
 
+    def rows(self, x: Any, mask: Any, count: Any) -> Tensor:
+        """The entries of each row where a mask holds, of which there are as many in one as in another."""
+        m, t = self.tensor(mask), self.tensor(x)
+        numbers = tuple(count.values) if isinstance(count, Varying) else (int(count),) * self.count
+        atoms: Dim = ()
+        for i in range(m.rank):
+            m, atoms = self._lined_up(m, i, t, i)
+        if any(a.startswith((SELECTED, "#")) for a in atoms):
+            raise Refused("rows of a selection, or of what is constant along them; use a where")
+        held = ir.as_kind(m.node, Kind.BOOL)
+        total = ir.total(ir.as_kind(held, Kind.FLOAT), held.axes)
+        for axis in sorted(held.axes - set(atoms)):
+            total = total / self.size(axis)
+        name = self.selection(held, atoms, numbers, total)
+        node = relabel(t.node, dict(zip(atoms, self.selections[name].axes, strict=True)))
+        return Tensor(node, (*t.dims[:-1], (name,)))
+
     def selection(self, held: Node, atoms: Sequence[Axis], numbers: tuple[int, ...], total: Node) -> Axis:
         """The axis of the entries of `atoms` where a mask holds, `total` many: that of an equal selection, or a new one."""
         for known, selection in self.selections.items():
