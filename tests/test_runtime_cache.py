@@ -298,12 +298,13 @@ def test_where_the_folder_is(
 
 def test_the_key_covers_everything_that_the_caller_gives() -> None:
     variants = [
-        (SCALE, "scale", SIGNATURE, cache.FASTMATH),
-        (SCALE + "\n", "scale", SIGNATURE, cache.FASTMATH),
-        (SCALE, "other", SIGNATURE, cache.FASTMATH),
-        (SCALE, "scale", SIGNATURE[:-1], cache.FASTMATH),
-        (SCALE, "scale", ("float64[:, ::1]", *SIGNATURE[1:]), cache.FASTMATH),
-        (SCALE, "scale", SIGNATURE, frozenset()),
+        (SCALE, "scale", SIGNATURE, cache.FASTMATH, 0),
+        (SCALE + "\n", "scale", SIGNATURE, cache.FASTMATH, 0),
+        (SCALE, "other", SIGNATURE, cache.FASTMATH, 0),
+        (SCALE, "scale", SIGNATURE[:-1], cache.FASTMATH, 0),
+        (SCALE, "scale", ("float64[:, ::1]", *SIGNATURE[1:]), cache.FASTMATH, 0),
+        (SCALE, "scale", SIGNATURE, frozenset(), 0),
+        (SCALE, "scale", SIGNATURE, cache.FASTMATH, 4),
     ]
     assert len({cache._key(*variant) for variant in variants}) == len(variants)
 
