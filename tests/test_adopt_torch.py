@@ -1021,6 +1021,35 @@ def test_refusals_name_the_operation(fn: Callable[..., Any], said: str) -> None:
         lf.adopt(fn, torch.from_numpy(real(np.random.default_rng(0), (6, 4))))
 
 
+def lost_digits(pred):
+    steps = 1e-6 * torch.sigmoid(pred)
+    near = torch.sigmoid(pred + steps) - torch.sigmoid(pred)
+    return torch.log(near.clamp(min=1e-12)).mean()
+
+
+def test_a_refusal_names_the_line_at_which_the_original_loses_digits() -> None:
+    with pytest.raises(lf.errors.AdoptionError, match=r"loses digits in float32 at this line: .*\(near = "):
+        lf.adopt(lost_digits, torch.from_numpy(real(np.random.default_rng(0), (6, 4))))
+
+
+def test_a_refusal_names_the_line_from_which_on_it_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if one operation were read wrongly."""
+    from lossforge.frontends import torch as front_end
+
+    def wrong(imp, step, x, y):
+        return imp.map(lambda a, b: a * a + b * b, x, y)
+
+    monkeypatch.setattr(front_end, "RULES", {**front_end.RULES, "hypot.default": wrong})
+
+    def fn(pred):
+        error = torch.sigmoid(pred) * 2
+        length = torch.hypot(error, pred)
+        return (length + error).mean()
+
+    with pytest.raises(lf.errors.AdoptionError, match=r"differ from this line on: .*\(length = "):
+        lf.adopt(fn, torch.from_numpy(real(np.random.default_rng(0), (6, 4))))
+
+
 def largest_if_any(x, labels):
     try:
         return x[labels == 1].max()

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lossforge import ir
+from lossforge.adoption.divergence import parting
 from lossforge.adoption.original import Original
 from lossforge.adoption.reading import Read
 from lossforge.adoption.sampling import beside, entries, other_values
 from lossforge.errors import AdoptionError, LossforgeError
+from lossforge.frontends.positional import Importer
 from lossforge.frontends.positional.axis_table import unprimed
 from lossforge.gradient import vjp
 from lossforge.interpreter import evaluate
@@ -52,7 +54,7 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
     Raises:
         AdoptionError: they differ.
     """
-    comparison = _Comparison.of(original, read.importer.ports, parameters, node, order)
+    comparison = _Comparison.of(original, read.importer, parameters, node, order)
     drawn = _Drawn(original, read, node)
     first, second = read.shapes
     second = second if entries(second) <= _LARGEST_COMPARED else first
@@ -153,7 +155,7 @@ def holds_at(
     unless_taken: bool,
 ) -> bool:
     """Whether a graph agrees with the original for drawn arrays of some shapes; `unless_taken` if this does not take them."""
-    comparison = _Comparison.of(original, read.importer.ports, parameters, node, order)
+    comparison = _Comparison.of(original, read.importer, parameters, node, order)
     try:
         return comparison.holds(_Drawn(original, read, node)(shapes), original.numbers, beyond=True) or unless_taken
     except AdoptionError:
@@ -187,6 +189,7 @@ class _Comparison:
     """A graph beside the function that it was read from."""
 
     original: Original
+    importer: Importer
     ports: tuple[Port, ...]
     parameters: tuple[str, ...]
     node: Node
@@ -196,13 +199,14 @@ class _Comparison:
 
     @classmethod
     def of(
-        cls, original: Original, ports: Sequence[Port], parameters: Collection[str], node: Node, order: Sequence[Axis]
+        cls, original: Original, importer: Importer, parameters: Collection[str], node: Node, order: Sequence[Axis]
     ) -> _Comparison:
         """That of a node; its gradient is derived."""
+        ports = importer.ports
         wrt = [ports[original.names.index(p)].node for p in original.predictions]
         slopes = vjp([(node, ir.constant(1.0))], wrt)
         known = tuple(ir.constant(0.0) if s is None else s for s in slopes)
-        return cls(original, tuple(ports), tuple(parameters), node, tuple(order), known)
+        return cls(original, importer, tuple(ports), tuple(parameters), node, tuple(order), known)
 
     def holds(self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float], beyond: bool = False) -> bool:
         """Whether they could be compared; `beyond` says that the original may not take these arrays or numbers at all.
@@ -215,10 +219,16 @@ class _Comparison:
         """
         try:
             return self._within(_TOLERANCE, arrays, numbers, beyond=beyond)
-        except AdoptionError:
-            if not self._differs_by_rounding(arrays, numbers):
-                raise
-            return True
+        except AdoptionError as error:
+            if self._differs_by_rounding(arrays, numbers):
+                return True
+            if told := parting(self.original, self.importer, self._given(arrays, numbers), arrays, numbers):
+                raise type(error)(f"{error}. {told}") from None
+            raise
+
+    def _given(self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]) -> dict[Port, np.ndarray | float]:
+        values = {Port(ir.input_(n), ()): numbers[n] for n in self.parameters}
+        return {**dict(zip(self.ports, arrays, strict=True)), **values}
 
     def _differs_by_rounding(self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]) -> bool:
         wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
@@ -249,11 +259,8 @@ class _Comparison:
             if beyond:
                 return False
             raise AdoptionError(f"{original.name}: {original.front.explain(error)}") from error
-        given = dict(zip(self.ports, arrays, strict=True)) | {
-            Port(ir.input_(n), ()): numbers[n] for n in self.parameters
-        }
         try:
-            mine = evaluate([self.node, *self.slopes], given)
+            mine = evaluate([self.node, *self.slopes], self._given(arrays, numbers))
         except (LossforgeError, ValueError, LookupError) as error:
             raise AdoptionError(
                 f"{original.name}: it was read for some sizes, but not for inputs of shapes {[a.shape for a in arrays]} "

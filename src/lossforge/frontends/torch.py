@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossforge.errors import AdoptionError
@@ -21,7 +22,7 @@ from lossforge.frontends.torch_functions import functions_traced
 from lossforge.frontends.torch_graph import decompositions, read, stack_traces
 from lossforge.frontends.torch_memory import Memory
 from lossforge.frontends.torch_rules import RULES
-from lossforge.frontends.torch_tracing import Watch, raised_in, selections
+from lossforge.frontends.torch_tracing import Watch, line_of_user, raised_in, selections
 from lossforge.frontends.torch_ways import Ways
 
 
@@ -146,6 +147,14 @@ class TorchFrontEnd:
             f"give its result as an argument"
         )
 
+    def noted(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
+        """What the lines of the source work out, in their order."""
+        notes = _Noted()
+        with kept(self.function, parameters) as options, warnings.catch_warnings(), self.memory.kept(), notes:
+            warnings.simplefilter("ignore")
+            self.function(*map(self._tensor, arrays), **options)
+        return notes.found
+
     def run(
         self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
@@ -165,6 +174,21 @@ class TorchFrontEnd:
             found = torch.autograd.grad(value.sum(), [tensors[i] for i in wrt], allow_unused=True)
         gradients = [torch.zeros_like(tensors[i]) if g is None else g for i, g in zip(wrt, found, strict=True)]
         return value.detach().cpu().numpy(), [g.detach().cpu().numpy() for g in gradients]
+
+
+class _Noted(TorchFunctionMode):
+    """The arrays that each line works out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, np.ndarray]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype.is_floating_point:
+            with torch._C.DisableTorchFunction():
+                self.found.append((line_of_user(), result.detach().cpu().numpy().copy()))
+        return result
 
 
 class _Exactly(TorchDispatchMode):  # type: ignore[no-untyped-call]

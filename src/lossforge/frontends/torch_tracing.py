@@ -248,6 +248,11 @@ def _site(frame: Any) -> Site:
     return tuple(found)
 
 
+def line_of_user() -> str:
+    """The line of the function that is being run."""
+    return _line(_user_frame())
+
+
 def _line(frame: Any) -> str:
     """The line of the source in which a frame is."""
     return "" if frame is None else _named(frame.f_code.co_filename, frame.f_lineno)
