@@ -742,6 +742,12 @@ def warped(field, places, true, mode="zeros", corners=False):
     return (F.grid_sample(field, places, padding_mode=mode, align_corners=corners) - true).pow(2).mean()
 
 
+def of_probabilities(probs, true):
+    """A check of what the arrays hold."""
+    assert torch.allclose(probs.sum(1), torch.ones(len(probs)))
+    return -(true * (probs + 1e-10).log()).sum() / true.sum()
+
+
 def hardest_in_rows(embeddings, labels):
     """As many positives in each row as in another, picked by a mask and laid out in rows."""
     n = len(embeddings)
@@ -788,6 +794,7 @@ CASES = {
     "written without gradients": (smoothed_in_place, [real, classes(4)], [NC, N]),
     "emptied at positions": (unlabelled, [real, classes(4)], [[(2, 4, 6), (3, 5, 7)], [(2, 6), (3, 7)]]),
     "boxes under a repeated mask": (boxes_of_some, [real, real, binary], [MAPS, MAPS, [(2, 4), (3, 5)]]),
+    "a check that sums are near to one": (of_probabilities, [simplex, unit], [NC, NC]),
     "rows of a selection": (hardest_in_rows, [real, twos], [[(8, 3), (10, 4)], [(8,), (10,)]]),
     "rows without one entry": (others_than_the_label, [real, classes(4)], [NC, N]),
     "a target that is filled in": (far_apart, [real, real], [N, N]),

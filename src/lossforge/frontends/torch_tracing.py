@@ -443,6 +443,12 @@ def _getitem(x: torch.Tensor, index: Any) -> torch.Tensor:
     return made.squeeze(tuple(dims.values()))
 
 
+def _allclose(
+    x: torch.Tensor, y: torch.Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> bool:
+    return bool(torch.isclose(x, y, rtol, atol, equal_nan).all())
+
+
 def _equal(x: torch.Tensor, y: torch.Tensor) -> bool:
     return x.shape == y.shape and bool((x == y).all())
 
@@ -466,6 +472,7 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.cov, torch.Tensor.cov), _cov),
     **dict.fromkeys((torch.corrcoef, torch.Tensor.corrcoef), _corrcoef),
     **dict.fromkeys((torch.equal, torch.Tensor.equal), _equal),
+    **dict.fromkeys((torch.allclose, torch.Tensor.allclose), _allclose),
     torch.Tensor.__bool__: _truth_value,
     torch.Tensor.__getitem__: _getitem,
     **dict.fromkeys((torch.clamp, torch.clip, torch.Tensor.clamp, torch.Tensor.clip), _clamp),
