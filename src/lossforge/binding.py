@@ -94,6 +94,15 @@ class Room:
 
 
 @dataclass(frozen=True)
+class _Frame:
+    """Zeros before and after the entries of an array, along an axis."""
+
+    axis: Axis
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
 class ByAddress:
     """A program that runs on memory by its addresses, of inputs and outputs that lie as bound."""
 
@@ -146,6 +155,7 @@ class Bound:
         self.direct: dict[Node, int] = {}  # what kernels write as the caller wants it, and which output it is
         for place, output in enumerate(self.schedule.outputs):
             self.pending.setdefault(output, place)
+        self.frames = self._frames()
         for step in self.schedule.steps:
             if isinstance(step, Sweep):
                 self.steps.append(self._few(step) if self._is_few(step) else self._sweep(step))
@@ -335,6 +345,8 @@ class Bound:
         node = step.node
         if is_slice(node) and (view := self._view(node)):
             return view
+        if node.op == "window" and step.x in self.frames and self.frames[step.x].axis == node.attrs[0]:
+            return self._within_frame(node)
         axes = self._by_stride(step.x.axes, [self.lies[step.x]] if step.x in self.lies else self.lies.values())
         for a in sorted(node.axes - step.x.axes):  # a window lies where its operand does
             axes.insert(axes.index(node.attrs[0]) if node.op == "window" else len(axes), a)
@@ -373,6 +385,25 @@ class Bound:
             dimension = dimensions(axes, array.ndim)[old].start
             view = array[(slice(None),) * dimension + (part,)]
             values[node] = view, tuple(new if a == old else a for a in axes)
+
+        return run_step
+
+    def _within_frame(self, node: Node) -> Callable[[Values], None]:
+        """A window over an array that has zeros around it."""
+        x = node.args[0]
+        old, new, start, _ = node.attrs
+        first, count = count_entries(start, self.sizes), self.sizes[new]
+        lie = self.lies[x]
+        self.lies[node] = Lie(tuple((new if a == old else a, n) for a, n in lie.strides), lie.dtype)
+
+        def run_step(values: Values) -> None:
+            inner, axes = values[x]
+            place = axes.index(old)
+            shape = [count if i == place else n for i, n in enumerate(inner.shape)]
+            memory = inner.base
+            offset = inner.ctypes.data - memory.ctypes.data + first * inner.strides[place]
+            moved = np.ndarray(shape, inner.dtype, memory, offset, inner.strides)
+            values[node] = moved, tuple(new if a == old else a for a in axes)
 
         return run_step
 
@@ -510,8 +541,39 @@ class Bound:
     def _temporary(self, node: Node, lies: Mapping[Node, Lie]) -> tuple[Callable[[], tuple[np.ndarray, Any]], Lie]:
         axes = tuple(self._by_stride(node.axes, lies.values()))
         shape = tuple(self.sizes[a] for a in axes)
-        lie = self.lies[node] = dense(axes, shape, self.real)
-        return (lambda: (np.empty(shape, self.real), axes)), lie
+        frame = self.frames.get(node)
+        if frame is None:
+            lie = self.lies[node] = dense(axes, shape, self.real)
+            return (lambda: (BUFFERS.take(shape, self.real), axes)), lie
+        place = axes.index(frame.axis)
+        wide = tuple(n + frame.before + frame.after if i == place else n for i, n in enumerate(shape))
+        lie = self.lies[node] = dense(axes, wide, self.real)
+
+        def make() -> tuple[np.ndarray, tuple[Axis, ...]]:
+            array = np.moveaxis(BUFFERS.take(wide, self.real), place, 0)
+            end = len(array) - frame.after
+            array[: frame.before] = 0
+            array[end:] = 0
+            return np.moveaxis(array[frame.before : end], 0, place), axes
+
+        return make, lie
+
+    def _frames(self) -> dict[Node, _Frame]:
+        """Results on the way that are padded afterwards: with zeros around them, padding them is a view."""
+        sweeps = [s for s in self.schedule.sweeps if not self._is_few(s)]
+        stored = {n for s in sweeps for n in s.stores} - {n for s in sweeps for n in self._over(s)}
+        found: dict[Node, _Frame] = {}
+        for step in self.schedule.steps:
+            if not isinstance(step, Move) or step.node.op != "window" or is_slice(step.node):
+                continue
+            axis, _, start, trim = step.node.attrs
+            if step.x not in stored or step.x in self.schedule.outputs:
+                continue
+            known = found.setdefault(step.x, _Frame(axis, 0, 0))
+            if known.axis == axis:
+                before, after = (max(0, -count_entries(part, self.sizes)) for part in (start, trim))
+                found[step.x] = _Frame(axis, max(known.before, before), max(known.after, after))
+        return found
 
     def _by_stride(self, axes: Iterable[Axis], lies: Iterable[Lie]) -> list[Axis]:
         """Axes from the slowest to the fastest in memory, as most of them are in one of some arrays."""

@@ -589,6 +589,12 @@ def _rename(node: Node) -> Node | None:
     return None
 
 
+def _sign_out_of_window(node: Node) -> Node | None:
+    """What is cut out or padded with zeros may change its sign afterwards: differences of neighbours meet in one array."""
+    (x,) = node.args
+    return -intern("window", x.args, node.attrs, node.axes, node.kind) if x.op == "neg" else None
+
+
 _FUNCTIONS: Mapping[str, Sequence[Rewrite]] = {
     **{op: (_fold_condition,) for op in COMPARISONS},
     **{op: (_fold,) for op in ("abs", "sqrt", "exp", "log", "pow", "cast", "minimum", "maximum", "stop_gradient")},
@@ -605,6 +611,7 @@ _FUNCTIONS: Mapping[str, Sequence[Rewrite]] = {
     "logsumexp": (_nested_sum,),
     "take": (_take_along_copy,),
     "rename": (_rename,),
+    "window": (_sign_out_of_window,),
 }
 
 
