@@ -35,12 +35,7 @@ def decompositions() -> dict[Any, Any]:
     kept = [op for op in wanted if op is not aten.softplus and op is not aten.log_sigmoid_forward]
     core: dict[Any, Any] = dict(core_aten_decompositions())
     core = {k: v for k, v in core.items() if not any(word in str(k) for word in _WHOLE)}
-    return {**core, **get_decompositions(kept), aten.stack.default: _stack}
-
-
-def _stack(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
-    """Without the reshape of PyTorch's own, which tells nothing of what the dimensions are."""
-    return torch.cat([t.unsqueeze(dim) for t in tensors], dim)
+    return {**core, **get_decompositions(kept)}  # PyTorch's own `stack` is as many steps for any number of pieces
 
 
 _WHOLE = ("pad", "unfold", "im2col", "pool", "upsample", "convolution", "aten.roll", "linalg_cross")

@@ -84,6 +84,21 @@ class Event:
         return not isinstance(self.usual, bool)
 
 
+class _Unknown:
+    """A number that NumPy or Python may have, and do nothing with."""
+
+    def _asked(self, *_: Any) -> Any:
+        raise AdoptionError(
+            "an array is handed to NumPy or Python (numpy(), tolist(), np.asarray), and its numbers are used; use PyTorch's own "
+            "operations"
+        )
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __hash__ = _asked
+    __int__ = __float__ = __index__ = __neg__ = __abs__ = __invert__ = _asked
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _asked
+    __pow__ = __rpow__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __and__ = __or__ = _asked
+
+
 class Watch(TorchFunctionMode):
     """Marks what carries no gradient, and answers decisions on tensors: as `answers` says for some, else as usual.
 
@@ -95,8 +110,8 @@ class Watch(TorchFunctionMode):
         self.answers, self.checks = answers, checks
         self.events: list[Event] = []
         self.calls = 0
-        self.known = torch.empty(0)
-        """The last array that was asked for its numbers."""
+        self.known: torch.Tensor | None = None
+        """The last array that was asked for its numbers, if it depends on no argument."""
         self.selected: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         """Of selections, by what they are: the array, the mask, and the result."""
         self.with_gradients = torch.is_grad_enabled()
@@ -113,6 +128,9 @@ class Watch(TorchFunctionMode):
             return torch.ops.lossforge.stop_gradient(args[0])
         if func in _READING and torch._C._functorch.is_functionaltensor(args[0]):
             torch.ops.lossforge.known(args[0])
+            if self.known is None:
+                unknown = np.full(args[0].shape, _Unknown(), dtype=object)
+                return unknown.tolist() if func is torch.Tensor.tolist else unknown
             with untraced():
                 return func(self.known, *args[1:], **(kwargs or {}))
         held = self.with_gradients and not torch.is_grad_enabled()
@@ -265,7 +283,9 @@ def _named(file: str, line: int) -> str:
 def raised_in(error: BaseException) -> str:
     """The last line of the user's source on the way to an exception."""
     way = [
-        f for f in traceback.extract_tb(error.__traceback__) if not is_of(f.filename, OWN) and f.filename != "<string>"
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not is_of(f.filename, (*OWN, "numpy")) and f.filename != "<string>"
     ]
     return _named(way[-1].filename, way[-1].lineno or 0) if way else ""
 
@@ -557,11 +577,6 @@ def selections(arrays: Sequence[np.ndarray], watch: Watch, drawn: dict[int, int]
         mode = get_proxy_mode()
         slot = None if mode is None else get_proxy_slot(x, mode.tracer, None)
         found = x if slot is None or mode is None else _known(slot.proxy.node, getattr(mode.tracer, "root", None))
-        if found is None:
-            raise AdoptionError(
-                "an array is handed to NumPy or Python (numpy(), tolist(), np.asarray), whose numbers depend on the arguments; use "
-                "PyTorch's own operations"
-            )
         watch.known = found
         return x.clone()
 
