@@ -1087,6 +1087,20 @@ def test_guards_against_nothing(fn: Callable[..., Any], labels: list[int], rng: 
     check(loss, original(fn), arrays)
 
 
+def test_large_images_that_are_halved_otherwise(rng: np.random.Generator) -> None:
+    """A loss for large images alone, which fills up odd sizes: those that it is read at are all even."""
+
+    def halved(pred, true):
+        assert min(pred.shape[2:]) > 100
+        total = (pred - true).pow(2).mean()
+        pred, true = (F.avg_pool2d(x, 2, padding=[n % 2 for n in x.shape[2:]]) for x in (pred, true))
+        return total + (pred - true).abs().mean()
+
+    loss = lf.adopt(halved, *(torch.from_numpy(unit(rng, (1, 1, 112, 104))) for _ in range(2)))
+    for size in ((1, 1, 112, 104), (1, 1, 113, 107)):
+        check(loss, original(halved), [unit(rng, size) for _ in range(2)])
+
+
 def test_a_deviation_of_nothing_has_no_slope(rng: np.random.Generator) -> None:
     """PyTorch's gradient of a standard deviation is 0 where that is 0, and NaN of the square root of a variance."""
 

@@ -36,6 +36,8 @@ class Study(Sizes):
     def __init__(self, original: Original, layout: str | None) -> None:
         super().__init__(original)
         self.layout = layout
+        self.taken_for_units: set[Axis] = set()
+        """Axes of size 1 in the examples that were read as such once."""
         original.check()
         self._look()
 
@@ -73,6 +75,9 @@ class Study(Sizes):
         A loss may take another way for one channel than for several, which shows when it is compared at the examples.
         """
         units = {r for r, n in self.example().items() if n == 1} - self.table.units
+        if units <= self.taken_for_units:
+            return False
+        self.taken_for_units |= units
         if units:
             self._look_anew(units=units)
         return bool(units)
