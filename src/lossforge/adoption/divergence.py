@@ -53,7 +53,8 @@ def parting(
         return ""
     mine: dict[str, list[np.ndarray]] = {}
     for (where, value), array in zip(read, found, strict=True):
-        mine.setdefault(where, []).append(_laid_out(array, value.node, value, sizes))
+        if array.shape == tuple(sizes[unprimed(a)] for a in sorted(value.node.axes)):  # a padded axis is longer
+            mine.setdefault(where, []).append(_laid_out(array, value.node, value, sizes))
     for where, theirs in exact:
         alike = [x for x in mine.get(where, ()) if x.shape == theirs.shape]
         if alike and not any(_is_near(x, theirs, _NEAR) for x in alike):
