@@ -1297,3 +1297,17 @@ def test_a_loss_that_holds_tensors_on_a_gpu():
     exact = logits.double().requires_grad_()
     torch.nn.functional.cross_entropy(exact, target, weight.double(), label_smoothing=0.1).backward()
     torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_pooling_by_a_size_that_is_tried_is_told_apart():
+    """Sizes at which the reading parts from the function are tried on the way; padded arrays are longer than their axes there."""
+
+    def flow(a, b):
+        if a.size(2) > b.size(2):
+            a = torch.nn.functional.adaptive_avg_pool2d(a, (b.size(2), b.size(3)))
+        a, b = a.unsqueeze(1).flatten(3), b.unsqueeze(2).flatten(3)
+        return (a * b).mean(-1).pow(2).mean()
+
+    generator = torch.Generator().manual_seed(5)
+    a, b = (torch.randn(shape, generator=generator) for shape in ((3, 4, 8, 6), (3, 5, 4, 3)))
+    torch.testing.assert_close(lf.adopt(flow, a, b)(a, b), flow(a, b))
