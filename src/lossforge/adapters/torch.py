@@ -138,14 +138,18 @@ class _Step:
 
     def keep(self, ctx: Any, arrays: Sequence[Value]) -> None:
         """Keep the inputs for the backward pass; tensors so that a change in place is noticed."""
-        ctx.save_for_backward(*[arrays[i] for i in self.tensors])
-        if self.numbers:
+        count = len(self.tensors)
+        if count == len(arrays) or self.numbers[0] == count:  # all tensors come first
+            ctx.save_for_backward(*arrays[:count])
+            ctx.numbers = arrays[count:]
+        else:
+            ctx.save_for_backward(*[arrays[i] for i in self.tensors])
             ctx.numbers = [arrays[i] for i in self.numbers]
 
     def inputs(self, ctx: Any, tensors: Sequence[Tensor]) -> list[Value]:
         """The inputs that were kept."""
         found: dict[int, Value] = dict(zip(self.tensors, tensors, strict=True))
-        found |= zip(self.numbers, ctx.numbers if self.numbers else (), strict=True)
+        found |= zip(self.numbers, ctx.numbers, strict=True)
         return [found[i] for i in range(len(found))]
 
 
@@ -171,23 +175,30 @@ def _is_late(arrays: Sequence[Value], needed: Sequence[bool]) -> bool:
 
 
 _MAX_STEPS = 1024
-_steps: dict[Any, _Step] = {}
+_steps: dict[Any, _Step | None] = {}
 
 
-def _eager_step(plan: Plan, arrays: Sequence[Value], needed: tuple[bool, ...]) -> _Step | None:
-    """`_step` where this is plain eager mode, kept where tensors are plain too; None elsewhere."""
+def _eager_step(plan: Plan, arrays: Sequence[Value]) -> _Step | None:
+    """`_step` where this is plain eager mode, kept where tensors are plain too; None elsewhere, and without a gradient."""
     described = form(arrays) if forward_ad._current_level < 0 else None
     if described is None:
-        return None if _is_transformed(arrays) else _step(plan, arrays, needed)
-    # The step holds the plan, so that another plan cannot have its identity.
-    key = (id(plan), needed, use_kernels(), get_num_threads(), described)
+        needed = _needed(arrays)
+        return _step(plan, arrays, needed) if True in needed and not _is_transformed(arrays) else None
+    # A step holds its plan, so that another plan cannot have its identity.
+    key = (id(plan), use_kernels(), get_num_threads(), described)
     try:
         return _steps[key]
     except KeyError:
         if len(_steps) >= _MAX_STEPS:
             _steps.clear()
-        found = _steps[key] = _step(plan, arrays, needed)
+        needed = _needed(arrays)
+        found = _steps[key] = _step(plan, arrays, needed) if True in needed else None
         return found
+
+
+def _needed(arrays: Sequence[Value]) -> tuple[bool, ...]:
+    """Which inputs have a gradient."""
+    return tuple([isinstance(a, Tensor) and a.requires_grad for a in arrays])
 
 
 class ReducedLoss(torch.autograd.Function):
@@ -348,12 +359,12 @@ class TorchAdapter:
     def call(self, plan: Plan, arrays: Sequence[Value]) -> Tensor:
         """The loss, in autograd."""
         if plan.reduction != "none" and torch.is_grad_enabled():
-            needed = tuple([isinstance(a, Tensor) and a.requires_grad for a in arrays])
-            step = _eager_step(plan, arrays, needed) if True in needed else None
+            step = _eager_step(plan, arrays)
             if step is not None:
                 loss: Tensor = _apply_reduced_loss(step, *arrays)
                 return loss
-            elif True in needed and torch_operators.wanted(arrays) and self._as_one(plan, arrays, needed):
+            needed = _needed(arrays)
+            if True in needed and torch_operators.wanted(arrays) and self._as_one(plan, arrays, needed):
                 found: Tensor = WholeLoss.apply(plan, precision(plan.inputs, arrays), *arrays)  # type: ignore[no-untyped-call]
                 return found
         whole = torch_operators.wanted(arrays)

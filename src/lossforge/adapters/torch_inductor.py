@@ -47,7 +47,7 @@ def form(arrays: Sequence[Value]) -> Form | None:
         if not _is_plain(a) or device not in (None, a.device):
             return None
         device = a.device
-        found += (a.dtype, a.dim())
+        found += (a.dtype, a.dim(), a.requires_grad)
     return (device, *found) if device is not None and use_kernels() and _has_compiler(device) else None
 
 

@@ -24,7 +24,7 @@ from lossforge.runtime.switch import use_kernels
 from lossforge.runtime.threads import get_num_threads, working_in
 
 Form: TypeAlias = tuple[Any, ...]
-"""What a call's tensors are like: dtype, shape and strides of each."""
+"""What a call's tensors are like: dtype, shape and strides of each, and whether it has a gradient."""
 
 NAMES = {
     torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64",
@@ -67,7 +67,7 @@ def form(arrays: Sequence[Tensor | float]) -> Form | None:
         if type(a) in _TYPES:
             if not a.is_cpu or not _has_storage(a) or a.is_neg() or a._is_zerotensor():  # `is_plain`, without its calls
                 return None
-            found += (a.dtype, a.shape, a.stride())
+            found += (a.dtype, a.shape, a.stride(), a.requires_grad)
         elif isinstance(a, Tensor):
             return None
         else:
