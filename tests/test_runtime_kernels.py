@@ -241,20 +241,24 @@ def test_numpys_structs_are_as_the_entry_reads_them(array: np.ndarray) -> None:
     assert chr(read(ctypes.c_byte, descr + oc.DESCR_BYTEORDER)) == array.dtype.byteorder
 
 
+POWERS = """
+from lossforge.codegen.instructions import load, store
+from lossforge.codegen.vector_math import exp
+
+def powers(a, b, n):
+    for i in range(n):
+        store(b, i, exp(load(a, i)))
+"""
+OF_POWERS = ("float32[::1]", "float32[::1]", "int64")
+
+
 @pytest.mark.parametrize("length", [0, 1, 31, 32, 33, 640, 4099])
 def test_loops_over_several_vectors_at_a_time(length: int, rng: np.random.Generator) -> None:
-    source = (
-        "from lossforge.codegen.instructions import load, store\n"
-        "from lossforge.codegen.vector_math import exp\n"
-        "def powers(a, b, n):\n    for i in range(n):\n        store(b, i, exp(load(a, i)))\n"
-    )
     array = rng.normal(size=length).astype(np.float32)
     found = []
     for interleave in (0, 2, 4):
         result = np.full(length + 1, -1, np.float32)
-        compile_kernel(source, "powers", ("float32[::1]", "float32[::1]", "int64"), interleave=interleave)(
-            array, result, length
-        )
+        compile_kernel(POWERS, "powers", OF_POWERS, interleave=interleave)(array, result, length)
         found.append(result)
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
@@ -263,14 +267,8 @@ def test_loops_over_several_vectors_at_a_time(length: int, rng: np.random.Genera
 
 
 def test_what_is_said_of_loops_reaches_the_compiler() -> None:
-    source = (
-        "from lossforge.codegen.instructions import load, store\n"
-        "from lossforge.codegen.vector_math import exp\n"
-        "def powers(a, b, n):\n    for i in range(n):\n        store(b, i, exp(load(a, i)))\n"
-    )
-    signature = ("float32[::1]", "float32[::1]", "int64")
     sizes = [
-        len(compile_to_object_code(source, "powers", signature, fastmath=FASTMATH, interleave=n, filename="<t>").image)
+        len(compile_to_object_code(POWERS, "powers", OF_POWERS, fastmath=FASTMATH, interleave=n, filename="<t>").image)
         for n in (2, 4)
     ]
     assert sizes[0] < sizes[1]

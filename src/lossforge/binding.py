@@ -630,8 +630,11 @@ class Bound:
         axes = (*(a for a in kernel.rows if a in node.axes), *total.inner)
         if axes:
             self.lies[node] = dense(axes, [sizes[a] for a in axes], self.real)
-        grid = (*(sizes[a] for a in kernel.rows), max(pieces, 1) if pieces else 0) if total.per_task else ()
-        gone = (*(i for i, a in enumerate(kernel.rows) if a not in node.axes), len(kernel.rows))
+        grid: tuple[int, ...] = (slots,)
+        gone: tuple[int, ...] = (0,)
+        if total.per_task:
+            grid = (*(sizes[a] for a in kernel.rows), pieces)
+            gone = (*(i for i, a in enumerate(kernel.rows) if a not in node.axes), len(kernel.rows))
         return Parts(node, slots, tuple(sizes[a] for a in total.inner), grid, gone, axes, self.real)
 
 

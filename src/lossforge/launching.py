@@ -38,7 +38,7 @@ class Parts:
     inner: tuple[int, ...]
     """The sizes of the inner axes that the total keeps."""
     grid: tuple[int, ...]
-    """The sizes of the outer axes and the number of pieces of a lane, if each task has a slot of its own."""
+    """The sizes of the outer axes and the number of pieces of a lane, if each task has a slot of its own; else all slots."""
     gone: tuple[int, ...]
     """The dimensions of the grid that are added up."""
     axes: tuple[Axis, ...]
@@ -54,10 +54,6 @@ class Parts:
         op, identity = COMBINE[self.node.op], _IDENTITY[self.node.op]
         if not self.axes:
             return parts.item(0) if parts.size == 1 else float(op.reduce(parts, initial=identity))
-        if not self.grid:
-            return op.reduce(parts.reshape(self.slots, *self.inner), axis=0, initial=identity).astype(
-                self.real
-            ), self.axes
         shaped = parts.reshape(*self.grid, *self.inner)
         return op.reduce(shaped, axis=self.gone, initial=identity).astype(self.real), self.axes
 
@@ -191,12 +187,18 @@ class Text:
         pattern = _QUICK.get(node.op)
         return self.let(node, pattern.format(*args) if pattern else f"call({node.op!r}, {', '.join(map(str, args))})")
 
-    def function(self, name: str, arguments: Sequence[str], returns: str = "") -> Callable[..., Any]:
+    def function(self, name: str, arguments: Sequence[str], returns: str) -> Callable[..., Any]:
         """The lines as a function."""
-        body = [*self.lines, f"return {returns}" if returns else "pass"]
-        exec(f"def {name}({', '.join(arguments)}):\n" + "".join(f"    {line}\n" for line in body), self.namespace)
-        found: Callable[..., Any] = self.namespace[name]  # our own text, made from a graph
-        return found
+        return function_of_lines(name, arguments, [*self.lines, f"return {returns}"], self.namespace)
+
+
+def function_of_lines(
+    name: str, arguments: Sequence[str], lines: Sequence[str], namespace: dict[str, Any]
+) -> Callable[..., Any]:
+    """The function whose body are some lines of our own, which name values of a namespace."""
+    exec(f"def {name}({', '.join(arguments)}):\n" + "".join(f"    {line}\n" for line in lines), namespace)
+    found: Callable[..., Any] = namespace[name]
+    return found
 
 
 def numbers(nodes: Sequence[Node], constants: Mapping[Node, float]) -> Callable[[Values], None]:
@@ -206,7 +208,7 @@ def numbers(nodes: Sequence[Node], constants: Mapping[Node, float]) -> Callable[
         if node not in constants:
             name = text.scalar(node, lambda leaf: f"values[{text.keep(leaf)}]")
             text.lines.append(f"values[{text.keep(node)}] = {name}")
-    return text.function("step", ["values"])
+    return text.function("step", ["values"], "None")
 
 
 def straight(

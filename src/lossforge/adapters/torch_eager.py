@@ -31,21 +31,19 @@ class Operations:
     """A program's operations, with the conversions of dtypes before and after them."""
 
     function: Callable[..., Any]
-    kinds: tuple[Kind, ...]
+    takes: tuple[torch.dtype, ...]
+    """The dtype that each input is converted to."""
     like: tuple[int | None, ...]
     """The position of the input that lends each output its dtype."""
     shared: tuple[int, ...]
     """The outputs that might share memory with an input, or with an output before them."""
-    dtype: torch.dtype
-    """The precision to compute in."""
     narrow: bool
     """Whether an output takes the dtype of the input that it belongs to; otherwise it keeps the precision."""
 
     def __call__(self, *arrays: Value) -> tuple[Tensor, ...]:
         """The outputs; none shares memory with an input or another."""
         device = arrays[0].device  # type: ignore[union-attr]  # arguments come first, and are tensors
-        wanted = {Kind.FLOAT: self.dtype, Kind.INDEX: torch.int64, Kind.BOOL: torch.bool}
-        ready = [_as(a, wanted[kind], device) for a, kind in zip(arrays, self.kinds, strict=True)]
+        ready = [_as(a, dtype, device) for a, dtype in zip(arrays, self.takes, strict=True)]
         with without_autocast(device):
             found = self.function(*ready)
         results = list(found) if isinstance(found, tuple) else [found]
@@ -61,13 +59,13 @@ class Operations:
 def operations(program: Program, dtype: torch.dtype, *, narrow: bool) -> Operations:
     """The program's operations in a precision; see `Operations`."""
     names = [p.name for p in program.inputs]
+    takes = {Kind.FLOAT: dtype, Kind.INDEX: torch.int64, Kind.BOOL: torch.bool}
     stored = [_stored(n) for n in erase_gradient_marks([o.node for o in program.outputs])]
     return Operations(
         _function(program),
-        tuple(p.node.kind for p in program.inputs),
+        tuple(takes[p.node.kind] for p in program.inputs),
         tuple(None if n is None else names.index(n) for n in program.like),
         tuple(i for i, n in enumerate(stored) if n.op == "input" or n in stored[:i]),
-        dtype,
         narrow,
     )
 

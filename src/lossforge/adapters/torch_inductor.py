@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from lossforge.adapters import torch_kernels
-from lossforge.adapters.torch_eager import Value, operations, program_text, without_autocast
+from lossforge.adapters.torch_eager import Operations, Value, operations, program_text, without_autocast
 from lossforge.adapters.torch_kernels import Form
 from lossforge.codegen.emitter import compile_text
-from lossforge.ir import Kind, Program
+from lossforge.ir import Program
 from lossforge.runtime.switch import use_kernels
 
 BACKEND: str | Callable[..., Any] = "inductor"
@@ -78,7 +78,7 @@ class Fused:
         self.plain = operations(program, dtype, narrow=narrow)
         self.dtype = dtype
         self.sizes: set[tuple[torch.Size, ...]] = set()
-        text = _text(program, dtype, narrow=narrow)
+        text = _text(program, self.plain)
         self.known, self.any = _compiled(text, dynamic=False), _compiled(text, dynamic=True)
         self.refused = False
 
@@ -119,17 +119,15 @@ def _compiled(text: str, *, dynamic: bool) -> Callable[..., tuple[Tensor, ...]]:
     return found
 
 
-def _text(program: Program, dtype: torch.dtype, *, narrow: bool) -> str:
-    """The program, and a function `fused` around it that converts dtypes."""
-    steps = operations(program, dtype, narrow=narrow)
-    wanted = {Kind.FLOAT: dtype, Kind.INDEX: torch.int64, Kind.BOOL: torch.bool}
-    names = [f"a{i}" for i in range(len(steps.kinds))]
-    converted = ", ".join(f"{n}.to({wanted[kind]})" for n, kind in zip(names, steps.kinds, strict=True))
+def _text(program: Program, steps: Operations) -> str:
+    """The program, and a function `fused` around it that converts dtypes as its operations do."""
+    names = [f"a{i}" for i in range(len(steps.takes))]
+    converted = ", ".join(f"{n}.to({dtype})" for n, dtype in zip(names, steps.takes, strict=True))
     results = [f"r{i}" for i in range(len(steps.like))]
     found = list(results)
     for i in steps.shared:
         found[i] += ".clone()"
-    if narrow:
+    if steps.narrow:
         for i, owner in enumerate(steps.like):
             if owner is not None:
                 found[i] = f"{found[i]}.to(a{owner}.dtype) if a{owner}.is_floating_point() else {found[i]}"

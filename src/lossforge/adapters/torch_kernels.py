@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lossforge import kernels
 from lossforge.binding import ByAddress, Room
 from lossforge.ir import Program
+from lossforge.launching import function_of_lines
 from lossforge.runtime.buffers import SMALL
 from lossforge.runtime.openmp import team_of
 from lossforge.runtime.switch import use_kernels
@@ -178,9 +179,7 @@ def _by_address(
     lines.append(f"{''.join(f'{x}, ' for x in numbers)}{'= ' if numbers else ''}run({', '.join(given)})")
     lines += [f"r{x[1:]} = scalar({x}, dtype=dtype{x[1:]}, device=cpu)" for x in numbers]
     lines.append(f"return {', '.join(results)},")
-    exec(f"def call({', '.join(names)}):\n" + "".join(f"    {line}\n" for line in lines), namespace)
-    call: Callable[..., tuple[Tensor, ...]] = namespace["call"]  # our own text
-    return call
+    return function_of_lines("call", names, lines, namespace)
 
 
 def _maker(room: Room) -> Callable[[], Tensor]:

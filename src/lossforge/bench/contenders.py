@@ -141,17 +141,8 @@ def _liger_in_place(work: Workload, arrays: Arrays, device: str) -> Step:
     """As it is meant: it writes the gradient over the logits that it is given, which are others in every step."""
     from liger_kernel.transformers import LigerCrossEntropyLoss
 
-    loss, (logits, target) = LigerCrossEntropyLoss(), torch_tensors(work, arrays, device)
-    leaf = logits.requires_grad_()
-
-    def step() -> tuple[Any, Any]:
-        leaf.grad = None
-        value = loss(leaf.view_as(leaf), target)
-        value.backward()
-        found, leaf.grad = leaf.grad, None
-        return value.detach(), found
-
-    return step
+    loss = LigerCrossEntropyLoss()
+    return _torch_step(work, arrays, device, lambda logits, target: loss(logits.view_as(logits), target))
 
 
 # ------------------------------------------------------------------------------------------- JAX
