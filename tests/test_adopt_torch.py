@@ -1311,3 +1311,16 @@ def test_pooling_by_a_size_that_is_tried_is_told_apart():
     generator = torch.Generator().manual_seed(5)
     a, b = (torch.randn(shape, generator=generator) for shape in ((3, 4, 8, 6), (3, 5, 4, 3)))
     torch.testing.assert_close(lf.adopt(flow, a, b)(a, b), flow(a, b))
+
+
+def test_a_number_that_shapes_the_graph_may_change_from_call_to_call():
+    def iterated(pred, target, steps=2):
+        for _ in range(int(steps)):
+            pred = torch.tanh(pred)
+        return ((pred - target) ** 2).mean()
+
+    generator = torch.Generator().manual_seed(7)
+    pred, target = (torch.randn(4, 3, generator=generator).requires_grad_(i == 0) for i in range(2))
+    loss = lf.adopt(iterated, pred.detach(), target)
+    for steps in (2, 2, 5, 5, 2.0, 5, 3):  # calls of a known form among them
+        torch.testing.assert_close(loss(pred, target, steps=steps), iterated(pred, target, steps=steps))

@@ -333,6 +333,99 @@ def test_bad_calls(name):
         call()
 
 
+# ------------------------------------------------------------------------- calls of a form that was seen before
+
+
+def _value_and_gradient(loss, x, y, **options):
+    x = x.detach().requires_grad_()
+    value = loss(x, y, **options)
+    return value.detach(), *torch.autograd.grad(value.sum(), x)
+
+
+def _second_derivative(loss, x, y):
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(x, y), x, create_graph=True)
+    return torch.autograd.grad(gradient.square().sum(), x)
+
+
+def _without_gradient(loss, x, y):
+    with torch.no_grad():
+        value = loss(x.requires_grad_(), y)
+    assert not value.requires_grad
+    return (value,)
+
+
+def _forward_mode(loss, x, y):
+    with torch.autograd.forward_ad.dual_level():
+        dual = loss(torch.autograd.forward_ad.make_dual(x.requires_grad_(), torch.ones_like(x)), y)
+        return tuple(torch.autograd.forward_ad.unpack_dual(dual))
+
+
+def _kernels_on(loss, x, y):
+    before = lf.use_kernels(True)
+    try:
+        return _value_and_gradient(loss, x, y)
+    finally:
+        lf.use_kernels(before)
+
+
+def _one_thread(loss, x, y):
+    before = lf.get_num_threads()
+    lf.set_num_threads(1)
+    try:
+        return _value_and_gradient(loss, x, y)
+    finally:
+        lf.set_num_threads(before)
+
+
+LATER_CALLS = {
+    "the same": _value_and_gradient,
+    "another parameter": lambda loss, x, y: _value_and_gradient(loss, x, y, delta=0.5),
+    "a whole parameter": lambda loss, x, y: _value_and_gradient(loss, x, y, delta=2.0),
+    "a learned parameter": lambda loss, x, y: _value_and_gradient(loss, x, y, delta=torch.tensor(0.5)),
+    "weights": lambda loss, x, y: _value_and_gradient(loss, x, y, weight=y.abs()),
+    "a mask": lambda loss, x, y: _value_and_gradient(loss, x, y, mask=y > 0),
+    "a sum": lambda loss, x, y: _value_and_gradient(loss, x, y, reduction="sum"),
+    "each entry": lambda loss, x, y: _value_and_gradient(loss, x, y, reduction="none"),
+    "by name": lambda loss, x, y: _value_and_gradient(lambda x, y: loss(x, true=y), x, y),
+    "the other order": lambda loss, x, y: _value_and_gradient(lambda x, y: loss(true=x, pred=y), x, y),
+    "another layout": lambda loss, x, y: _value_and_gradient(loss, x, y.T.contiguous().T),
+    "another dtype": lambda loss, x, y: _value_and_gradient(loss, x, y.double()),
+    "one tensor twice": lambda loss, x, y: _value_and_gradient(lambda x, y: loss(x, x + 0 * y), x, y),
+    "a gradient for both": lambda loss, x, y: _value_and_gradient(loss, x, y.requires_grad_()),
+    "a second derivative": _second_derivative,
+    "no gradient": _without_gradient,
+    "forward mode": _forward_mode,
+    "torch.func": lambda loss, x, y: (torch.func.grad(loss)(x, y), torch.func.vmap(loss)(x, y)),
+    "as a constant": lambda loss, x, y: (loss(x, y),),
+    "kernels on": _kernels_on,
+    "one thread": _one_thread,
+}
+
+
+@pytest.mark.parametrize("later", LATER_CALLS)
+def test_a_call_is_the_same_whatever_was_called_before(later, rng):
+    """How calls are taken is remembered by their form, which must hold all that decides on it."""
+    arrays = [normal(4, 3)(rng) for _ in range(2)]
+    used, fresh = (lf.loss(huber.function) for _ in range(2))
+    for _ in range(2):  # the second call is one of a known form
+        _value_and_gradient(used, *arrays)
+    expected = LATER_CALLS[later](fresh, *(a.clone() for a in arrays))
+    for _ in range(2):
+        for a, b in zip(LATER_CALLS[later](used, *(a.clone() for a in arrays)), expected, strict=True):
+            assert a.requires_grad == b.requires_grad
+            assert_close(a.detach(), b.detach())
+    assert_close(_value_and_gradient(used, *arrays)[1], _value_and_gradient(fresh, *arrays)[1])
+
+
+def test_classes_are_looked_at_in_every_call(rng):
+    x = normal(2, 3)(rng).requires_grad_()
+    for _ in range(2):
+        cross_entropy(x, torch.tensor([0, 2]))
+    with pytest.raises(IndexRangeError, match="from 0 to 3"):
+        cross_entropy(x, torch.tensor([0, 3]))
+
+
 def test_masked_classes_may_be_out_of_range(rng):
     x = normal(3, 4)(rng).requires_grad_()
     t = torch.tensor([1, -100, 2])

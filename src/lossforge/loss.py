@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 
-from lossforge.adapters.base import Adapter, adapter, framework_of
+from lossforge.adapters.base import Adapter, adapter, form_of, framework_of
 from lossforge.adapters.registry import LOSSES
 from lossforge.compiler import (
     REDUCTIONS,
@@ -36,6 +36,7 @@ from lossforge.frontends.language import Traced
 from lossforge.frontends.signature import ELEMENTWISE, Signature, check_shapes, lay, parse_signature
 from lossforge.gradient import HandWritten
 from lossforge.ir import Kind, Port, as_kind, constant, input_, split_axis
+from lossforge.launching import function_of_lines
 from lossforge.stabilize import stabilize
 
 if TYPE_CHECKING:
@@ -55,6 +56,15 @@ class Call(NamedTuple):
 
     plan: Plan
     arrays: tuple[Any, ...]
+    adapter: Adapter
+
+
+class _Recipe(NamedTuple):
+    """How calls of one form are bound."""
+
+    plan: Plan
+    arrays: Callable[..., tuple[Any, ...]]
+    """args, kwargs, weight, mask → an array for each input of the plan."""
     adapter: Adapter
 
 
@@ -123,7 +133,10 @@ class Loss:
         self._definitions: dict[Any, Definition] = {}
         self._plans: dict[Any, Plan] = {}
         self._by_hand: dict[str, Callable[..., Any]] = {}
-        self._recipes: dict[Hashable, Callable[..., Call]] = {}
+        self._recipes: dict[Hashable, _Recipe] = {}
+        self._repeated: dict[Hashable, Callable[..., Any]] = {}
+        self.static: Mapping[str, Any] = {}
+        """Numbers that shape the graph, by parameter."""
         self._hand_written: dict[Any, HandWritten] = {}
         self._whole: dict[int, tuple[Definition, Mapping[str, int]]] = {}
         self.key = f"{self.__module__}.{self.__qualname__} {next(_numbers)}"
@@ -197,10 +210,10 @@ class Loss:
             ShapeError, DtypeError, FrameworkError, ParameterError, IndexRangeError: what does not fit, and how to mend it.
         """
         reduction = self.reduction if reduction is None else reduction
-        key = _call_key(args, kwargs, weight, mask, reduction)
-        known = None if key is None else self._recipes.get(key)
+        key = self._call_key(args, kwargs, weight, mask, reduction)
+        known = self._recipes.get(key)
         if known is not None:
-            return known(args, kwargs, weight, mask)
+            return Call(known.plan, known.arrays(args, kwargs, weight, mask), known.adapter)
         call, indices = self._check(args, kwargs, weight, mask, reduction)
         if key is not None:
             self._remember(key, call, args, kwargs, weight, mask, indices)
@@ -217,48 +230,45 @@ class Loss:
         indices: Sequence[IndexCheck],
     ) -> None:
         """Keep how a call of this form is bound: all that is left to check then is the range of class indices."""
-        places: dict[int, tuple[str, Any]] = {id(a): ("args", i) for i, a in enumerate(args)}
-        places |= {id(weight): ("weight", None), id(mask): ("mask", None)}
+        places = {id(a): f"args[{i}]" for i, a in enumerate(args)} | {id(weight): "weight", id(mask): "mask"}
         if len(places) < len(args) + len({id(weight), id(mask)}):
             return  # one array in two places: the next call may have two
-        names = [p.name for p in call.plan.inputs]
-        sources: list[tuple[str, Any]] = []
-        for name, value in zip(names, call.arrays, strict=True):
-            if name in kwargs:
-                sources.append(("kwargs", name))
-            elif name in self.defaults:
-                sources.append(("default", value))
+        sources: list[str] = []
+        namespace: dict[str, Any] = {}
+        for i, (port, value) in enumerate(zip(call.plan.inputs, call.arrays, strict=True)):
+            if port.name in kwargs:
+                sources.append(f"kwargs[{port.name!r}]")
+            elif port.name in self.defaults:
+                namespace[f"default{i}"] = value
+                sources.append(f"default{i}")
             elif id(value) in places:
                 sources.append(places[id(value)])
             else:
                 return  # converted or reshaped on the way
-        by_source: dict[str, Callable[..., Any]] = {
-            "args": lambda place, args, kwargs, weight, mask: args[place],
-            "kwargs": lambda place, args, kwargs, weight, mask: kwargs[place],
-            "default": lambda place, args, kwargs, weight, mask: place,
-            "weight": lambda place, args, kwargs, weight, mask: weight,
-            "mask": lambda place, args, kwargs, weight, mask: mask,
-        }
-        steps = [(by_source[kind], place) for kind, place in sources]
-        plan, used = call.plan, call.adapter
-        if not indices and sources[: len(args)] == [("args", i) for i in range(len(args))]:
-            rest = tuple(value for kind, value in sources[len(args) :] if kind == "default")
-            if len(args) + len(rest) == len(sources):
-                self._keep_recipe(key, lambda args, kwargs, weight, mask: Call(plan, (*args, *rest), used))
-                return
+        laid = function_of_lines(
+            "laid", ("args", "kwargs", "weight", "mask"), [f"return {''.join(f'{s}, ' for s in sources)}"], namespace
+        )
+        used = call.adapter
 
-        def again(args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any) -> Call:
-            arrays = tuple(get(place, args, kwargs, weight, mask) for get, place in steps)
+        def checked(args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any) -> tuple[Any, ...]:
+            arrays: tuple[Any, ...] = laid(args, kwargs, weight, mask)
             for check in indices:
                 self._check_index(check, used, arrays[check.position], mask if check.masked else None)
-            return Call(plan, arrays, used)
+            return arrays
 
-        self._keep_recipe(key, again)
-
-    def _keep_recipe(self, key: Hashable, recipe: Callable[..., Call]) -> None:
         if len(self._recipes) >= _MAX_RECIPES:
-            self._recipes.clear()
-        self._recipes[key] = recipe
+            self._forget_calls()
+        self._recipes[key] = _Recipe(call.plan, checked if indices else laid, used)
+
+    def _repeat(self, key: Hashable, call: Call) -> None:
+        """Keep how a call of this form is taken, where its framework can say so."""
+        lay, ready = self._recipes[key].arrays, call.adapter.ready(call.plan, call.arrays)
+        if ready is not None:
+            self._repeated[key] = lambda args, kwargs, weight, mask: ready(lay(args, kwargs, weight, mask))
+
+    def _forget_calls(self) -> None:
+        self._recipes.clear()
+        self._repeated.clear()
 
     def _check(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any, reduction: Reduction
@@ -445,6 +455,38 @@ class Loss:
         positive = frozenset(k for k, v in values.items() if isinstance(v, int | float) and v >= 0)
         return self._plan(definition, reduction, positive=positive)
 
+    def _call_key(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any, reduction: str
+    ) -> Hashable | None:
+        """What decides how a call is bound: types and forms of arrays, signs and whole values of parameters.
+
+        None if that is unknown.
+        """
+        key: list[Any] = [reduction]
+        for value in args:
+            kind: Any = type(value)
+            form = form_of(kind)
+            if form is None and value is not None:
+                return None
+            key.append(value if form is None else form(value))
+        if kwargs or weight is not None or mask is not None:
+            for name, value in (("weight", weight), ("mask", mask), *kwargs.items()):
+                kind = type(value)
+                form = form_of(kind)
+                if form is not None:
+                    key += (name, form(value))
+                elif value is None or (name in kwargs and _is_option(value)):
+                    key += (name, kind, value)  # apart, as 1 == True
+                elif name in kwargs and isinstance(value, int | float):
+                    key += (name, value >= 0, value if value in WHOLE or name in self.static else None)
+                else:
+                    return None
+        try:
+            hash(result := tuple(key))
+        except TypeError:  # sizes that are symbols
+            return None
+        return result
+
     # ------------------------------------------------------------------ calling
 
     @_compilable
@@ -464,7 +506,13 @@ class Loss:
         Raises:
             LossforgeError: the call breaks the signature; see `bind`.
         """
+        key = self._call_key(args, kwargs, weight, mask, self.reduction if reduction is None else reduction)
+        repeated = self._repeated.get(key)
+        if repeated is not None:
+            return repeated(args, kwargs, weight, mask)
         call = self.bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
+        if key in self._recipes:
+            self._repeat(key, call)
         return call.adapter.call(call.plan, call.arrays)
 
     @_compilable
@@ -595,7 +643,7 @@ class Loss:
             raise DefinitionError(f"{self.name}: wrt={wrt!r} is neither an argument nor a parameter")
         self._verified(self.definition(), wrt, function)
         self._by_hand[wrt] = function
-        self._recipes.clear()
+        self._forget_calls()
         return function
 
     def _verified(self, definition: Definition, wrt: str, function: Callable[..., Any]) -> HandWritten:
@@ -712,35 +760,6 @@ for _entry in (Loss, Loss.value_and_grad, Loss.grad, Loss.hessian_diagonal, Loss
 
 
 _MAX_RECIPES = 256
-_KEYED_NAMES = frozenset({("numpy", "ndarray"), ("torch", "Tensor"), ("torch.nn.parameter", "Parameter")})
-_keyed_types: set[type] = set()
-
-
-def _call_key(
-    args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any, mask: Any, reduction: str
-) -> Hashable | None:
-    """What decides how a call is bound: types, shapes and dtypes of arrays, signs and whole values of parameters.
-
-    None if that is unknown.
-    """
-    key: list[Any] = [reduction]
-    extra = () if weight is None and mask is None else (("weight", weight), ("mask", mask))
-    for name, value in (*enumerate(args), *extra, *kwargs.items()):
-        kind = type(value)
-        if kind in _keyed_types or (kind.__module__, kind.__name__) in _KEYED_NAMES:
-            _keyed_types.add(kind)
-            key += (name, kind, value.shape, value.dtype)
-        elif value is None or (name in kwargs and _is_option(value)):
-            key += (name, kind, value)
-        elif name in kwargs and isinstance(value, int | float):
-            key += (name, float, value >= 0, value if value in WHOLE else None)  # apart, as 1.0 == True
-        else:
-            return None
-    try:
-        hash(result := tuple(key))
-    except TypeError:  # sizes that are symbols
-        return None
-    return result
 
 
 def _is_option(value: Any) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lossforge.errors import FrameworkError
@@ -42,8 +42,16 @@ class Adapter(Protocol):
         such an entry.
         """
 
+    def form(self, array: Any) -> tuple[Hashable, ...]:
+        """What of an array decides how a call with it is bound and run; calls of one form are remembered."""
+        return array.dtype, array.shape
+
     def call(self, plan: Plan, arrays: Sequence[Any]) -> Any:
         """The loss, differentiable by the framework's own backward pass."""
+
+    def ready(self, plan: Plan, arrays: Sequence[Any]) -> Callable[[Sequence[Any]], Any] | None:
+        """`call` for arrays of the same forms as these, decided as far as can be; None where that has to wait."""
+        return partial(self.call, plan)
 
     def run(self, program: Program, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """The program's outputs, without a backward pass. Gradients have the dtype of what they belong to."""
@@ -92,6 +100,18 @@ def adapter_type(root: str, kind: type) -> bool:
         return issubclass(kind, sys.modules["tensorflow"].__internal__.types.Tensor)  # Keras' variables too
     jax = sys.modules["jax"]
     return issubclass(kind, jax.Array | jax.core.Tracer)
+
+
+@cache
+def form_of(kind: Any) -> Callable[[Any], tuple[Hashable, ...]] | None:
+    """`Adapter.form` for a type of a framework's plain arrays, whose calls are remembered; None for other types."""
+    if (kind.__module__, kind.__name__) not in _REMEMBERED:
+        return None
+    root = _root(kind)
+    return None if root is None else adapter(root).form
+
+
+_REMEMBERED = frozenset({("numpy", "ndarray"), ("torch", "Tensor"), ("torch.nn.parameter", "Parameter")})
 
 
 def framework_of(loss: str, values: Iterable[tuple[str, Any]]) -> Adapter:

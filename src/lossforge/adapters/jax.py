@@ -19,6 +19,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from lossforge.adapters import jax_kernels
+from lossforge.adapters.base import Adapter
 from lossforge.adapters.jax_kernels import compiled, in_precision
 from lossforge.compiler import REDUCTIONS, Plan, Reduction
 from lossforge.dtypes import FLOATS, computing
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from lossforge.loss import Loss
 
 
-class JaxAdapter:
+class JaxAdapter(Adapter):
     """See `lossforge.adapters.base.Adapter`."""
 
     name = "jax"

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from lossforge.adapters.base import Adapter
 from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.numpy import numpy_backend
 from lossforge.dtypes import FLOATS, Computing, computing
 from lossforge.ir import Kind, Program
 
 
-class NumPyAdapter:
+class NumPyAdapter(Adapter):
     """See `lossforge.adapters.base.Adapter`."""
 
     name = "numpy"

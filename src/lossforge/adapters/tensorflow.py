@@ -22,6 +22,7 @@ from tensorflow.python.eager.record import record_operation, stop_recording
 from tensorflow.python.ops.gradients_util import PossibleTapeGradientTypes
 
 from lossforge.adapters import tensorflow_kernels
+from lossforge.adapters.base import Adapter
 from lossforge.codegen.emitter import assemble, compile_text, emit
 from lossforge.codegen.tensorflow import tensorflow_backend
 from lossforge.compiler import Plan, program_vjp
@@ -31,7 +32,7 @@ from lossforge.frontends.signature import dimensions
 from lossforge.ir import Axis, Kind, Port, Program
 
 
-class TensorFlowAdapter:
+class TensorFlowAdapter(Adapter):
     """See `lossforge.adapters.base.Adapter`."""
 
     name = "tensorflow"

@@ -10,8 +10,9 @@ it is computed with the value in one program, and backward only scales it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_co
 from torch.autograd import forward_ad
 
 from lossforge.adapters import torch_inductor, torch_kernels, torch_operators
+from lossforge.adapters.base import Adapter
 from lossforge.adapters.torch_eager import Value
 from lossforge.adapters.torch_programs import evaluate, form, precision, ready
 from lossforge.compiler import REDUCTIONS, Plan, Reduction, batched, new_axis, program_jvp, program_vjp
@@ -294,6 +296,16 @@ def apply(graph: Graph, arrays: Sequence[Value]) -> tuple[Tensor, ...]:
     return graph(arrays)
 
 
+def _is_eager() -> bool:
+    """Whether calls of plain tensors are taken as they come: recorded, and watched by nobody."""
+    return (
+        torch.is_grad_enabled()
+        and forward_ad._current_level < 0
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
 def _requires_grad(arrays: Sequence[Value]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arrays)
 
@@ -325,7 +337,7 @@ def _is_known(tensor: Tensor) -> bool:
 # ------------------------------------------------------------------------------------- the adapter
 
 
-class TorchAdapter:
+class TorchAdapter(Adapter):
     """See `lossforge.adapters.base.Adapter`."""
 
     name = "torch"
@@ -356,6 +368,10 @@ class TorchAdapter:
         low, high = (int(v) for v in torch.aminmax(counted.to(torch.int64)))
         return (low, high) if low < 0 or high >= size else None
 
+    def form(self, array: Any) -> tuple[Hashable, ...]:
+        """Of a plain CPU tensor all that a kernel depends on."""
+        return torch_kernels.form_of(array) or (array.dtype, array.shape)
+
     def call(self, plan: Plan, arrays: Sequence[Value]) -> Tensor:
         """The loss, in autograd."""
         if plan.reduction != "none" and torch.is_grad_enabled():
@@ -369,6 +385,22 @@ class TorchAdapter:
                 return found
         whole = torch_operators.wanted(arrays)
         return apply(Graph(plan.value(), precision(plan.inputs, arrays), plan, whole), arrays)[0]
+
+    def ready(self, plan: Plan, arrays: Sequence[Value]) -> Callable[[Sequence[Value]], Tensor] | None:
+        """Plain eager calls go straight to their step."""
+        if plan.reduction == "none" or torch_kernels.form(arrays) is None or True not in _needed(arrays):
+            return partial(self.call, plan)
+        kernels, threads = use_kernels(), get_num_threads()
+        step = _eager_step(plan, arrays) if _is_eager() else None
+        if step is None:
+            return None
+
+        def run(arrays: Sequence[Value]) -> Tensor:
+            if _is_eager() and use_kernels() is kernels and get_num_threads() == threads:
+                return _apply_reduced_loss(step, *arrays)
+            return self.call(plan, arrays)
+
+        return run
 
     @staticmethod
     def _as_one(plan: Plan, arrays: Sequence[Value], needed: Sequence[bool]) -> bool:

@@ -60,19 +60,23 @@ def holds_values(tensor: Tensor) -> bool:
     )
 
 
+def form_of(a: Tensor) -> Form | None:
+    """The form of a tensor; None if it is not plain."""
+    if type(a) not in _TYPES or not a.is_cpu or not _has_storage(a) or a.is_neg() or a._is_zerotensor():
+        return None  # not `is_plain`, written without its calls
+    return a.dtype, a.shape, a.stride(), a.requires_grad
+
+
 def form(arrays: Sequence[Tensor | float]) -> Form | None:
     """The form of a call; None if a tensor is not plain."""
     found: list[Any] = []
-    a: Any
     for a in arrays:
-        if type(a) in _TYPES:
-            if not a.is_cpu or not _has_storage(a) or a.is_neg() or a._is_zerotensor():  # `is_plain`, without its calls
-                return None
-            found += (a.dtype, a.shape, a.stride(), a.requires_grad)
-        elif isinstance(a, Tensor):
-            return None
-        else:
+        if not isinstance(a, Tensor):
             found.append(None)
+        elif (one := form_of(a)) is not None:
+            found += one
+        else:
+            return None
     return tuple(found)
 
 
