@@ -129,7 +129,7 @@ class _Step:
     plan: Plan
     dtype: torch.dtype
     wrt: tuple[str, ...]
-    run: Callable[[Sequence[Value]], tuple[Tensor, ...]]
+    run: torch_kernels.Run
     """inputs → loss and, unless that is left to the backward pass, a gradient for each of `wrt`."""
     places: tuple[int | None, ...]
     """For each input its place in `wrt`."""
@@ -137,16 +137,8 @@ class _Step:
     """The places of the inputs that are tensors."""
     numbers: tuple[int, ...]
     """The places of the others."""
-
-    def keep(self, ctx: Any, arrays: Sequence[Value]) -> None:
-        """Keep the inputs for the backward pass; tensors so that a change in place is noticed."""
-        count = len(self.tensors)
-        if count == len(arrays) or self.numbers[0] == count:  # all tensors come first
-            ctx.save_for_backward(*arrays[:count])
-            ctx.numbers = arrays[count:]
-        else:
-            ctx.save_for_backward(*[arrays[i] for i in self.tensors])
-            ctx.numbers = [arrays[i] for i in self.numbers]
+    leading: int | None
+    """How many tensors there are, if they come first."""
 
     def inputs(self, ctx: Any, tensors: Sequence[Tensor]) -> list[Value]:
         """The inputs that were kept."""
@@ -163,7 +155,9 @@ def _step(plan: Plan, arrays: Sequence[Value], needed: Sequence[bool]) -> _Step:
     places = tuple(wrt.index(p.name) if n else None for p, n in zip(plan.inputs, needed, strict=True))
     tensors = tuple(i for i, a in enumerate(arrays) if isinstance(a, Tensor))
     numbers = tuple(i for i, a in enumerate(arrays) if not isinstance(a, Tensor))
-    return _Step(plan, dtype, wrt, run or (lambda values: evaluate(program, values, dtype)), places, tensors, numbers)
+    leading = len(tensors) if tensors == tuple(range(len(tensors))) else None
+    run = run or (lambda *values: evaluate(program, values, dtype))
+    return _Step(plan, dtype, wrt, run, places, tensors, numbers, leading)
 
 
 def _is_late(arrays: Sequence[Value], needed: Sequence[bool]) -> bool:
@@ -209,11 +203,14 @@ class ReducedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, step: _Step, *arrays: Value) -> Tensor:
         """The loss."""
-        loss, *gradients = step.run(arrays)
-        ctx.step = step
-        if gradients:
-            ctx.gradients = gradients
-        step.keep(ctx, arrays)
+        loss, *ctx.gradients = step.run(*arrays)
+        ctx.step, count = step, step.leading
+        if count is not None:  # the quick way to say the same
+            ctx.save_for_backward(*arrays[:count])
+            ctx.numbers = arrays[count:]
+        else:
+            ctx.save_for_backward(*[arrays[i] for i in step.tensors])
+            ctx.numbers = [arrays[i] for i in step.numbers]
         return loss
 
     @staticmethod
@@ -223,7 +220,7 @@ class ReducedLoss(torch.autograd.Function):
         step, tensors = ctx.step, ctx.saved_tensors  # an error if one was changed in place
         # Given away once, as it may become somebody's `.grad`; a second pass computes it anew.
         found = None if torch.is_grad_enabled() else vars(ctx).pop("gradients", None)
-        if found is None:
+        if not found:
             found = apply(Graph(step.plan.vjp(step.wrt), step.dtype), (*step.inputs(ctx, tensors), cotangent))
         elif torch._C._len_torch_dispatch_stack():
             found = [(g * cotangent).to(g.dtype) for g in found]

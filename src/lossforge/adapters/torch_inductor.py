@@ -82,7 +82,7 @@ class Fused:
         self.known, self.any = _compiled(text, dynamic=False), _compiled(text, dynamic=True)
         self.refused = False
 
-    def __call__(self, arrays: Sequence[Value]) -> tuple[Tensor, ...]:
+    def __call__(self, *arrays: Value) -> tuple[Tensor, ...]:
         """The program's outputs."""
         if self.refused:
             return self.plain(*arrays)

@@ -27,6 +27,9 @@ from lossforge.runtime.threads import get_num_threads, working_in
 Form: TypeAlias = tuple[Any, ...]
 """What a call's tensors are like: dtype, shape and strides of each, and whether it has a gradient."""
 
+Run: TypeAlias = Callable[..., tuple[Tensor, ...]]
+"""A program for tensors of one form, and numbers: as many arguments as it has inputs."""
+
 NAMES = {
     torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64",
     torch.bool: "bool", torch.uint8: "uint8", torch.int8: "int8", torch.int16: "int16", torch.int32: "int32",
@@ -39,7 +42,7 @@ _PYTORCH = os.path.dirname(torch.__file__)
 _TYPES: frozenset[Any] = frozenset({Tensor, nn.Parameter})
 
 _MAX_READY = 1024
-_ready: dict[Form, Ready | None] = {}
+_ready: dict[Form, Run | None] = {}
 
 
 _has_storage: Callable[[Tensor], bool] = torch._C._has_storage
@@ -80,24 +83,13 @@ def form(arrays: Sequence[Tensor | float]) -> Form | None:
     return tuple(found)
 
 
-def run(
-    program: Program, arrays: Sequence[Tensor | float], dtype: torch.dtype, *, narrow: bool
-) -> tuple[Tensor, ...] | None:
-    """The program's outputs; None if these are not plain CPU tensors, or kernels do not spell the program.
-
-    An output has the dtype of the input that it belongs to if `narrow`, else the one to compute in.
-    """
-    described = form(arrays)
-    if described is None:
-        return None
-    found = ready(program, arrays, dtype, described, narrow=narrow)
-    return None if found is None else found(arrays)
-
-
 def ready(
     program: Program, arrays: Sequence[Tensor | float], dtype: torch.dtype, described: Form, *, narrow: bool
-) -> Ready | None:
-    """The program for tensors of a form; None if kernels are off, or do not spell it."""
+) -> Run | None:
+    """The program for tensors of a form; an output has the dtype of the input that it belongs to if `narrow`.
+
+    None if kernels are off, or do not spell it.
+    """
     if not use_kernels():
         return None
     key = (program, dtype, narrow, get_num_threads(), described)
@@ -110,7 +102,7 @@ def ready(
         return found
 
 
-def _prepare(program: Program, arrays: Sequence[Tensor | float], dtype: torch.dtype, *, narrow: bool) -> Ready | None:
+def _prepare(program: Program, arrays: Sequence[Tensor | float], dtype: torch.dtype, *, narrow: bool) -> Run | None:
     dtypes = {p.name: a.dtype for p, a in zip(program.inputs, arrays, strict=True) if isinstance(a, Tensor)}
     if any(d not in NAMES for d in dtypes.values()):
         return None
@@ -118,7 +110,15 @@ def _prepare(program: Program, arrays: Sequence[Tensor | float], dtype: torch.dt
     formats = [NAMES[dtypes[p.name]] if p.order and p.name in dtypes else None for p in program.inputs]
     samples = [_as_array(a) for a in arrays]
     bound = kernels.attempt_bound(program, samples, NAMES[dtype], tuple(results), tuple(formats))
-    return None if bound is None else Ready(bound, program, arrays, results)
+    if bound is None:
+        return None
+    like = [_DTYPES[r] for r in results]
+    if bound.by_address is not None:
+        is_tensor = [isinstance(a, Tensor) for a in arrays]
+        found = _by_address(bound.by_address, [bool(p.order) for p in program.inputs], is_tensor, like)
+    else:
+        found = _by_arrays(bound, [bool(p.order) for p in program.inputs], like)
+    return _in_team(found) if bound.parallel else found
 
 
 def output_dtypes(
@@ -130,39 +130,30 @@ def output_dtypes(
     return [dtype if own is None or not own.is_floating_point else own for own in owners]
 
 
-class Ready:
-    """A program's kernels for tensors of one form."""
+def _in_team(run: Run) -> Run:
+    """The threads of a call are PyTorch's own."""
 
-    def __init__(
-        self, bound: kernels.Ready, program: Program, arrays: Sequence[Tensor | float], results: Sequence[str]
-    ) -> None:
-        self.bound, self.parallel = bound, bound.parallel
-        self.dtypes = tuple(_DTYPES[r] for r in results)
-        self.is_array = [bool(p.order) for p in program.inputs]
-        self.run = self._by_arrays
-        if bound.by_address is not None:
-            self.run = _by_address(
-                bound.by_address, self.is_array, [isinstance(a, Tensor) for a in arrays], self.dtypes
-            )
-
-    def __call__(self, arrays: Sequence[Tensor | float]) -> tuple[Tensor, ...]:
-        """The program's outputs."""
-        if not self.parallel:
-            return self.run(*arrays)
+    def in_team(*arrays: Tensor | float) -> tuple[Tensor, ...]:
         with working_in(team_of(_PYTORCH)):
-            return self.run(*arrays)
+            return run(*arrays)
 
-    def _by_arrays(self, *arrays: Tensor | float) -> tuple[Tensor, ...]:
+    return in_team
+
+
+def _by_arrays(bound: kernels.Ready, is_array: Sequence[bool], dtypes: Sequence[torch.dtype]) -> Run:
+    def run(*arrays: Tensor | float) -> tuple[Tensor, ...]:
         inputs = [
-            _as_array(a) if is_array else a.item() if isinstance(a, Tensor) else a
-            for is_array, a in zip(self.is_array, arrays, strict=True)
+            _as_array(a) if array else a.item() if isinstance(a, Tensor) else a
+            for array, a in zip(is_array, arrays, strict=True)
         ]
-        return tuple(_as_tensor(f, d) for f, d in zip(self.bound(inputs), self.dtypes, strict=True))
+        return tuple(_as_tensor(f, d) for f, d in zip(bound(inputs), dtypes, strict=True))
+
+    return run
 
 
 def _by_address(
     found: ByAddress, is_array: Sequence[bool], is_tensor: Sequence[bool], dtypes: Sequence[torch.dtype]
-) -> Callable[..., tuple[Tensor, ...]]:
+) -> Run:
     """A function of tensors as straight lines of text, since a small call is mostly what happens around its kernels."""
     names = [f"a{i}" for i in range(len(is_array))]
     given = [

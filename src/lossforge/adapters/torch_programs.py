@@ -5,8 +5,7 @@ By our kernels on the CPU, fused by PyTorch's compiler on a GPU, and as its oper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +13,6 @@ from torch import Tensor
 from lossforge.adapters import torch_inductor, torch_kernels
 from lossforge.adapters.torch_eager import Value, operations
 from lossforge.ir import Port, Program
-
-Run: TypeAlias = Callable[[Sequence[Value]], tuple[Tensor, ...]]
-"""A program that runs on tensors of one form."""
 
 
 def evaluate(
@@ -32,7 +28,7 @@ def evaluate(
     """
     described = form(arrays)
     found = None if described is None else ready(program, arrays, dtype, described, narrow=narrow)
-    return found(arrays) if found is not None else operations(program, dtype, narrow=narrow)(*arrays)
+    return (operations(program, dtype, narrow=narrow) if found is None else found)(*arrays)
 
 
 def form(arrays: Sequence[Value]) -> torch_kernels.Form | None:
@@ -44,7 +40,7 @@ def form(arrays: Sequence[Value]) -> torch_kernels.Form | None:
 
 def ready(
     program: Program, arrays: Sequence[Value], dtype: torch.dtype, described: torch_kernels.Form, *, narrow: bool
-) -> Run | None:
+) -> torch_kernels.Run | None:
     """The program for tensors of a form, by kernels or by a compiler; None if it runs as operations."""
     if torch_inductor.is_ours(described):
         return torch_inductor.ready(program, dtype, described, narrow=narrow)
