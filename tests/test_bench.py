@@ -99,6 +99,11 @@ def test_the_stream_of_channels_last_is_contiguous() -> None:
 FAST = Result("w", "ours", median=1.0, stream=1.0, memory=1000, cold=1.0, warm=0.05, ulps=0.5)
 OTHERS = [Result("w", "a", median=4.0), Result("w", "b", median=2.5), Result("w", "gone", "not installed")]
 SLOW = replace(FAST, workload="v", median=1.4)
+# The machine's pace halves after two of three rounds, in the first of which the slower one was disturbed.
+PACED = [
+    Result("w", "steady", median=1.0, rounds=(1.0, 1.0, 2.0)),
+    Result("w", "slower", median=3.0, rounds=(9.0, 1.5, 3.0)),
+]
 
 JUDGEMENTS: list[tuple[Target, str, bool | None]] = [
     (stream("ours", 1.15), "1.00 ×", True),
@@ -112,6 +117,9 @@ JUDGEMENTS: list[tuple[Target, str, bool | None]] = [
     (faster("ours", 1, ("gone",)), "", None),
     (within("ours", 0.5, "b"), "0.40 ×", True),
     (within("a", 1.2, "b"), "1.60 ×", False),
+    (within("slower", 1.6, "steady"), "1.50 ×", True),
+    (faster("steady", 1.6, ("slower",)), "1.50 ×", False),
+    (within("slower", 3.1, "b"), "1.20 ×", True),
     (level("ours", 1.5, "v"), "1.40 × (v as against this)", True),
     (level("ours", 1.3, "v"), "1.40 × (v as against this)", False),
     (level("ours", 1.3, "not measured"), "", None),
@@ -125,7 +133,7 @@ JUDGEMENTS: list[tuple[Target, str, bool | None]] = [
 
 @pytest.mark.parametrize(("target", "said", "met"), JUDGEMENTS, ids=lambda x: getattr(x, "text", ""))
 def test_targets(target: Target, said: str, met: bool | None) -> None:
-    results = {(r.workload, r.contender): r for r in (FAST, SLOW, *OTHERS)}
+    results = {(r.workload, r.contender): r for r in (FAST, SLOW, *OTHERS, *PACED)}
     assert target.judge("w", results) == (said, met)
 
 

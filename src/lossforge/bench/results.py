@@ -33,6 +33,8 @@ class Result:
     call: float | None = None
     """On a GPU, the time from call to call, which the program that prepares the work may take longer for than the GPU;
     `median` is what the GPU itself is busy for."""
+    rounds: tuple[float, ...] = ()
+    """The time in each round."""
 
     @property
     def multiple(self) -> float | None:

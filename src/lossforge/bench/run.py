@@ -114,7 +114,12 @@ def _measure(
         median = statistics.median(t)
         spread = float((sorted(t)[(3 * len(t)) // 4] - sorted(t)[len(t) // 4]) / median)
         found[c] = replace(
-            found[c], median=median, stream=stream, spread=spread, call=statistics.median(calls) if calls else None
+            found[c],
+            median=median,
+            rounds=tuple(t),
+            stream=stream,
+            spread=spread,
+            call=statistics.median(calls) if calls else None,
         )
     return list(found.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,4 +104,7 @@ def _of(results: Results, workload: str, contender: str) -> Result:
 
 
 def _ratio(mine: Result, other: Result) -> float | None:
+    """How many times the time of another; round by round where both ran in the same, as the machine's pace drifts."""
+    if mine.rounds and len(mine.rounds) == len(other.rounds) and mine.workload == other.workload:
+        return statistics.median(a / b for a, b in zip(mine.rounds, other.rounds, strict=True))
     return mine.median / other.median if mine.median and other.median else None

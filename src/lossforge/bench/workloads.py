@@ -221,7 +221,7 @@ WORKLOADS: tuple[Workload, ...] = (
         must=(faster("lossforge torch", 1.5, _WRITTEN), *_always(1024)),
     ),
     Workload(
-        "small", "Huber, 64 × 10", "huber", _small, (*_OURS, *_ALL), repeat=200,
+        "small", "Huber, 64 × 10", "huber", _small, (*_OURS, *_ALL), repeat=500,
         must=(within("lossforge torch", 1.2, "torch F"), within("lossforge torch", 0.5, "torch eager")),
     ),
     Workload(
