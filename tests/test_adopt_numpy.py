@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import math
 import pickle
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy import ndimage, signal, special, stats
+from scipy import linalg, ndimage, signal, special, stats
 from scipy.spatial import distance
 
 import lossforge as lf
@@ -211,6 +213,83 @@ def temporal_difference(values, rewards):
     return np.mean((rewards + 0.9 * values[1:] - values[:-1]) ** 2)
 
 
+elsewhere = types.ModuleType("elsewhere")
+exec(
+    "import numpy as np\ndef filled(x):\n    return np.full(3, 2.0) * np.asarray(x, dtype=float)[..., None]",
+    vars(elsewhere),
+)
+
+
+class Weighing(abc.ABC):
+    def __init__(self, weights):
+        self.weights = np.asarray(weights)
+
+    @abc.abstractmethod
+    def of(self, y): ...
+
+
+class ByClass(Weighing):
+    def of(self, y):
+        return self.weights[np.asarray(y)]
+
+
+class Shifted(ByClass):
+    __slots__ = ("shift",)
+
+    def __init__(self, weights, shift):
+        super().__init__(weights)
+        self.shift = shift
+
+    def of(self, y):
+        return super().of(y) + self.shift
+
+
+class Score:
+    def __init__(self):
+        self.weighing: Weighing = Shifted([0.5, 1.0, 2.0, 1.5], 0.25)
+
+    def loss(self, p, y):
+        chosen = np.asarray(p)[np.arange(len(y)), y]
+        return -np.mean(self.weighing.of(y) * np.log(chosen)) + np.mean(elsewhere.filled(chosen))
+
+
+def of_a_new_object(p, y):
+    return np.mean(SCORES["shifted"]([1.0, 2.0, 0.5, 3.0], 0.5).of(y) * (1 - p[np.arange(len(y)), y]))
+
+
+SCORES = {"shifted": Shifted}
+
+
+def energy_score(x, y):
+    spread = np.sqrt(np.sum((x[:, None] - x[None]) ** 2, axis=-1))
+    return (
+        np.mean(np.linalg.norm(x - y, axis=-1))
+        - 0.5 * np.mean(spread)
+        - 0.1 * np.mean(np.abs(x[:, None] - x[None]) ** 0.3)
+    )
+
+
+def gaussian_process(y, x):
+    k = np.exp(-0.5 * np.subtract.outer(x, x) ** 2) + 0.5 * np.eye(len(x))
+    factor, lower = linalg.cho_factor(k)
+    half = linalg.solve_triangular(np.linalg.cholesky(k), y, lower=True)
+    return 0.5 * y @ linalg.cho_solve((factor, lower), y) + np.sum(half**2) + np.sum(np.log(np.diag(factor)))
+
+
+def hampel(pred, true, a=0.5, b=1.0):
+    z = np.abs(pred - true)
+    result = np.zeros(z.shape)
+    inner = z < a
+    result[inner] = z[inner] ** 2 / 2
+    result[~inner] += a * np.minimum(z[~inner], b) - a**2 / 2
+    return result.sum()
+
+
+def flat_kullback_leibler(q, p):
+    known = p.flatten() > 0
+    return np.sum(p.flatten()[known] * np.log(p.flatten()[known] / q.flatten()[known]))
+
+
 def trimmed(pred, true):
     errors = np.sort((pred - true) ** 2)
     cut = int(0.15 * len(errors))
@@ -306,6 +385,28 @@ CASES = {
     "ensemble": (ensemble_score, [real, real], [NC, N]),
     "temporal difference": (temporal_difference, [real, real], [[(9,), (12,)], [(8,), (11,)]]),
     "math": (lambda p, t: math.sqrt(np.mean((p - t) ** 2)) + math.log1p(p[0] ** 2), [real, real], [N, N]),
+    "method of an object": (Score().loss, [simplex, classes(4)], [[(8, 4), (11, 4)], N]),
+    "object made by the loss": (of_a_new_object, [simplex, classes(4)], [[(8, 4), (11, 4)], N]),
+    "energy score": (energy_score, [real, real], [NC, [(4,), (5,)]]),
+    "gaussian process": (gaussian_process, [real, real], [N, N]),
+    "normal vectors": (
+        lambda m, x, a: -stats.multivariate_normal.logpdf(x, m, a @ a.T + np.eye(len(m))).mean(),
+        [real, real, real],
+        [[(4,), (5,)], NC, [(4, 4), (5, 5)]],
+    ),
+    "hampel": (hampel, [real, real], [NC, NC]),
+    "flat divergence": (flat_kullback_leibler, [positive, binary], [NC, NC]),
+    "joined": (lambda p, t: np.sum(np.r_[p, 2 * t, 1.0] ** 2) + np.mean(np.c_[p, t, t] ** 3), [real, real], [N, N]),
+    "gamma functions": (
+        lambda p: np.mean(special.beta(p, 2.0) + special.comb(5, p) + special.factorial(p) + special.gamma(-p)),
+        [unit],
+        [N],
+    ),
+    "kernel of all pairs": (
+        lambda x: np.mean(1 / (1 + distance.squareform(distance.pdist(x, "sqeuclidean")))),
+        [real],
+        [NC],
+    ),
     "mse": (lambda p, t: np.mean((p - t) ** 2), [real, real], [NC, NC]),
     "mae": (lambda p, t: np.abs(p - t).mean(), [real, real], [NC, NC]),
     "log loss": (lambda p, t: -np.mean(t * np.log(p) + (1 - t) * np.log(1 - p)), [unit, binary], [NC, NC]),

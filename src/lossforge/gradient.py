@@ -310,7 +310,7 @@ def pull_structural(node: Node, adjoint: Node) -> Node:
         return gated_total(times(where(chosen, 1.0, 0.0), adjoint), node.axes - x.axes)
     if node.op == "rename":
         old, new = node.attrs
-        return rename(adjoint, new, old) if new in adjoint.axes else adjoint
+        return _moved(adjoint, lambda n: rename(n, new, old) if new in n.axes else n)
     if node.op == "window":
         old, new, start, trim = node.attrs
         if new not in adjoint.axes:  # constant along it
@@ -323,17 +323,29 @@ def pull_structural(node: Node, adjoint: Node) -> Node:
         return moved if tap is None or tap in x.axes else gated_total(moved, {tap})
     if node.op == "join":
         pieces, new = node.attrs
-        back_ = split(adjoint, new, pieces) if new in adjoint.axes else adjoint
+        back_ = _moved(adjoint, lambda n: split(n, new, pieces) if new in n.axes else n)
         return gated_total(back_, frozenset(pieces) - x.axes)
     if node.op == "split":
         axis, pieces = node.attrs
-        for piece in pieces:
-            adjoint = spread(adjoint, piece) if adjoint.axes & set(pieces) and piece not in adjoint.axes else adjoint
-        return join(adjoint, pieces, axis) if adjoint.axes & set(pieces) else adjoint
+        return _moved(adjoint, lambda n: _joined(n, pieces, axis))
     axis = node.attrs[0]
     if node.op == "flip":
-        return flip(adjoint, axis) if axis in adjoint.axes else adjoint
+        return _moved(adjoint, lambda n: flip(n, axis) if axis in n.axes else n)
     return cumsum(spread(adjoint, axis), axis, not node.attrs[1])
+
+
+def _moved(x: Node, move: Callable[[Node], Node]) -> Node:
+    """What becomes of a value whose entries are moved, inside of the conditions that it stands under."""
+    gates, inner = _gates(x)
+    return _under([(move(condition), branch) for condition, branch in gates], move(inner))
+
+
+def _joined(x: Node, pieces: Sequence[Axis], axis: Axis) -> Node:
+    if not x.axes & set(pieces):
+        return x
+    for piece in pieces:
+        x = x if piece in x.axes else spread(x, piece)
+    return join(x, pieces, axis)
 
 
 def _slide(x: Node, old: Axis, *rest: Any) -> Node:

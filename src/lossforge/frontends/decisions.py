@@ -24,15 +24,23 @@ class Decisions:
         self.given: list[bool] = []
         self.places: list[str] = []
         self.conditions: list[Any] = []
+        self.known: dict[Any, bool] = {}
 
-    def decide(self, place: str = "", condition: Any = None) -> bool:
-        """The answer to the next one, which is asked for in this line; `condition` is what is asked for, if it is known."""
+    def decide(self, place: str = "", condition: Any = None, same: Any = None) -> bool:
+        """The answer to the next one, which is asked for in this line.
+
+        `condition` is what is asked for, if it is known; what was asked for as the `same` before has its answer.
+        """
+        if same in self.known:
+            return self.known[same]
         if len(self.given) >= len(self.answers) + _MOST:
             raise AdoptionError(f"{place}{': ' if place else ''}{_TOO_MANY}")
         answer = self.answers[len(self.given)] if len(self.given) < len(self.answers) else False
         self.given.append(answer)
         self.places.append(place)
         self.conditions.append(condition)
+        if same is not None:
+            self.known[same] = answer
         return answer
 
 

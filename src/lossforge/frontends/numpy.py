@@ -16,9 +16,9 @@ import numpy as np
 
 from lossforge.errors import AdoptionError
 from lossforge.frontends.decisions import Decisions, settle
-from lossforge.frontends.numpy_operations import RULES
+from lossforge.frontends.numpy_copies import recording
+from lossforge.frontends.numpy_operations import AT_ZERO, RULES
 from lossforge.frontends.numpy_recorder import DECISION, Recorder, Selection, Tape, activate, plain
-from lossforge.frontends.numpy_standins import recording
 from lossforge.frontends.recording import Recording, Ref, kept, kept_numbers
 from lossforge.frontends.sources import folder
 
@@ -30,6 +30,8 @@ class NumPyFrontEnd:
 
     name = "numpy"
     patience = 30_000
+    literal = AT_ZERO
+    """Differences of the function on both sides know no infinite slope."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.traced = function, 0

@@ -69,6 +69,8 @@ UFUNCS: Mapping[str, Callable[..., Any]] = {
     "huber": lambda d, r: np.where(np.abs(r) <= d, 0.5 * r * r, d * (np.abs(r) - 0.5 * d)),
     "pseudo_huber": lambda d, r: d * d * (np.sqrt(1 + (r / d) ** 2) - 1),
     "betaln": lambda a, b: _lgamma(a) + _lgamma(b) - _lgamma(a + b),
+    "beta": lambda a, b: gamma(a) * gamma(b) / gamma(a + b),
+    "gamma": lambda x: gamma(x),
     "ndtr": lambda x: 0.5 * special("erfc", -x / math.sqrt(2)),
     "log_ndtr": lambda x: _log_ndtr(x),
     "boxcox": lambda x, k: np.where(k == 0, np.log(x), np.expm1(k * np.log(x)) / np.where(k == 0, 1.0, k)),
@@ -86,6 +88,13 @@ def special(name: str, x: Any) -> Any:
 
 def _lgamma(x: Any) -> Any:
     return special("gammaln", x)
+
+
+def gamma(x: Any) -> Any:
+    """Γ(x); below 0 by its reflection, Γ(x) Γ(1 − x) = π / sin πx."""
+    negative = x < 0
+    right = np.exp(_lgamma(np.where(negative, 1 - x, x)))
+    return np.where(negative, math.pi / np.where(negative, np.sin(math.pi * x) * right, 1.0), right)
 
 
 def _log_ndtr(x: Any) -> Any:
@@ -380,7 +389,8 @@ def _slogdet(a: Any) -> tuple[Any, Any]:
     return _matrix("detsign")(a), _matrix("logdet")(a)
 
 
-def _solve(a: Any, b: Any) -> Any:
+def solve(a: Any, b: Any) -> Any:
+    """The solution of a x = b, for one right side or several."""
     inverse = _inv(a) if type(a) is Recorder else np.linalg.inv(a)
     return matmul(inverse, b)
 
@@ -390,11 +400,18 @@ def _solve(a: Any, b: Any) -> Any:
 
 def concatenate(arrays: Any, axis: Any = 0, out: Any = None, **options: Any) -> Any:
     """Arrays one after the other."""
-    parts = [x if type(x) is Recorder else np.asarray(x) for x in arrays]
+    parts = [as_array(x) for x in arrays]
     if axis is None:
         parts, axis = [np.ravel(p) for p in parts], 0
     tape = next(p.tape for p in parts if type(p) is Recorder)
     return tape.note("concatenate", parts, {"axis": _dim(parts[0], axis)}, np.concatenate(plain(parts), axis=axis))
+
+
+def as_array(value: Any) -> Any:
+    """An array, or a list that may hold some."""
+    if isinstance(value, list | tuple) and any(type(as_array(v)) is Recorder for v in value):
+        return stack([as_array(v) for v in value])
+    return value if type(value) is Recorder else np.asarray(value)
 
 
 def stack(arrays: Any, axis: int = 0, out: Any = None, **options: Any) -> Any:
@@ -755,7 +772,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "outer": _outer, "inner": _inner, "dot": _dot, "vdot": _vdot, "tensordot": _tensordot, "einsum": _einsum,
     "kron": _kron, "cross": _cross, "norm": _norm, "vector_norm": lambda x, *, axis=None, ord=2, keepdims=False: _norm(
         np.ravel(x) if axis is None else x, ord, axis, keepdims),
-    "det": _matrix("det"), "cholesky": _matrix("cholesky"), "slogdet": _slogdet, "inv": _inv, "solve": _solve,
+    "det": _matrix("det"), "cholesky": _matrix("cholesky"), "slogdet": _slogdet, "inv": _inv, "solve": solve,
     "trace": lambda a, offset=0, axis1=0, axis2=1, *rest: np.sum(_diagonal(a, offset, axis1, axis2), axis=-1),
     "concatenate": concatenate, "stack": stack, "hstack": _hstack, "column_stack": _column_stack,
     "vstack": lambda arrays, **o: np.concatenate([np.atleast_2d(x) for x in arrays], axis=0),

@@ -246,6 +246,16 @@ def _correlation(imp: Importer, step: Step, x: Any, kernel: Any) -> Tensor:
     return Tensor(found.node, found.dims[2:])
 
 
+def _root(imp: Importer, step: Step, x: Any, exponent: Any = 0.5) -> Tensor:
+    """A power below 1, with slope 0 where it is 0, as a norm has it; there is none for what the operand is made of."""
+    if not (isinstance(exponent, int | float) and 0 < exponent < 1):
+        return RULES["power"](imp, step, x, exponent)
+    zero = imp.elementwise("eq", x, 0.0)
+    inner = imp.elementwise("where", zero, 1.0, x)
+    found = imp.elementwise("sqrt", inner) if exponent == 0.5 else imp.elementwise("pow", inner, exponent)
+    return imp.elementwise("where", zero, 0.0, found)
+
+
 def _matrix(op: str) -> Rule:
     return lambda imp, step, x: imp.matrix(op, x)
 
@@ -326,3 +336,5 @@ RULES: Mapping[str, Rule] = {
     **spectral.with_complex(_REAL, _MEANINGS, _LINEAR, "float32"),
     **{op: rule for op, rule in _MEANINGS.items() if op not in _REAL},
 }
+AT_ZERO: Mapping[str, Rule] = {"sqrt": _root, "power": _root, "float_power": _root}
+"""Roots of distances between equal points, whose slope is infinite but for the chain rule."""

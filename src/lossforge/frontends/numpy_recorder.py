@@ -274,7 +274,7 @@ class Recorder(NDArrayOperatorsMixin):
     # ------------------------------------------------------------------ attributes and methods
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("shape", "ndim", "size", "dtype", "nbytes", "itemsize"):
+        if name in ("shape", "ndim", "size", "dtype", "nbytes", "itemsize", "device"):
             return getattr(self.array, name)
         if name in ("T", "mT"):
             return np.transpose(self) if name == "T" else np.swapaxes(self, -1, -2)
@@ -296,8 +296,8 @@ class Recorder(NDArrayOperatorsMixin):
             return lambda *_: np.reshape(self, ())
         if name in ("item", "tolist"):
             refuse(f".{name}() takes a Python number out of an array; keep arrays")
-        if name.startswith("__"):
-            raise AttributeError(name)
+        if name.startswith("__") or not hasattr(self.array, name):  # a check for what else it may be
+            raise AttributeError(f"an array has no attribute {name!r}")
         refuse(f"the attribute .{name} of an array, which cannot be recorded; use the functions of NumPy")
 
     def is_like(self, other: Recorder) -> bool:
@@ -338,6 +338,9 @@ class Recorder(NDArrayOperatorsMixin):
             return self.array.item()
         refuse(f"{how}; {advice}")
 
+    def __hash__(self) -> int:
+        return hash(self._number("entries of an array are put into a set or a dictionary", "use np.where"))
+
     def __bool__(self) -> bool:
         return bool(self.array.item()) if self.constant or self.array.size != 1 else decided(self)
 
@@ -357,8 +360,8 @@ class Recorder(NDArrayOperatorsMixin):
 def decided(condition: Any) -> bool:
     """The answer to a condition that Python asks for."""
     place = line()
-    told = np.reshape(condition if condition.dtype.kind == "b" else condition != 0, ())
-    return active().decisions.decide(place, told)
+    told: Any = np.reshape(condition if condition.dtype.kind == "b" else condition != 0, ())
+    return active().decisions.decide(place, told, active().first(told.ref))
 
 
 def _key(key: Any) -> Any:
@@ -458,9 +461,13 @@ def selected_ufunc(ufunc: Any, method: str, inputs: Sequence[Any], options: Mapp
     if method == "reduce" and ufunc.__name__ in ("add", "multiply", "maximum", "minimum"):
         name = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min"}[ufunc.__name__]
         return getattr(np, name)(inputs[0], axis=options.get("axis", 0))
-    if method != "__call__" or options.get("out") is not None:
+    out = options.get("out")
+    if method != "__call__" or (out is not None and not isinstance(out[0], Selection)):
         refuse(_SELECTED)
-    return _entrywise(ufunc, inputs, options)
+    result = _entrywise(ufunc, inputs, {k: v for k, v in options.items() if k != "out"})
+    if out is not None:  # a selection is an array of its own, which nothing else shares
+        out[0].whole, result = result.whole, out[0]
+    return result
 
 
 def _entrywise(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Selection:

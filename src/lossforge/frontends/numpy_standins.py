@@ -1,7 +1,7 @@
 """What the user's function sees in place of NumPy and SciPy, for what NumPy's protocols do not show.
 
 Constructors (``np.eye``, ``np.array`` …), functions of SciPy that are written in Python, and Python's own ``sum``,
-``max`` and ``min`` get stand-ins. A copy of the function runs, whose names stand for them; nothing outside of it changes.
+``max`` and ``min`` get stand-ins. Copies of the functions run, whose names stand for them; see `numpy_copies`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import builtins
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from lossforge.frontends import numpy_composites as composites
 from lossforge.frontends import scipy_standins
-from lossforge.frontends.numpy_recorder import Recorder, Selection, Tape, activate, active, plain, refuse
+from lossforge.frontends.numpy_recorder import Recorder, Selection, active, plain, refuse
 
 
 def _holds_recorder(value: Any) -> bool:
@@ -30,7 +29,8 @@ def _holds_recorder(value: Any) -> bool:
 # ------------------------------------------------------------------------------------- constructors
 
 
-def _constant(array: Any) -> Any:
+def constant(array: Any) -> Any:
+    """An array that was made without the arguments, as a recorder."""
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         return array
     return active().note("constant", (array,), {}, array)
@@ -46,7 +46,7 @@ def _array(value: Any, dtype: Any = None, *rest: Any, copies: bool = True, **opt
         return value.fresh() if copies else value
     if _holds_recorder(value):
         return composites.stack([_array(v) for v in value])
-    return _constant(np.array(value, dtype, *rest, **options))
+    return constant(np.array(value, dtype, *rest, **options))
 
 
 def _as_array(value: Any, dtype: Any = None, *rest: Any, **options: Any) -> Any:
@@ -69,7 +69,7 @@ def _arange(*args: Any, **options: Any) -> Any:
     made = np.arange(*plain(args), **{k: plain(v) for k, v in options.items()})
     numbers = [a for a in args if isinstance(a, int | float | np.number)]
     if not made.size or len(numbers) < len(args) or set(options) - {"dtype", "step"}:
-        return _constant(made)
+        return constant(made)
     start = args[0] if len(args) > 1 else 0
     by = args[2] if len(args) > 2 else options.get("step", 1)
     result = active().note("arange", (start, by), {}, made)
@@ -79,13 +79,13 @@ def _arange(*args: Any, **options: Any) -> Any:
 
 def _linspace(start: Any, stop: Any, num: int = 50, *args: Any, **options: Any) -> Any:
     if args or options or np.ndim(start) or np.ndim(stop) or num < 2:
-        return _constant(np.linspace(plain(start), plain(stop), num, *args, **options))
+        return constant(np.linspace(plain(start), plain(stop), num, *args, **options))
     return start + _arange(num) * ((stop - start) / (num - 1))
 
 
 def _eye(n: Any, M: Any = None, k: int = 0, dtype: Any = float, **options: Any) -> Any:
     if k or M not in (None, n):
-        return _constant(np.eye(int(n), M, k, dtype))
+        return constant(np.eye(int(n), M, k, dtype))
     return active().eye(int(n), dtype)
 
 
@@ -117,15 +117,31 @@ def _of_list(name: str) -> Callable[..., Any]:
     return reduce
 
 
+class _Joined:
+    """``np.r_`` and ``np.c_``: arrays between brackets, one after the other or side by side."""
+
+    def __init__(self, columns: bool) -> None:
+        self.columns = columns
+
+    def __getitem__(self, key: Any) -> Any:
+        keys = key if isinstance(key, tuple) else (key,)
+        if not _holds_recorder(keys) or any(isinstance(k, str | slice) for k in keys):
+            return constant((np.c_ if self.columns else np.r_)[plain(key)])
+        parts = [composites.as_array(k) for k in keys]
+        if self.columns:
+            return np.concatenate([p[:, None] if np.ndim(p) == 1 else np.atleast_2d(p) for p in parts], axis=-1)
+        return np.concatenate([np.atleast_1d(p) for p in parts], axis=0)
+
+
 _REDUCTIONS = "sum mean max min prod average median std var any all amax amin argmax argmin sort cumsum".split()
 
-_NUMPY: Mapping[str, Callable[..., Any]] = {
+_NUMPY: Mapping[str, Any] = {
     "array": _array, "asarray": _as_array, "asanyarray": _as_array, "ascontiguousarray": _as_array,
     "asarray_chkfinite": _as_array,
     "zeros": _number(0), "ones": _number(1), "empty": _number(0), "full": _full, "arange": _arange,
     "linspace": _linspace, "eye": _eye, "identity": _eye, "triu_indices": _triangle("triu_indices_from"),
     "tril_indices": _triangle("tril_indices_from"), "tri": _tri, "meshgrid": _meshgrid,
-    **{name: _of_list(name) for name in _REDUCTIONS},
+    **{name: _of_list(name) for name in _REDUCTIONS}, "r_": _Joined(columns=False), "c_": _Joined(columns=True),
 }  # fmt: skip
 
 
@@ -176,15 +192,8 @@ _CONVERSIONS: Mapping[Any, _Conversion] = {
 }
 
 
-def _import(name: str, *rest: Any, **options: Any) -> Any:
-    """Of a module, in the midst of the function."""
-    module = builtins.__import__(name, *rest, **options)
-    return _stand_in(module, module.__name__, name) or module
-
-
-_PYTHON: Mapping[str, Callable[..., Any]] = {
-    "__import__": _import, "float": _CONVERSIONS[float],
-    "sum": _sum, "max": _extremum(max, np.maximum, np.max), "min": _extremum(min, np.minimum, np.min),
+PYTHON: Mapping[str, Callable[..., Any]] = {
+    "float": _CONVERSIONS[float], "sum": _sum, "max": _extremum(max, np.maximum, np.max), "min": _extremum(min, np.minimum, np.min),
 }  # fmt: skip
 """Python's own functions, which would look at the entries one by one, or not see the stand-ins."""
 
@@ -211,92 +220,29 @@ class _Module:
         if self.module is np and name == "random":
             refuse("random numbers; a loss gives one value for its inputs. Make the random array an argument")
         value = getattr(self.module, name)
-        found = _stand_in(value, self.module.__name__, name)
+        found = stand_in(value, self.module.__name__, name)
         return value if found is None else found
 
 
-def _stand_in(value: Any, module: str, name: str) -> Any:
+def stand_in(value: Any, module: str, name: str) -> Any:
+    """What stands for a value that a module has under a name; None where it is left as it is."""
     if inspect.ismodule(value):
         return _Module(value) if value is np or value.__name__.partition(".")[0] in ("scipy", "math") else None
     if module == "numpy" and isinstance(value, type):  # a dtype, or a conversion
         return _CONVERSIONS.get(value)
     if module == "math":
         return _unless_plain(value, _MATH[name]) if name in _MATH else None
-    stand_in = _NUMPY.get(name) if module == "numpy" else None
     if module.startswith("scipy"):
         for (where, of_scipy), function in scipy_standins.FUNCTIONS.items():
             if name == of_scipy and module.startswith(where):
                 return _unless_plain(value, function)
         return scipy_standins.distribution(value)
-    return stand_in
+    return _NUMPY.get(name) if module == "numpy" else None
 
 
-def _unless_plain(original: Callable[..., Any], stand_in: Callable[..., Any]) -> Callable[..., Any]:
+def _unless_plain(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
     def function(*args: Any, **options: Any) -> Any:
         taken = any(map(_holds_recorder, (*args, *options.values())))
-        return (stand_in if taken else original)(*args, **options)
+        return (replacement if taken else original)(*args, **options)
 
     return function
-
-
-@contextmanager
-def recording(tape: Tape, function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """The function as it should be called to be recorded."""
-    activate(tape)
-    try:
-        yield _Copies().of(function)
-    finally:
-        activate(None)
-
-
-class _Copies:
-    """Copies of functions whose names stand for the stand-ins."""
-
-    def __init__(self) -> None:
-        self.made: dict[int, Any] = {}
-        self.names: dict[int, dict[str, Any]] = {}
-
-    def of(self, function: Any) -> Any:
-        """The copy of a function, a partial function, or an object that is called."""
-        if isinstance(function, functools.partial):
-            return functools.partial(self.of(function.func), *function.args, **function.keywords)
-        if inspect.ismethod(function):
-            return functools.partial(self.of(function.__func__), function.__self__)
-        if inspect.isfunction(function):
-            return self._copy(function)
-        call = getattr(type(function), "__call__", None)  # noqa: B004
-        return functools.partial(self._copy(call), function) if inspect.isfunction(call) else function
-
-    def _seen(self, value: Any, name: str, home: dict[str, Any]) -> Any:
-        if type(value) is np.ndarray:
-            return _constant(value)
-        if inspect.isfunction(value) and value.__globals__ is home:
-            return self._copy(value)
-        module = str(getattr(value, "__module__", None) or "")
-        known = getattr(value, "__name__", name)
-        found = _stand_in(value, "numpy" if getattr(np, str(known), None) is value else module, str(known))
-        return value if found is None else found
-
-    def _copy(self, function: types.FunctionType) -> Any:
-        if id(function) in self.made:
-            return self.made[id(function)]
-        home = function.__globals__
-        names = self.names.setdefault(id(home), {**home, "__builtins__": {**vars(builtins), **_PYTHON}})
-        cells = tuple(types.CellType() for _ in function.__closure__ or ())
-        made = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, cells or None)
-        made.__kwdefaults__ = function.__kwdefaults__
-        self.made[id(function)] = made
-        for name in _names_of(function.__code__):
-            if name in home:
-                names[name] = self._seen(home[name], name, home)
-        for cell, original in zip(cells, function.__closure__ or (), strict=True):
-            try:
-                cell.cell_contents = self._seen(original.cell_contents, "", home)
-            except ValueError:  # not filled yet
-                continue
-        return made
-
-
-def _names_of(code: types.CodeType) -> set[str]:
-    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return {*code.co_names, *(n for c in inner for n in _names_of(c))}

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lossforge.frontends import numpy_composites as composites
-from lossforge.frontends.numpy_recorder import Recorder, plain, refuse
+from lossforge.frontends.numpy_recorder import Recorder, Selection, active, plain, refuse
 
 _U = composites.UFUNCS
 _lgamma = functools.partial(composites.special, "gammaln")
@@ -125,9 +126,39 @@ class _Frozen:
         return lambda *at: getattr(self.of, name)(*at, *self.given, **self.named)
 
 
-def distribution(value: Any) -> Distribution | None:
+class _MultivariateNormal:
+    """The normal distribution of vectors."""
+
+    def __call__(self, mean: Any = None, cov: Any = 1, **options: Any) -> Any:
+        """With parameters."""
+        frozen = {n: functools.partial(getattr(self, n), mean=mean, cov=cov) for n in ("logpdf", "pdf", "entropy")}
+        return types.SimpleNamespace(mean=mean, cov=cov, **frozen)
+
+    def logpdf(self, x: Any, mean: Any = None, cov: Any = 1, **options: Any) -> Any:
+        """The logarithm of its density."""
+        cov = np.diag(cov) if np.ndim(cov) == 1 else cov
+        if np.ndim(cov) == 0:
+            size = np.shape(x if mean is None or np.ndim(mean) == 0 else mean)
+            cov = cov * active().eye(size[-1] if size else 1)
+        d = x if mean is None else x - mean
+        d = d[..., None] if np.ndim(d) == 0 or (np.shape(cov)[0] == 1 and np.shape(d)[-1] != 1) else d
+        squares = np.sum(d * (d @ np.linalg.inv(cov)), axis=-1)
+        return -0.5 * (squares + np.linalg.slogdet(cov)[1]) - np.shape(cov)[0] * _HALF_LOG_TAU
+
+    def pdf(self, *given: Any, **named: Any) -> Any:
+        """Its density."""
+        return np.exp(self.logpdf(*given, **named))
+
+    def entropy(self, mean: Any = None, cov: Any = 1) -> Any:
+        """Its entropy."""
+        return 0.5 * np.linalg.slogdet(cov)[1] + np.shape(cov)[0] * (0.5 + _HALF_LOG_TAU)
+
+
+def distribution(value: Any) -> Distribution | _MultivariateNormal | None:
     """The stand-in for a distribution of ``scipy.stats``, if it is known."""
     known = type(value).__module__.startswith("scipy.stats") and not inspect.isclass(value)
+    if known and type(value).__name__ == "multivariate_normal_gen":
+        return _MultivariateNormal()
     return Distribution(value) if known and getattr(value, "name", None) in _DENSITIES else None
 
 
@@ -212,6 +243,42 @@ def _cdist(a: Any, b: Any, metric: str = "euclidean", **options: Any) -> Any:
 def _pdist(x: Any, metric: str = "euclidean", **options: Any) -> Any:
     distances = _cdist(x, x, metric, **options)
     return distances[composites.FUNCTIONS["triu_indices_from"](distances, 1)]
+
+
+def _squareform(X: Any, *options: Any, **named: Any) -> Any:
+    """The matrix of the distances that `_pdist` selected."""
+    mask = X.mask if isinstance(X, Selection) else None
+    if mask is None or np.ndim(mask) != 2 or not np.array_equal(mask.array, np.triu(np.ones(mask.shape, bool), 1)):
+        refuse("scipy.spatial.distance.squareform of anything but distances of pdist")
+    above = X.filled(0.0)
+    return above + np.swapaxes(above, 0, 1)
+
+
+# ------------------------------------------------------------------------------------- matrices
+
+
+def _triangular(a: Any, lower: bool) -> Any:
+    return np.tril(a) if lower else np.triu(a)
+
+
+def _cholesky(a: Any, lower: bool = False, **options: Any) -> Any:
+    factor = np.linalg.cholesky(a)
+    return factor if lower else np.swapaxes(factor, 0, 1)
+
+
+def _solve_triangular(
+    a: Any, b: Any, trans: Any = 0, lower: bool = False, unit_diagonal: bool = False, **options: Any
+) -> Any:
+    if unit_diagonal:
+        refuse("scipy.linalg.solve_triangular with unit_diagonal")
+    t = _triangular(a, lower)
+    return composites.solve(t if trans in (0, "N") else np.swapaxes(t, 0, 1), b)
+
+
+def _cho_solve(c_and_lower: Any, b: Any, **options: Any) -> Any:
+    c, lower = c_and_lower
+    factor = _triangular(c, lower) if lower else np.swapaxes(_triangular(c, lower), 0, 1)
+    return composites.solve(np.swapaxes(factor, 0, 1), composites.solve(factor, b))
 
 
 # ------------------------------------------------------------------------------------- filters
@@ -332,6 +399,12 @@ def _convolved(flips: bool) -> Callable[..., Any]:
 FUNCTIONS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("scipy.special", "logsumexp"): composites.logsumexp, ("scipy.special", "softmax"): composites.softmax,
     ("scipy.special", "log_softmax"): composites.log_softmax, ("scipy.special", "softplus"): _U["softplus"],
+    ("scipy.special", "factorial"): lambda n, exact=False: composites.gamma(n + 1),
+    ("scipy.special", "comb"): lambda N, k, **o: np.where(k > N, 0.0, np.exp(_log_choose(N, np.minimum(k, N)))),
+    ("scipy.linalg", "solve_triangular"): _solve_triangular, ("scipy.linalg", "cholesky"): _cholesky,
+    ("scipy.linalg", "cho_factor"): lambda a, lower=False, **o: (_cholesky(a, lower), lower), ("scipy.linalg", "cho_solve"): _cho_solve,
+    **{("scipy.linalg", name): composites.FUNCTIONS[name] for name in ("inv", "det", "norm")},
+    ("scipy.linalg", "solve"): lambda a, b, **o: composites.solve(a, b), ("scipy.spatial.distance", "squareform"): _squareform,
     ("scipy.stats", "entropy"): _entropy, ("scipy.stats", "zscore"): _zscore,
     ("scipy.stats", "wasserstein_distance"): _wasserstein, ("scipy.stats", "pearsonr"): _pearson,
     **{("scipy.spatial.distance", name): function for name, function in _DISTANCES.items()},
