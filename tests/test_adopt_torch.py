@@ -715,6 +715,58 @@ def smoothed_in_place(logits, labels):
     return loss.sum() / max(loss.nonzero().size(0), 1)
 
 
+def arcface(logits, labels, scale=8.0, margin=0.5):
+    """In place under `no_grad`: the slope is that of what was there before. Rows that are labelled -1 keep their angles."""
+    cosines = logits * 0.9
+    rows = torch.where(labels != -1)[0]
+    angles = cosines[rows, labels[rows]]
+    with torch.no_grad():
+        angles.arccos_()
+        cosines.arccos_()
+        cosines[rows, labels[rows]] = angles + margin
+        cosines.cos_()
+    return F.cross_entropy(cosines * scale, labels.clamp(min=0))
+
+
+def checked_in_words(pred, true):
+    """What an error says is worked out from values, and stands in lines of its own."""
+    error = (pred - true).abs()
+    if not (error.min().item() >= 0 and error.max() < 1e6):
+        raise ValueError(
+            f"the errors of {len(error)} predictions should be no larger than a million, and not below zero, "
+            f"but are from {float(error.min()):.3f} to {float(error.max()):.3f}"
+        )
+    return error.pow(2).mean()
+
+
+def centres(heat, mask, target):
+    """Nothing to find is a zero of another shape; a mean over what was found divides by a Python number."""
+    if mask.sum() == 0:
+        return heat.new_zeros(1)
+    found = mask.bool()
+    return (heat[found] - target[found]).abs().sum() / torch.clamp(mask.sum(), min=1e-4)
+
+
+def pairwise_to_the_last(x):
+    """Labels are the first classes: the matrix has more columns than rows."""
+    apart = x[:, 0].unsqueeze(-1) - x[:, 1].unsqueeze(-1).transpose(0, 2)
+    return F.cross_entropy(-apart.norm(dim=-1), torch.arange(len(x)))
+
+
+def of_categories(scores, labels, mask):
+    """A weighted mean over the categories that are marked; of none, Python divides by zero."""
+    losses, weights = [], []
+    for i in range(2):
+        if mask[:, i].sum() < 0.5:
+            losses.append(torch.tensor(0.0))
+            weights.append(0.0)
+            continue
+        loss = F.binary_cross_entropy_with_logits(scores[:, i], labels[:, i], reduction="none")
+        losses.append((loss * mask[:, i]).sum() / mask[:, i].sum())
+        weights.append(i + 1.0)
+    return sum(loss * (weight / sum(weights)) for loss, weight in zip(losses, weights, strict=True))
+
+
 def unlabelled(logits, labels, ignored=1):
     """One-hot labels that are emptied, for all classes, at the positions of what is ignored."""
     hot = torch.zeros_like(logits).scatter_(1, labels[:, None], 1)
@@ -792,6 +844,12 @@ CASES = {
     "two results with a backward pass": (
         lambda p, t: sum((r * t).mean() for r in Products.apply(p, t)), [real, unit], [NC, NC]),
     "written without gradients": (smoothed_in_place, [real, classes(4)], [NC, N]),
+    "written in place without gradients": (
+        arcface, [lambda rng, s: rng.uniform(-0.9, 0.9, s).astype(np.float32), lambda rng, s: rng.integers(-1, 4, s)], [NC, N]),
+    "a check whose message asks for values": (checked_in_words, [real, real], [NC, NC]),
+    "nothing to find": (centres, [unit, binary, unit], [NC, NC, NC]),
+    "more columns than rows": (pairwise_to_the_last, [real], [[(3, 2, 8), (5, 2, 7)]]),
+    "categories that are marked": (of_categories, [real, binary, binary], [[(6, 2), (9, 2)]] * 3),
     "emptied at positions": (unlabelled, [real, classes(4)], [[(2, 4, 6), (3, 5, 7)], [(2, 6), (3, 7)]]),
     "boxes under a repeated mask": (boxes_of_some, [real, real, binary], [MAPS, MAPS, [(2, 4), (3, 5)]]),
     "a check that sums are near to one": (of_probabilities, [simplex, unit], [NC, NC]),

@@ -23,6 +23,7 @@ from lossforge.ir import (
     iota,
     reduction,
     size,
+    take,
     topological,
     where,
 )
@@ -330,3 +331,14 @@ def test_a_whole_number_may_be_negative():
 def test_a_sign_that_is_not_known_is_not_claimed(name):
     assert not nonpositive(NOT_KNOWN[name], frozenset({G}))
     assert not nonnegative(NOT_KNOWN[name], frozenset({G})) or name == "a product of two"
+
+
+def test_a_take_at_the_positions_along_a_shorter_axis_is_no_renaming(rng):
+    """Of a matrix with more columns than rows, the entries at (i, i), and its first columns."""
+    x = input_("x", ("row", "column"))
+    array = rng.standard_normal((3, 5))
+    for node in (take(x, iota("row"), "column"), take(reduction("sum", x, ("row",)), iota("row"), "column")):
+        (simplified,) = simplify([node])
+        for graph in (node, simplified):
+            (found,) = evaluate([graph], {Port(x, ("row", "column")): array})
+            assert np.array_equal(found, array.diagonal() if node.args[0] is x else array.sum(0)[:3])

@@ -153,6 +153,7 @@ class Bound:
         self.pending: dict[Node, int] = {}
         self._rooms: dict[int, Room] = {}
         self.direct: dict[Node, int] = {}  # what kernels write as the caller wants it, and which output it is
+        self.beside_kernels = False  # whether NumPy reads an input, for which an address will not do
         for place, output in enumerate(self.schedule.outputs):
             self.pending.setdefault(output, place)
         self.frames = self._frames()
@@ -180,7 +181,7 @@ class Bound:
             if port.order and self.direct.get(node) != place:
                 return None
             rooms.append(self._rooms[place] if port.order else None)
-        if any(isinstance(s, Product | Move) for s in self.schedule.steps):
+        if self.beside_kernels or any(isinstance(s, Product | Move) for s in self.schedule.steps):
             return None
         stores = [n for n, p in outputs if p.order]
         results = [n for n, p in outputs if not p.order]
@@ -436,6 +437,7 @@ class Bound:
         results = [Port(n, tuple(sorted(n.axes))) for n in sweep.results]
         nodes = ir.substitute([r.node for r in results], given)
         leaves = [n for n in given if n not in self.constants]
+        self.beside_kernels |= any(n.axes and n.op in ("input", "rename") for n in leaves)
         inputs = tuple(Port(given[n], tuple(sorted(n.axes))) for n in leaves)
         outputs = tuple(Port(n, r.order) for n, r in zip(nodes, results, strict=True))
         backend = numpy_backend()

@@ -201,16 +201,21 @@ def _wrong_axes(name: str, order: Sequence[Axis], value: Node) -> str:
 
 
 def indexed(definition: Definition) -> list[tuple[int, str]]:
-    """Which arguments hold positions along which axes."""
+    """Which arguments hold positions along which axes.
+
+    Of those that are only compared with positions, some hold other numbers as well, which the definition itself looks for.
+    """
     found: dict[tuple[int, str], None] = {}
     positions: dict[Node, int] = {p.node: i for i, p in enumerate(definition.arguments)}
     axes = {a for p in definition.arguments for a in p.order}
-    for node in ir.topological([definition.value]):
+    nodes = ir.topological([definition.value])
+    told = {a for n in nodes if n.op in ir.COMPARISONS and any(b.op == "constant" for b in n.args) for a in n.args}
+    for node in nodes:
         if node.op == "take" and node.args[1] in positions and node.attrs[0] in axes:
             found[positions[node.args[1]], node.attrs[0]] = None
         if node.op == "eq" and {a.op for a in node.args} == {"iota", "input"}:
             position, index = node.args if node.args[0].op == "iota" else node.args[::-1]
-            if index in positions and position.attrs[0] in axes:
+            if index in positions and index not in told and position.attrs[0] in axes:
                 found[positions[index], position.attrs[0]] = None
     return list(found)
 

@@ -19,6 +19,7 @@ from lossforge.ir import (
     constant,
     elementwise,
     intern,
+    original,
     rebuild,
     reduction,
     rename,
@@ -571,12 +572,12 @@ def _take_along_copy(node: Node) -> Node | None:
         old = x.attrs[0]
         if other == old:
             return x.args[0]
-        return take(x.args[0], index, old) if other in x.args[0].axes else rename(x.args[0], old, other)
+        return take(x.args[0], index, old)
     if x.op == "rename" and x.attrs[0] != other and axis in x.args[0].axes and x.attrs[1] != other:
         return rename(take(x.args[0], index, axis), *x.attrs)
     if x.op in ("sum", "max", "min", "logsumexp", "prod") and other not in x.attrs[0]:
         return reduction(x.op, take(x.args[0], index, axis), x.attrs[0])
-    if other not in x.axes:
+    if other not in x.axes and original(axis) == original(other):  # of one size, where another axis may be longer
         return rename(x, axis, other)
     return None
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import itertools
-import re
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import CodeType, TracebackType
 from typing import Any, TypeVar
 
 from lossforge.errors import AdoptionError
@@ -102,7 +102,32 @@ def settle(trace: Callable[[Decisions], T], own: Sequence[str], refusal: str, ch
 
 
 def raised_on_purpose(error: Exception, own: Sequence[str]) -> bool:
-    """Whether an exception comes from a `raise` or an `assert` of the function; `own` is where other files are."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    stranger = not frame.filename.startswith(tuple(own))
-    return stranger and (not frame.line or re.search(r"\b(raise|assert)\b", frame.line) is not None)
+    """Whether an exception comes from a `raise` or an `assert` of the function, or from its message.
+
+    `own` are beginnings of the names of files that are not the function's.
+    """
+    return any(
+        _raises(frame.f_code, entry.tb_lasti)
+        for entry in _entries(error.__traceback__)
+        if not (frame := entry.tb_frame).f_code.co_filename.startswith(tuple(own))
+    )
+
+
+def _entries(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+def _raises(code: CodeType, offset: int) -> bool:
+    """Whether nothing but an exception can come of the instruction at an offset: a `raise` follows in straight line."""
+    for instruction in dis.get_instructions(code):
+        if instruction.offset >= offset:
+            if instruction.opname == "RAISE_VARARGS":
+                return True
+            if instruction.opcode in _JUMPS or instruction.opname.startswith("RETURN"):
+                return False
+    return False
+
+
+_JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))

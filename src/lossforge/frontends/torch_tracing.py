@@ -29,7 +29,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.fx.traceback import set_stack_trace
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lossforge.errors import AdoptionError
 from lossforge.frontends.sources import folder, is_of
@@ -114,6 +114,8 @@ class Watch(TorchFunctionMode):
         """The last array that was asked for its numbers, if it depends on no argument."""
         self.selected: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         """Of selections, by what they are: the array, the mask, and the result."""
+        self.within: dict[int, torch.Tensor] = {}
+        """What was made under `torch.no_grad()`, by what it is."""
         self.with_gradients = torch.is_grad_enabled()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -135,8 +137,11 @@ class Watch(TorchFunctionMode):
                 return func(self.known, *args[1:], **(kwargs or {}))
         held = self.with_gradients and not torch.is_grad_enabled()
         writes = _writes(func)
-        if held and writes:  # what is written has no share in the gradient
+        before: torch.Tensor | None = None
+        if held and writes:  # what is written has no share in the gradient, which is that of what was there before
             args = (*args[:1], *tree_map_only(torch.Tensor, _held, tuple(args[1:])))
+            if args[0].dtype.is_floating_point and id(args[0]) not in self.within:
+                before = args[0].clone()
         asked, func = func, _OTHERWISE.get(func, func)
         if func is torch.Tensor.__iter__ and any(e.selects and e.answer == len(args[0]) for e in self.events):
             raise AdoptionError(
@@ -149,6 +154,8 @@ class Watch(TorchFunctionMode):
         if func in _EXTREMES and len(args) == 1 and not kwargs and args[0].numel() == 0:
             raise RuntimeError("the largest of no entries")  # as PyTorch does, but while it traces
         result = func(*args, **(kwargs or {}))
+        if before is not None:
+            args[0].copy_(torch.ops.lossforge.stop_gradient(args[0] - before) + before)
         if asked in _SELECTIONS and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.bool:
             self.selected[id(result)] = args[0], args[1], result
         elif func in _COPIES and id(args[0]) in self.selected:
@@ -159,7 +166,10 @@ class Watch(TorchFunctionMode):
             counts = args[0].shape
             for event in self.events:
                 event.asked |= event.selects and event.answer == event.usual and event.answer in counts
-        return tree_map_only(torch.Tensor, _held, result) if held and not writes else result
+        if held and not writes:
+            result = tree_map_only(torch.Tensor, _held, result)
+            self.within |= {id(r): r for r in tree_leaves(result) if isinstance(r, torch.Tensor)}
+        return result
 
     def _told(self, value: torch.Tensor, key: Any, usual: Answer) -> Any:
         """The answer to a question, which is noted."""

@@ -138,7 +138,7 @@ class Ways:
         except AdoptionError:
             raise
         except Exception as error:
-            if event.selects or raised_on_purpose(error, _OWN):
+            if event.selects or isinstance(error, ZeroDivisionError) or raised_on_purpose(error, _OWN):
                 return None
             raise AdoptionError(f"{event.where}: {_DECIDES} ({type(error).__name__} on one of them)") from None
 

@@ -28,8 +28,9 @@ def choice(
     the usual recording itself where both do the same, or where the other works with arrays of no entries.
 
     Raises:
-        Unlike: the results of both ways have different shapes.
+        Unlike: the results of both ways have different shapes, other than that of one entry.
     """
+    other = _of_one_entry(other, usual)
     numbers: dict[Any, int] = {}
     mine, theirs = Numbered(usual, numbers, count), Numbered(other, numbers, count if few == 0 else few)
     path: list[tuple[Step, int]] = []
@@ -90,6 +91,19 @@ def choice(
         steps.append(replace(s, args=(*s.args[:i], Ref(fresh - 1), *s.args[i + 1 :]), outputs=(fresh,)))
         fresh += 1
     return replace(usual, steps=tuple(steps), result=Ref(fresh - 1))
+
+
+def _of_one_entry(other: Recording, usual: Recording) -> Recording:
+    """Another way whose one number is in an array like that of the usual one: ``new_zeros(1)`` for a sum."""
+    shapes = [
+        next((s.shapes[s.outputs.index(way.result.index)][0] for s in way.steps if way.result.index in s.outputs), None)
+        for way in (other, usual)
+    ]
+    if None in shapes or shapes[0] == shapes[1] or any(n != 1 for shape in shapes for n in shape or ()):
+        return other
+    fresh = 1 + max(o for s in other.steps for o in s.outputs)
+    view = Step("view.default", (other.result, shapes[1]), {}, (fresh,), ((shapes[1],),), other.steps[-1].where)
+    return replace(other, steps=(*other.steps, view), result=Ref(fresh))
 
 
 def _enlarged(step: Step, few: int, count: int) -> Step:
