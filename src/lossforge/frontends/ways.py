@@ -96,10 +96,12 @@ def choice(
 def _of_one_entry(other: Recording, usual: Recording) -> Recording:
     """Another way whose one number is in an array like that of the usual one: ``new_zeros(1)`` for a sum."""
     shapes = [
-        next((s.shapes[s.outputs.index(way.result.index)][0] for s in way.steps if way.result.index in s.outputs), None)
+        s.shapes[s.outputs.index(way.result.index)][0]
         for way in (other, usual)
+        for s in way.steps
+        if way.result.index in s.outputs
     ]
-    if None in shapes or shapes[0] == shapes[1] or any(n != 1 for shape in shapes for n in shape or ()):
+    if len(shapes) < 2 or shapes[0] == shapes[1] or any(n != 1 for shape in shapes for n in shape):
         return other
     fresh = 1 + max(o for s in other.steps for o in s.outputs)
     view = Step("view.default", (other.result, shapes[1]), {}, (fresh,), ((shapes[1],),), other.steps[-1].where)
