@@ -1382,3 +1382,15 @@ def test_a_number_that_shapes_the_graph_may_change_from_call_to_call():
     loss = lf.adopt(iterated, pred.detach(), target)
     for steps in (2, 2, 5, 5, 2.0, 5, 3):  # calls of a known form among them
         torch.testing.assert_close(loss(pred, target, steps=steps), iterated(pred, target, steps=steps))
+
+
+def test_an_axis_that_is_too_short_for_its_parts_is_refused():
+    def steps(signal):
+        return (signal[:, 1:] - signal[:, :-1]).abs().sum()
+
+    loss = lf.adopt(steps, torch.ones(4, 5))
+    assert loss(torch.ones(4, 1, requires_grad=True)).item() == 0
+    with pytest.raises(
+        lf.errors.ShapeError, match=r"'.*' has size 0, but this loss takes parts of it that leave out 1 entries"
+    ):
+        loss(torch.ones(4, 0, requires_grad=True))

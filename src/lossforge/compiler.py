@@ -7,6 +7,7 @@ gradient, a vector-Jacobian product, a second derivative. All are made once and 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from lossforge.errors import AxisError, DefinitionError, ShapeError, SignatureEr
 from lossforge.frontends.language import NeedsIndex, Traced
 from lossforge.frontends.signature import Signature
 from lossforge.gradient import HandWritten, diagonal_of_hessian, gated_total, jvp, plus, require_gradient, times, vjp
+from lossforge.interpreter import derive_lengths
 from lossforge.ir import Axis, Kind, Node, Port, Program, constant, input_, where
 from lossforge.simplify import exponents, simplify
 from lossforge.stabilize import Applied, stabilize
@@ -549,11 +551,13 @@ def new_axis(program: Program) -> Axis:
 
 
 def require_sizes(plan: Plan, sizes: Mapping[Axis, tuple[int | None, ...]]) -> None:
-    """Refuse a mean over nothing, another size of an axis that has one only, and two sizes of axes that share one.
+    """Refuse a mean over nothing, and sizes that the definition does not hold for.
 
     Raises:
-        ShapeError: an axis of the loss is empty, and the reduction is a mean; or a size that the definition forbids.
+        ShapeError: an axis of the loss is empty, and the reduction is a mean; an axis has another size than the only one
+            that is allowed, or than the axis that it is as long as; or a part of an axis is longer than that.
     """
+    _require_parts(plan.definition, sizes)
     for axis, size in plan.definition.fixed:
         if axis in sizes and sizes[axis] not in ((size,), (None,)):
             raise ShapeError(
@@ -573,6 +577,22 @@ def require_sizes(plan: Plan, sizes: Mapping[Axis, tuple[int | None, ...]]) -> N
             raise ShapeError(
                 f"{plan.definition.name}: axis {axis!r} is empty (size {sizes[axis] if axis[0] == '*' else 0}), and "
                 f'the mean of nothing is undefined; skip empty batches, or use reduction="sum"'
+            )
+
+
+def _require_parts(definition: Definition, sizes: Mapping[Axis, tuple[int | None, ...]]) -> None:
+    """Refuse an axis that is shorter than what a window leaves out of it."""
+    nodes = ir.topological([definition.value])
+    windows = [n for n in nodes if n.op == "window"]
+    if not windows or any(None in shape for shape in sizes.values()):
+        return
+    lengths = {axis: math.prod(n for n in shape if n is not None) for axis, shape in sizes.items()}
+    derive_lengths(nodes, lengths)
+    for axis, part, *_ in (n.attrs for n in windows):
+        if lengths.get(part, 0) < 0:
+            raise ShapeError(
+                f"{definition.name}: axis {axis!r} has size {lengths[axis]}, but this loss takes parts of it that leave out "
+                f"{lengths[axis] - lengths[part]} entries; give it more"
             )
 
 
