@@ -767,6 +767,13 @@ def of_categories(scores, labels, mask):
     return sum(loss * (weight / sum(weights)) for loss, weight in zip(losses, weights, strict=True))
 
 
+def every_third(similarities):
+    """Rows by a mask that is filled in without regard to values, but like an array of them."""
+    chosen = torch.zeros_like(similarities[:, 0])
+    chosen[torch.arange(2) * 3] = 1
+    return similarities.logsumexp(1).masked_select(chosen.to(torch.bool)).mean()
+
+
 def unlabelled(logits, labels, ignored=1):
     """One-hot labels that are emptied, for all classes, at the positions of what is ignored."""
     hot = torch.zeros_like(logits).scatter_(1, labels[:, None], 1)
@@ -847,6 +854,7 @@ CASES = {
     "written in place without gradients": (
         arcface, [lambda rng, s: rng.uniform(-0.9, 0.9, s).astype(np.float32), lambda rng, s: rng.integers(-1, 4, s)], [NC, N]),
     "a check whose message asks for values": (checked_in_words, [real, real], [NC, NC]),
+    "rows by a mask that is filled in": (every_third, [real], [NC]),
     "nothing to find": (centres, [unit, binary, unit], [NC, NC, NC]),
     "more columns than rows": (pairwise_to_the_last, [real], [[(3, 2, 8), (5, 2, 7)]]),
     "categories that are marked": (of_categories, [real, binary, binary], [[(6, 2), (9, 2)]] * 3),
@@ -995,7 +1003,7 @@ CASES = {
         lambda p, t: 1 - F.cosine_similarity(torch.cross(p[:, 0], p[:, 1], dim=1), torch.linalg.cross(t, p[:, 1]), dim=1).mean(),
         [real, real], [[(6, 2, 3), (9, 2, 3)], [(6, 3), (9, 3)]]),
     "pooled to the other's size": (
-        lambda p, t: (F.adaptive_avg_pool2d(p, t.shape[2:]) - t).pow(2).mean(), [real, real],
+        lambda p, t: ((F.adaptive_avg_pool2d(p, t.shape[2:]) - t).pow(2) * F.adaptive_max_pool2d(p, t.shape[2:])).mean(), [real, real],
         [[(2, 3, 8, 8), (3, 2, 6, 9)], [(2, 3, 4, 4), (3, 2, 3, 5)]]),
     "patches of a square image": (
         masked_patches, [real, unit, binary],

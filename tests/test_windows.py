@@ -154,13 +154,17 @@ def test_interpolation_to_any_size(size, aligned):
 
 
 @pytest.mark.parametrize("size", [(3, 2), (7, 12)])
-def test_adaptive_average(size):
+@pytest.mark.parametrize(
+    ("adaptive", "original"),
+    [(windows.adaptive_average, F.adaptive_avg_pool2d), (windows.adaptive_maximum, F.adaptive_max_pool2d)],
+)
+def test_adaptive_pooling(size, adaptive, original):
     def build(imp, x):
-        for dim, n in zip((2, 3), size, strict=True):
-            x = windows.adaptive_average(imp, x, dim, (n,) * imp.count)
+        for dim, n in zip((3, 2), size[::-1], strict=True):
+            x = adaptive(imp, x, dim, (n,) * imp.count)
         return x
 
-    compare(build, lambda x: F.adaptive_avg_pool2d(x, size), *([(2, 3, *s[1])] for s in (SPACES, SECOND, THIRD)))
+    compare(build, lambda x: original(x, size), *([(2, 3, *s[1])] for s in (SPACES, SECOND, THIRD)))
 
 
 def test_patches():

@@ -680,8 +680,8 @@ def _known(node: torch.fx.Node, root: Any) -> torch.Tensor | None:
             raise LookupError
         if n not in done:
             if str(n.target) in _FILLED:
-                value = _FILLED[str(n.target)]
-                done[n] = torch.full(n.meta["val"].shape, n.args[-1] if value is None else value)
+                value, made = _FILLED[str(n.target)], n.meta["val"]
+                done[n] = torch.full(made.shape, n.args[-1] if value is None else value, dtype=made.dtype)
             elif n.op == "get_attr":
                 done[n] = getattr(root, str(n.target))
             else:

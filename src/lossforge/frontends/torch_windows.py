@@ -90,6 +90,17 @@ def _adaptive_average(count: int) -> Rule:
     return rule
 
 
+def _adaptive_maximum(count: int) -> Rule:
+    def rule(imp: Importer, step: Step, x: Any, size: Any) -> tuple[Tensor, None]:
+        t = imp.tensor(x)
+        for dim in reversed(range(t.rank - count, t.rank)):
+            if imp.extents(t.dims[dim]) != (counts := tuple(s[dim] for s in step.shapes[0])):
+                t = windows.adaptive_maximum(imp, t, dim, counts)
+        return t, None
+
+    return rule
+
+
 def _constant_pad(imp: Importer, step: Step, x: Any, pads: Any, value: Any = 0.0) -> Tensor | Padded:
     if any(isinstance(p, Varying) for p in pads) and value == 0:
         widest = [max(p.values) if isinstance(p, Varying) else p for p in pads]
@@ -163,6 +174,7 @@ WINDOWS: Mapping[str, Rule] = {
     **{f"avg_pool{n}d.default": _average_pool(n) for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices.default": _maximum_pool(n) for n in (2, 3)},
     **{f"{op}_avg_pool{n}d.default": _adaptive_average(n) for op in ("adaptive", "_adaptive") for n in (1, 2, 3)},
+    **{f"adaptive_max_pool{n}d.default": _adaptive_maximum(n) for n in (2, 3)},
     "constant_pad_nd.default": _constant_pad,
     **{f"{name}_pad{n}d.default": _edge_pad(mode) for name, mode in (("reflection", "reflect"), ("replication", "replicate"))
        for n in (1, 2, 3)},

@@ -22,7 +22,7 @@ from lossforge.frontends.positional import LARGEST_TABLE, Dim, Importer, Refused
 from lossforge.frontends.positional.nodes import relabel
 from lossforge.frontends.recording import Varying
 from lossforge.interpreter import evaluate
-from lossforge.ir import Kind, Node, Stencil
+from lossforge.ir import Axis, Kind, Node, Stencil
 
 Pads = Sequence[tuple[int, int]]
 
@@ -393,6 +393,18 @@ def weighted(
 
     `weights` is a formula of the new position, the old one, and both sizes, so that this is a product with a matrix.
     """
+
+    def entry(node: Node, axis: Axis, *places: Node) -> Node:
+        return ir.reduction("sum", node * weights(*places), {axis})
+
+    return _resampled(imp, x, dim, counts, entry)
+
+
+def _resampled(imp: Importer, x: Any, dim: int, counts: Sequence[int], entry: Callable[..., Node]) -> Tensor:
+    """`counts` entries in place of those along a dimension.
+
+    `entry` is a formula of all entries, their axis, the new position, the old one, and both sizes.
+    """
     t = imp.tensor(x)
     if all(a.startswith("#") or a not in t.node.axes for a in t.dims[dim]):  # the same wherever it is taken
         line: Dim = () if set(counts) == {1} else (imp.ghost(counts),)
@@ -405,8 +417,7 @@ def weighted(
         new = imp.unused(line[0], {a for d in t.dims for a in d} | t.node.axes)
         places, line = relabel(places, {line[0]: new}), (new,)
     at, old = (ir.as_kind(n, Kind.FLOAT) for n in (places, ir.iota(axis)))
-    size, count = imp.size(axis), imp.length(line)
-    node = ir.reduction("sum", ir.as_kind(t.node, Kind.FLOAT) * weights(at, old, size, count), {axis})
+    node = entry(ir.as_kind(t.node, Kind.FLOAT), axis, at, old, imp.size(axis), imp.length(line))
     return Tensor(node, (*t.dims[:dim], line, *t.dims[dim + 1 :]))
 
 
@@ -449,13 +460,28 @@ def interpolate(
 def adaptive_average(imp: Importer, x: Any, dim: int, counts: Sequence[int]) -> Tensor:
     """Means over `counts` windows that cover a dimension as evenly as whole entries allow."""
 
-    def window(at: Node, old: Node, size: Node, count: Node) -> Node:
-        first = ir.elementwise("floor", at * size / count)
-        end = ir.elementwise("ceil", (at + 1.0) * size / count)
-        inside = ir.elementwise("and", ir.elementwise("ge", old, first), ir.elementwise("lt", old, end))
+    def window(*places: Node) -> Node:
+        first, end, inside = _even_window(*places)
         return ir.as_kind(inside, Kind.FLOAT) / (end - first)
 
     return weighted(imp, x, dim, counts, window)
+
+
+def adaptive_maximum(imp: Importer, x: Any, dim: int, counts: Sequence[int]) -> Tensor:
+    """The largest entry of each of such windows; of equal ones the first has the gradient."""
+
+    def entry(node: Node, axis: Axis, *places: Node) -> Node:
+        node = ir.where(_even_window(*places)[2], node, -math.inf)
+        return ir.take(node, ir.reduction("argmax", node, {axis}), axis)
+
+    return _resampled(imp, x, dim, counts, entry)
+
+
+def _even_window(at: Node, old: Node, size: Node, count: Node) -> tuple[Node, Node, Node]:
+    """Where the window of a new position begins and ends, and whether an old one lies within."""
+    first = ir.elementwise("floor", at * size / count)
+    end = ir.elementwise("ceil", (at + 1.0) * size / count)
+    return first, end, ir.elementwise("and", ir.elementwise("ge", old, first), ir.elementwise("lt", old, end))
 
 
 def enlarge(imp: Importer, x: Any, dim: int, factor: int, *, linear: bool = False) -> Tensor:
