@@ -466,7 +466,7 @@ class _Emitter:
         if list(order) != ordered:
             if any(a.startswith("*") for a in order):
                 text = self.backend.reshape(text, self._shape(order, split=False))
-            text = self.backend.transpose(text, [list(order).index(a) for a in ordered])
+            text = self._transposed(text, [list(order).index(a) for a in ordered])
         if len(ordered) == self.rank and not any(a.startswith("*") for a in order):
             return text
         return self.backend.reshape(text, self._full(order))
@@ -492,10 +492,14 @@ class _Emitter:
         if list(port.order) != ordered:
             if len(ordered) < self.rank:
                 text = self.backend.reshape(text, self._shape(ordered, split=False))
-            text = self.backend.transpose(text, [ordered.index(a) for a in port.order])
+            text = self._transposed(text, [ordered.index(a) for a in port.order])
         elif len(ordered) == self.rank and not any(a.startswith("*") for a in port.order):
             return text
         return self.backend.reshape(text, self._shape(port.order, split=True))
+
+    def _transposed(self, text: str, order: Sequence[int]) -> str:
+        """The array with its dimensions in an order, which may be the one that they have."""
+        return text if list(order) == sorted(order) else self.backend.transpose(text, order)
 
     def _paren(self, text: str, level: int, needed: int = _ATOM) -> str:
         return text if level >= needed else f"({text})"
@@ -634,8 +638,8 @@ class _Emitter:
         """An operation on matrices, which are moved to the end, and back."""
         at = [self._place(a) for a in node.attrs[0]]
         order = [*(i for i in range(self.rank) if i not in at), *at]
-        text = self.backend.transpose(self._operand(node.args[0]), order)
-        return self.backend.transpose(self.backend.matrix(node.op, text), [order.index(i) for i in range(self.rank)])
+        text = self._transposed(self._operand(node.args[0]), order)
+        return self._transposed(self.backend.matrix(node.op, text), [order.index(i) for i in range(self.rank)])
 
     def _table(self, node: Node) -> str:
         order, shape, values = node.attrs
@@ -643,7 +647,7 @@ class _Emitter:
         ordered = sorted(order, key=self._place)
         text = self.backend.reshape(text, f"({', '.join(map(str, shape))},)")
         if list(order) != ordered:
-            text = self.backend.transpose(text, [order.index(a) for a in ordered])
+            text = self._transposed(text, [order.index(a) for a in ordered])
         return self.backend.reshape(text, self._full(order))
 
     def _structural(self, node: Node) -> str:
@@ -668,11 +672,11 @@ class _Emitter:
             cut = [bool(p) and p[0][1] > 0 for p in (start, trim)]
             if any(cut):
                 first = self._extent(start) if cut[0] else "0"
-                text = b.cut(text, at, first, f"{size} - ({self._extent(trim)})" if cut[1] else size)
+                text = b.cut(text, at, first, f"{size} - {_tight(self._extent(trim))}" if cut[1] else size)
             if (start and not cut[0]) or (trim and not cut[1]):
                 ends = ["0" if c or not p else self._extent(p) for p, c in zip((start, trim), cut, strict=True)]
                 text = b.pad(text, at, ends[0], ends[1], rank)
-            return text if old == new else b.swap(text, at, self._place(new), rank)
+            return text if at == self._place(new) else b.swap(text, at, self._place(new), rank)
         # Several axes and one: moved to the end, reshaped, moved back.
         axes, one = node.attrs if node.op == "join" else node.attrs[::-1]
         many, single = [self._place(a) for a in axes], self._place(one)
@@ -683,14 +687,14 @@ class _Emitter:
         if node.op == "join":
             if missing := [a for a in axes if a not in node.args[0].axes]:
                 text = b.broadcast(text, self._full(node.args[0].axes | set(missing)))
-            text = b.transpose(text, [*rest, single, *many])
+            text = self._transposed(text, [*rest, single, *many])
             shape = [*others, self._size_of(one), *("1" for _ in many)]
         else:
-            text = b.transpose(text, [*rest, single, *many])
+            text = self._transposed(text, [*rest, single, *many])
             shape = [*others, "1", *sizes]
         text = b.reshape(text, f"({', '.join(shape)},)")
         places = [*rest, single, *many]
-        return b.transpose(text, [places.index(i) for i in range(rank)])
+        return self._transposed(text, [places.index(i) for i in range(rank)])
 
     def _operand(self, node: Node) -> str:
         text, level, number = self.expr[node]
@@ -817,6 +821,11 @@ def called_helpers(helpers: Mapping[str, str], text: str) -> tuple[str, ...]:
                 found[name] = None
                 pending.append(helpers[name])
     return tuple(found)
+
+
+def _tight(text: str) -> str:
+    """In parentheses, unless it is a name or a number."""
+    return text if text.isidentifier() or text.isdecimal() else f"({text})"
 
 
 def assemble(backend: Backend, functions: Sequence[Text], title: str = "") -> str:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from lossforge import ir
 from lossforge.codegen.blocks import Block, Scope
-from lossforge.codegen.emitter import _INFIX
+from lossforge.codegen.emitter import _INFIX, _tight
 from lossforge.errors import UnsupportedError
 from lossforge.frontends.signature import python_name
 from lossforge.ir import REDUCTIONS, Axes, Axis, Kind, Node
@@ -1053,7 +1053,3 @@ def _axes_of_operands(reductions: Iterable[Node]) -> Axes:
 
 def _times(position: str, stride: str) -> str:
     return stride if position == "1" else f"{_tight(position)} * {stride}"
-
-
-def _tight(text: str) -> str:
-    return text if text.isidentifier() or text.isdecimal() else f"({text})"
