@@ -27,6 +27,8 @@ from adoption import (
 from lossforge.ir import topological
 
 torch = pytest.importorskip("torch")
+from torch_cases import boundary  # noqa: E402
+
 F, nn = torch.nn.functional, torch.nn
 
 
@@ -855,6 +857,7 @@ CASES = {
         arcface, [lambda rng, s: rng.uniform(-0.9, 0.9, s).astype(np.float32), lambda rng, s: rng.integers(-1, 4, s)], [NC, N]),
     "a check whose message asks for values": (checked_in_words, [real, real], [NC, NC]),
     "rows by a mask that is filled in": (every_third, [real], [NC]),
+    "assertions about values": (boundary, [simplex, real], [NC, NC]),
     "nothing to find": (centres, [unit, binary, unit], [NC, NC, NC]),
     "more columns than rows": (pairwise_to_the_last, [real], [[(3, 2, 8), (5, 2, 7)]]),
     "categories that are marked": (of_categories, [real, binary, binary], [[(6, 2), (9, 2)]] * 3),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from types import CodeType, TracebackType
 from typing import Any, TypeVar
 
@@ -127,6 +128,19 @@ def _raises(code: CodeType, offset: int) -> bool:
                 return True
             if instruction.opcode in _JUMPS or instruction.opname.startswith("RETURN"):
                 return False
+    return False
+
+
+@lru_cache(4096)
+def asserted(code: CodeType, offset: int) -> bool:
+    """Whether the instruction at an offset works out the condition of an `assert`, of which nothing else comes."""
+    after = itertools.dropwhile(lambda i: i.offset < offset, dis.get_instructions(code))
+    for instruction, following in itertools.pairwise(after):
+        if instruction.opcode in _JUMPS:
+            to = next((i for i in dis.get_instructions(code) if i.offset == instruction.argval), None)
+            return "LOAD_ASSERTION_ERROR" in (following.opname, "" if to is None else to.opname)
+        if instruction.opname.startswith(("RETURN", "RAISE", "STORE", "POP_TOP")):
+            return False
     return False
 
 

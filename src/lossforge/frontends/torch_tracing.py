@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lossforge.errors import AdoptionError
+from lossforge.frontends.decisions import asserted
 from lossforge.frontends.sources import folder, is_of
 
 _LIBRARY: Any = torch.library.Library("lossforge", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -77,6 +78,8 @@ class Event:
     where: str = ""
     """The line of the user's source."""
     site: Site = ()
+    asserted: bool = False
+    """Whether it is a part of the condition of an `assert`."""
 
     @property
     def selects(self) -> bool:
@@ -180,7 +183,7 @@ class Watch(TorchFunctionMode):
         if site in self.checks and isinstance(usual, bool):
             usual = not usual
         answer = self.answers.get(key, usual)
-        self.events.append(Event(value, key, usual, answer, where=where, site=site))
+        self.events.append(Event(value, key, usual, answer, where=where, site=site, asserted=_in_assertion(frame)))
         return answer
 
     def decide(self, condition: torch.Tensor) -> Any:
@@ -274,6 +277,15 @@ def _site(frame: Any) -> Site:
             found.append((frame.f_code.co_filename, frame.f_lasti))
         frame = frame.f_back
     return tuple(found)
+
+
+def _in_assertion(frame: Any) -> bool:
+    """Whether the function is at the condition of an `assert`, there or in what it was called by."""
+    while frame is not None and frame.f_code.co_filename != _TRACER:
+        if not is_of(frame.f_code.co_filename, OWN) and asserted(frame.f_code, frame.f_lasti):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def line_of_user() -> str:

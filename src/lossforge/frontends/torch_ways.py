@@ -114,7 +114,9 @@ class Ways:
         refs: dict[Any, Ref] = {}
         for event, ref in zip(events, about, strict=True):
             refs.setdefault(event.key, ref)
-        first = {e.key: e for e in reversed(events) if e.key not in answers and e.site not in self.checks}
+        first = {
+            e.key: e for e in reversed(events) if e.key not in answers and e.site not in self.checks and not e.asserted
+        }
         open_ = sorted(first.values(), key=events.index)
         self._note_idle(answers, usual, [e for e in open_ if e.selects and not e.asked])
         open_ = [e for e in open_ if self._question(answers, e) not in self.idle]
