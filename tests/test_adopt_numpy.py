@@ -285,6 +285,54 @@ def hampel(pred, true, a=0.5, b=1.0):
     return result.sum()
 
 
+def multiclass_svm_by_loops(w, x, y, reg=0.1):
+    """As the notes of Stanford's CS231n write it."""
+    loss = 0.0
+    for i in range(x.shape[0]):
+        scores = x[i].dot(w)
+        correct = scores[y[i]]
+        for j in range(w.shape[1]):
+            if j == y[i]:
+                continue
+            margin = scores[j] - correct + 1
+            if margin > 0:
+                loss += margin
+    return loss / x.shape[0] + reg * np.sum(w * w)
+
+
+def interval_score(low, high, true, alpha=0.2):
+    scores = [
+        b - a + 2 / alpha * (a - t) if t < a else b - a + 2 / alpha * (t - b) if not t <= b else b - a
+        for a, b, t in zip(low, high, true, strict=True)
+    ]
+    return np.mean(scores)
+
+
+def cox_by_events(risk, time, event):
+    total, events = 0.0, 0
+    for i in range(len(risk)):
+        if event[i] == 1 and time[i] > 0.5:
+            at_risk = np.exp(risk) * (time >= time[i])
+            total = total + risk[i] - np.log(np.sum(at_risk))
+            events += 1
+    return -total / (events + 1)
+
+
+def weighted_by_cases(pred, true):
+    error = 0.0
+    for i in range(len(pred)):
+        if 0 < pred[i] <= 1:
+            weight, bonus = 0.5, 1.0
+            error = error + (pred[i] - true[i]) ** 2
+        elif pred[i] > 1 or not true[i] > 0:
+            weight = 0.1
+            bonus = 2.0 if true[i] < 0.5 else 3.0
+        else:
+            weight = bonus = 1.0
+        error += weight * bonus * np.abs(pred[i] - true[i])
+    return error
+
+
 def flat_kullback_leibler(q, p):
     known = p.flatten() > 0
     return np.sum(p.flatten()[known] * np.log(p.flatten()[known] / q.flatten()[known]))
@@ -385,6 +433,14 @@ CASES = {
     "ensemble": (ensemble_score, [real, real], [NC, N]),
     "temporal difference": (temporal_difference, [real, real], [[(9,), (12,)], [(8,), (11,)]]),
     "math": (lambda p, t: math.sqrt(np.mean((p - t) ** 2)) + math.log1p(p[0] ** 2), [real, real], [N, N]),
+    "svm by loops": (
+        multiclass_svm_by_loops,
+        [real, real, classes(3)],
+        [[(5, 3), (4, 4)], [(7, 5), (6, 4)], [(7,), (6,)]],
+    ),
+    "interval score": (interval_score, [real, positive, real], [N, N, N]),
+    "cox by events": (cox_by_events, [real, positive, binary], [N, N, N]),
+    "weighted by cases": (weighted_by_cases, [real, real], [[(5,), (4,)]] * 2),
     "method of an object": (Score().loss, [simplex, classes(4)], [[(8, 4), (11, 4)], N]),
     "object made by the loss": (of_a_new_object, [simplex, classes(4)], [[(8, 4), (11, 4)], N]),
     "energy score": (energy_score, [real, real], [NC, [(4,), (5,)]]),

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from lossforge.frontends.numpy_branches import HELPERS, branched
 from lossforge.frontends.numpy_recorder import Tape, activate
 from lossforge.frontends.numpy_standins import PYTHON, constant, stand_in
 
@@ -56,7 +57,7 @@ class _Names(dict[str, Any]):
     """The names of a module, as its copies see them."""
 
     def __init__(self, copies: _Copies, home: dict[str, Any]) -> None:
-        super().__init__(__builtins__={**vars(builtins), **PYTHON, "__import__": copies.imported})
+        super().__init__(__builtins__={**vars(builtins), **PYTHON, **HELPERS, "__import__": copies.imported})
         self.copies, self.home = copies, home
 
     def __missing__(self, name: str) -> Any:
@@ -144,8 +145,10 @@ class _Copies:
         if id(function) in self.made or isinstance(home, _Names):
             return self.made.get(id(function), (function, function))[1]
         names = self.names.setdefault(id(home), _Names(self, home))
-        cells = tuple(types.CellType() for _ in function.__closure__ or ())
-        made = types.FunctionType(function.__code__, names, function.__name__, None, cells or None)
+        code = branched(function.__code__)
+        outside = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        cells = tuple(types.CellType() for _ in code.co_freevars)
+        made = types.FunctionType(code, names, function.__name__, None, cells or None)
         self.made[id(function)] = function, made
         made.__dict__.update(function.__dict__)
         made.__defaults__ = self.seen(function.__defaults__)
@@ -153,9 +156,9 @@ class _Copies:
         for name in _names_of_classes(function.__code__):
             if name in home and name not in names:
                 names[name] = self.seen(home[name], name)
-        for cell, original in zip(cells, function.__closure__ or (), strict=True):
+        for cell, name in zip(cells, code.co_freevars, strict=True):
             try:
-                cell.cell_contents = self.seen(original.cell_contents)
+                cell.cell_contents = self.seen(outside[name].cell_contents)
             except ValueError:  # not filled yet
                 continue
         return made

@@ -268,6 +268,10 @@ class Recorder(NDArrayOperatorsMixin):
             refuse(f"an array of shape {self.shape} is written to in place with one of shape {new.shape}")
         if new.dtype.kind != self.dtype.kind:
             new = new.astype(self.dtype)
+        self.become(new)
+
+    def become(self, new: Recorder) -> None:
+        """Hold what another holds."""
         self.array, self.ref, self.constant = new.array.copy(), new.ref, new.constant
         self.counting = self.identity = False
 
