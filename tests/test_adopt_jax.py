@@ -239,6 +239,12 @@ CASES = {
     "pairwise by vmap": (pairwise, [real, real], [NC, [(4, 4), (7, 5)]]),
     "chosen by value": (chosen_by_value, [real, real], [NC, NC]),
     "rounded straight through": (lambda p, t: ((rounded(3 * p) - t) ** 2).mean(), [real, real], [NC, NC]),
+    "nuclear norm": (lambda p: jnp.linalg.norm(p, "nuc"), [real], [NC]),
+    "entropy of eigenvalues": (
+        lambda p: jnp.log(jnp.linalg.eigvalsh(p.T @ p + jnp.eye(p.shape[1]))).sum(),
+        [real],
+        [NC],
+    ),
     "reversed gradient": (lambda p, t: ((reversed_gradient(p) - t) ** 2).mean(), [real, real], [NC, NC]),
     "discounted": (discounted, [real, real], [NC, NC]),
     "advantages": (advantages, [real, real, binary], [[(7,), (10,)], N, N]),
@@ -321,7 +327,7 @@ REFUSED = {
     "a loop on values": (until_large, "while.*number of rounds depends on values"),
     "random numbers": (lambda p: (p * jax.random.uniform(jax.random.key(0), p.shape)).sum(), "random numbers"),
     "a rule that clips": (lambda p: clipped_gradient(p).sum(), "not linear in the gradient"),
-    "a decomposition": (lambda p: jnp.linalg.svd(p, compute_uv=False).sum(), "svd"),
+    "a decomposition": (lambda p: jnp.linalg.qr(p)[0].sum(), "qr"),
 }
 
 

@@ -197,6 +197,12 @@ CASES = {
         [real, real],
         [NC, NC],
     ),
+    "nuclear norm": (lambda y, p: tf.reduce_sum(tf.linalg.svd(y - p, compute_uv=False)), [real, real], [NC, NC]),
+    "turned to its axes": (
+        lambda y, p: tf.reduce_mean(tf.abs(p @ tf.linalg.eigh(tf.transpose(y) @ y)[1])),
+        [real, real],
+        [NC, NC],
+    ),
     "volume": (lambda y, p: tf.linalg.logdet(tf.transpose(p) @ p + tf.eye(tf.shape(p)[1])), [real, real], [NC, NC]),
     "regressed": (
         lambda y, p: tf.reduce_mean(
@@ -396,7 +402,10 @@ REFUSED = {
         lambda y_true, y_pred: tf.while_loop(lambda s: tf.reduce_sum(s) < 9.0, lambda s: (s * 2.0,), (y_pred**2,))[0],
         "While.*number of turns",
     ),
-    "singular values": (lambda y_true, y_pred: tf.reduce_sum(tf.linalg.svd(y_true @ y_pred, compute_uv=False)), "Svd"),
+    "more vectors than singular values": (
+        lambda y_true, y_pred: tf.reduce_sum(tf.linalg.svd(tf.concat([y_true, y_pred], 0), full_matrices=True)[1]),
+        "Svd",
+    ),
     "no gradient": (lambda y_true, y_pred: tf.reduce_mean(y_true), "does not depend on 'y_pred'"),
 }
 

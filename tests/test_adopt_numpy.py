@@ -124,6 +124,11 @@ def written_to(pred, y):
     return np.mean(total**2 / np.bincount(y, weights=pred**2, minlength=4))
 
 
+def low_rank(p):
+    left, values, right = np.linalg.svd(p, full_matrices=False)
+    return np.mean((left[:, :2] * values[:2] @ right[:2] - p) ** 2)
+
+
 def mmd(x, y, gamma=0.5):
     def kernel(a, b):
         return np.exp(-gamma * np.sum((a[:, None] - b[None]) ** 2, axis=-1)).mean()
@@ -413,6 +418,9 @@ CASES = {
     "mmd": (mmd, [real, real], [NC, [(4, 4), (7, 5)]]),
     "emd": (lambda p, q: np.mean(np.sum(np.abs(np.cumsum(p - q, axis=1)), axis=1)), [unit, unit], [NC, NC]),
     "dice of each class": (dice_of_each_class, [unit, one_hot], [[(5, 3), (8, 3)], [(5, 3), (8, 3)]]),
+    "nuclear norm": (lambda p: np.linalg.norm(p, "nuc") + np.linalg.norm(p, 2), [real], [NC]),
+    "of low rank": (low_rank, [real], [NC]),
+    "entropy of eigenvalues": (lambda p: np.log(np.linalg.eigvalsh(p.T @ p + np.eye(p.shape[1]))).sum(), [real], [NC]),
     "volume": (lambda p: -np.linalg.slogdet(p.T @ p + np.eye(p.shape[1]))[1], [real], [NC]),
     "trimmed": (trimmed, [real, real], [[(20,), (33,)], [(20,), (33,)]]),
     "median": (lambda p, t: np.mean(np.median(np.abs(p - t), axis=1)), [real, real], [NC, NC]),
@@ -646,7 +654,7 @@ def test_a_wrong_gradient_is_refused_with_the_reason(wrong, said) -> None:
     [
         (of_two_shapes, r"test_adopt_numpy.py:\d+: a decision"),
         (lambda p: p[int(p.sum())].sum(), "Python number"),
-        (lambda p: np.linalg.svd(p)[1].sum(), "svd"),
+        (lambda p: np.linalg.eigvals(p @ p.T).real.sum(), "eigvals"),
         (lambda p: stats.spearmanr(p[0], p[1])[0], r"scipy\.stats\.spearmanr: an array is converted"),
         (lambda p: np.sum(np.sort(p[p > 0])), "truth values"),
         (lambda p: np.sum(p[p > 0]) / len(p[p > 0]), r"divide by np.sum\(mask\)"),

@@ -522,6 +522,17 @@ def masked_patches(pred, images, mask, side=4):
     return ((pred - patches).pow(2).mean(-1) * mask).sum() / mask.sum()
 
 
+def low_rank(p):
+    left, values, right = torch.linalg.svd(p, full_matrices=False)
+    return ((left[:, :2] * values[:2] @ right[:2] - p) ** 2).mean()
+
+
+def by_eigenvectors(p, t):
+    less = p - p.mean(0)
+    values, vectors = torch.linalg.eigh(less.T @ less / (len(p) - 1) + 1e-2 * torch.eye(p.shape[1]))
+    return (less @ vectors / values.sqrt() @ vectors.T - t).abs().mean()
+
+
 def whitened(z, w):
     c = nn.BatchNorm1d(z.shape[1], affine=False)(z).T @ nn.BatchNorm1d(z.shape[1], affine=False)(w) / len(z)
     return (torch.diagonal(c) - 1).pow(2).sum() + c.triu(1).pow(2).sum()
@@ -943,6 +954,13 @@ CASES = {
         lambda p, t: torch.cholesky_solve(t, torch.linalg.cholesky(definite(p), upper=True), upper=True).square().mean(),
         [real, real], [[(5, 5), (7, 7)]] * 2,
     ),
+    "nuclear norm": (lambda p: torch.linalg.norm(p, "nuc") / p.shape[0], [real], [[(8, 5), (4, 7)]]),
+    "largest singular value": (lambda p: torch.svd(p)[1][0] ** 2, [real], [[(4, 7), (6, 5)]]),
+    "of low rank": (low_rank, [real], [[(8, 5), (7, 4)]]),
+    "whitened": (by_eigenvectors, [real, real], [[(12, 4), (15, 5)]] * 2),
+    "entropy of eigenvalues": (
+        lambda p: torch.linalg.eigvalsh(p.T @ p / len(p) + 0.1 * torch.eye(p.shape[1])).log().sum(), [real], [[(8, 5), (7, 4)]],
+    ),
     "log of a determinant": (lambda p: torch.logdet(definite(p)) + torch.det(p), [real], [[(5, 5), (7, 7)]]),
     "erfinv": (lambda p: torch.erfinv(0.9 * torch.tanh(p)).square().mean(), [real], [NC]),
     "classes by rank": (
@@ -1081,7 +1099,7 @@ def spreads_of_several(p):
         (lambda p: sum(x.exp() for x in p[:, 0][p[:, 1] > 0]), r"test_adopt_torch.py:\d+ .*one by one"),
         (lambda p: F.dropout(p, 0.5).sum(), "random"),
         (lambda p: p.mul_(2).sum(), "in place"),
-        (lambda p: torch.linalg.svdvals(p).sum(), r"svd.*test_adopt_torch.py:\d+ .*svdvals"),
+        (lambda p: torch.linalg.qr(p)[0].sum(), r"qr.*test_adopt_torch.py:\d+ .*qr"),
         (lambda p: torch.bincount(p[:, 0].long().abs()).sum() * p.sum(), r"test_adopt_torch.py:\d+ .*minlength"),
         (lambda p: F.ctc_loss(p[:, None].log_softmax(2), torch.ones(1, 2, dtype=torch.long), torch.tensor([6]), torch.tensor([2])), r"test_adopt_torch.py:\d+ .*ctc_loss"),
         (lambda p: {"loss": p.sum()}, "dict"),

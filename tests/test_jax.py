@@ -99,6 +99,7 @@ def _structures() -> dict[str, Node]:
     same = ir.where(ir.elementwise("eq", ir.iota("a"), ir.iota("a2")), 2.0, 0.0)
     gram = ir.reduction("sum", m * copy, {"b"}) + same
     others = ir.reduction("sum", n * n, {"b", "c"})
+    vectors = ir.matrix("eigenvectors", gram, "a", "a2")
     return table | {
         "take": ir.take(m * m, i, "b") * ir.reduction("sum", n * n, {"b"}),
         "iota": m * m * ir.as_kind(ir.iota("b"), Kind.FLOAT) * n,
@@ -116,6 +117,8 @@ def _structures() -> dict[str, Node]:
         "inverse": ir.reduction("logsumexp", ir.matrix("inverse", gram, "a", "a2"), {"a2"}) * others,
         "log-determinant": ir.matrix("logdet", gram, "a", "a2") * ir.matrix("detsign", gram, "a", "a2") * others,
         "Cholesky": ir.reduction("logsumexp", ir.matrix("cholesky", gram, "a", "a2"), {"a2"}) * others,
+        "eigenvalues": ir.reduction("logsumexp", ir.matrix("eigenvalues", gram, "a", "a2"), {"a2"}) * others,
+        "eigenvectors": ir.reduction("logsumexp", vectors * vectors, {"a2"}) * others,  # their signs are open
         "contraction": ir.elementwise("sin", ir.reduction("sum", m * n, {"b"})),
     }
 

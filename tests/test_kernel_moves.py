@@ -66,6 +66,12 @@ def gram(x: Node) -> Node:
     return products + ir.where(eye, 3.0, 0.0)
 
 
+def spread_out(x: Node) -> Node:
+    """Such matrices whose eigenvalues are apart, lest eigenvectors may turn; their signs, which are open, are squared."""
+    eye = elementwise("eq", ir.iota("b"), ir.iota("row"))
+    return gram(x) + ir.where(eye, ir.as_kind(ir.iota("b"), Kind.FLOAT) * 4.0, 0.0)
+
+
 def every_other(x: Node, axis: str) -> Node:
     return ir.slide(x, axis, "coarse", None, ir.Stencil(step=2))
 
@@ -102,6 +108,8 @@ MOVES: dict[str, Callable[[Node], Node]] = {
     "inverse": lambda x: ir.matrix("inverse", gram(x), "row", "b"),
     "determinant": lambda x: ir.matrix("logdet", gram(x), "row", "b") * reduction("sum", x, ("b", "c")),
     "root of a matrix": lambda x: ir.matrix("cholesky", gram(x), "row", "b"),
+    "eigenvalues": lambda x: ir.matrix("eigenvalues", spread_out(x), "row", "b"),
+    "eigenvectors": lambda x: ir.matrix("eigenvectors", spread_out(x), "row", "b"),
     "one determinant": lambda x: ir.matrix("logdet", reduction("sum", gram(x), ("a",)), "row", "b") * x,
     "two moves, one after the other": lambda x: ir.cumsum(ordered(x, "b"), "b") * x,
 }  # fmt: skip

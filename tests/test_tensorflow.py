@@ -170,6 +170,8 @@ STRUCTURE = {
     "inverse": ir.matrix("inverse", GRAM, "b", "d"),
     "log-determinant": ir.matrix("logdet", GRAM, "b", "d") * ir.matrix("detsign", GRAM, "b", "d"),
     "Cholesky": ir.matrix("cholesky", GRAM, "b", "d"),
+    "eigenvalues": ir.matrix("eigenvalues", GRAM, "b", "d"),
+    "eigenvectors": ir.elementwise("abs", ir.matrix("eigenvectors", GRAM, "b", "d")),  # their signs are open
     "cut": ir.window(X, "b", "d", ir.extent(1), ir.extent(0, {"a": 1})),
     "cut and pad": ir.window(X, "b", "b", ir.extent(2), ir.extent(-2)),
     "pad": ir.window(Y, "c", "d", ir.extent(-1), ir.extent(-2)),

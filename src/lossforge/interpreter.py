@@ -14,7 +14,7 @@ import numpy as np
 
 from lossforge import special
 from lossforge.errors import ShapeError
-from lossforge.ir import MATRIX, WHOLE, Coarse, Extent, Kind, Node, Port, original, topological
+from lossforge.ir import EIGEN, MATRIX, WHOLE, Coarse, Extent, Kind, Node, Port, original, topological
 from lossforge.primitives import PRIMITIVES
 
 _NUMPY: Mapping[str, Callable[..., Any]] = {
@@ -102,9 +102,13 @@ class Float64:
                 return np.linalg.inv(x)
             if op == "cholesky":
                 return np.linalg.cholesky(x)
+            if op == "eigenvalues":
+                return np.linalg.eigvalsh(x)[..., None, :]
+            if op == "eigenvectors":
+                return np.linalg.eigh(x)[1]
             return np.asarray(np.linalg.slogdet(x)[op == "logdet"])[..., None, None]
         except np.linalg.LinAlgError:
-            return np.full_like(x, np.nan)
+            return np.full_like(x, np.nan)[..., : 1 if op == "eigenvalues" else None, :]
 
 
 class HighPrecision:
@@ -136,6 +140,11 @@ class HighPrecision:
             if op in ("inverse", "cholesky"):
                 found = m.inverse(given) if op == "inverse" else m.cholesky(given)
                 return np.array([[found[i, j] for j in range(n)] for i in range(n)], dtype=object)
+            if op in EIGEN:
+                values, vectors = m.eigsy(given)
+                if op == "eigenvalues":
+                    return np.array([[values[i] for i in range(n)]], dtype=object)
+                return np.array([[vectors[i, j] for j in range(n)] for i in range(n)], dtype=object)
             value = m.det(given)
             return np.array([[m.log(abs(value)) if op == "logdet" else m.sign(value)]], dtype=object)
 

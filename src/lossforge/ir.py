@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, TypeAlias
 
 from lossforge.errors import AxisError
@@ -350,15 +350,22 @@ def table(values: Sequence[float | int | bool], order: Sequence[Axis], shape: Se
     return intern("table", (), (tuple(order), tuple(shape), tuple(values)), frozenset(order), kind)
 
 
-MATRIX = frozenset({"inverse", "logdet", "detsign", "cholesky"})
+MATRIX = frozenset({"inverse", "logdet", "detsign", "cholesky", "eigenvalues", "eigenvectors"})
 """Operations on matrices that lie along two axes."""
+
+EIGEN = frozenset({"eigenvalues", "eigenvectors"})
+"""Those on symmetric matrices."""
 
 
 def matrix(op: str, x: Node, row: Axis, column: Axis) -> Node:
-    """The inverse of each matrix along two axes, log |det|, the sign of det, or L with L Lᵀ = x, read from the lower half."""
+    """The inverse of each matrix along two axes, log |det|, the sign of det, or what is read from its lower half.
+
+    That is L with L Lᵀ = x, or the eigenvalues of a symmetric matrix, in increasing order, and its eigenvectors, which
+    are columns: both lie along `column`.
+    """
     for axis in (row, column):
         x = spread(x, axis)
-    axes = x.axes - {row, column} if op in ("logdet", "detsign") else x.axes
+    axes = x.axes - {"logdet": {row, column}, "detsign": {row, column}, "eigenvalues": {row}}.get(op, set())
     return intern(op, (as_kind(x, Kind.FLOAT),), ((row, column),), axes, Kind.FLOAT)
 
 
@@ -549,6 +556,14 @@ class Program:
     """The input whose dtype each output takes (a gradient has that of what it belongs to); None: the computing one."""
     nonnegative: frozenset[Node] = frozenset()
     """Inputs without axes that are known to be ≥ 0."""
+
+    @cached_property
+    def delicate(self) -> bool:
+        """Whether it takes eigenvalues, and is computed in double precision where that can be had.
+
+        They are often those of squares (singular values are), in which single precision keeps half of its digits.
+        """
+        return any(n.op in EIGEN for n in topological([o.node for o in self.outputs]))
 
     def input(self, name: str) -> Port:
         """The input called `name`."""

@@ -125,6 +125,8 @@ def bind(
     """Everything about a call that depends on shapes, strides and dtypes alone."""
     if formats is None:
         formats = [None if a is None else str(a.dtype) for a in arrays]
+    if program.delicate:
+        dtypes, real = [d or real for d in dtypes], "float64"
     program, tables = as_inputs(program, real)
     if not tables:
         return _bind(program, arrays, real, dtypes, formats)

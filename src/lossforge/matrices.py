@@ -1,11 +1,11 @@
-"""Derivatives of inverses, determinants and Cholesky factors of the matrices along two axes.
+"""Derivatives of inverses, determinants, Cholesky factors and eigenvalues of the matrices along two axes.
 
 They are those of M. Giles, Collected matrix derivative results for forward and reverse mode algorithmic differentiation (2008).
 """
 
 from __future__ import annotations
 
-from lossforge.ir import Axis, Node, elementwise, iota, matrix, rename, spread, total, where
+from lossforge.ir import EIGEN, Axis, Node, elementwise, iota, matrix, rename, spread, total, where
 
 
 def pull(node: Node, adjoint: Node) -> Node:
@@ -15,6 +15,13 @@ def pull(node: Node, adjoint: Node) -> Node:
     if node.op == "logdet":
         return adjoint * _transposed(matrix("inverse", x, *pair), *pair)
     adjoint = spread(spread(adjoint, row), column)
+    if node.op in EIGEN:
+        vectors = matrix("eigenvectors", x, *pair)
+        if node.op == "eigenvalues":
+            return _product(vectors * adjoint, _transposed(vectors, *pair), *pair)
+        inner = _product(_transposed(vectors, *pair), adjoint, *pair) * _gaps(x, *pair)
+        found = _product(_product(vectors, inner, *pair), _transposed(vectors, *pair), *pair)
+        return (found + _transposed(found, *pair)) * 0.5
     if node.op == "inverse":
         turned = _transposed(node, *pair)
         return -_product(_product(turned, adjoint, *pair), turned, *pair)
@@ -31,6 +38,14 @@ def push(node: Node, tangent: Node) -> Node:
     tangent = spread(spread(tangent, row), column)
     if node.op == "logdet":
         return total(_transposed(matrix("inverse", x, *pair), *pair) * tangent, pair)
+    if node.op in EIGEN:
+        vectors = matrix("eigenvectors", x, *pair)
+        symmetric = (tangent + _transposed(tangent, *pair)) * 0.5
+        turned = _product(symmetric, vectors, *pair)
+        if node.op == "eigenvalues":
+            return total(vectors * turned, (row,))
+        inner = _product(_transposed(vectors, *pair), turned, *pair)
+        return _product(vectors, inner * _gaps(x, *pair), *pair)
     if node.op == "inverse":
         return -_product(_product(node, tangent, *pair), node, *pair)
     inverse = matrix("inverse", node, *pair)
@@ -47,6 +62,14 @@ def _product(a: Node, b: Node, row: Axis, column: Axis) -> Node:
 def _transposed(a: Node, row: Axis, column: Axis) -> Node:
     aside = _unused(row, a)
     return rename(rename(rename(a, row, aside), column, row), aside, column)
+
+
+def _gaps(x: Node, row: Axis, column: Axis) -> Node:
+    """1 / (eigenvalue at the column − that at the row); 0 where they are equal, as eigenvectors then may turn freely."""
+    values = matrix("eigenvalues", x, row, column)
+    gap = values - rename(values, column, row)
+    equal = elementwise("eq", gap, 0.0)
+    return where(equal, 0.0, 1.0 / where(equal, 1.0, gap))
 
 
 def _half(a: Node, row: Axis, column: Axis) -> Node:

@@ -80,14 +80,14 @@ def _text(program: Program) -> str:
 
 
 def _is_for_kernels(program: Program, arrays: Sequence[Any]) -> bool:
-    """Whether kernels are worth a try: large arrays of known shapes, on one CPU."""
+    """Whether kernels are worth a try: large arrays of known shapes, or what single precision spoils, on one CPU."""
     return (
         use_kernels()
         and jax.default_backend() == "cpu"
         and not jax.config.jax_disable_jit  # type: ignore[attr-defined]
         and jax.sharding.get_abstract_mesh().empty
         and all(isinstance(n, int) for a in arrays for n in a.shape)
-        and max((math.prod(a.shape) for a in arrays), default=0) >= LARGE
+        and (max((math.prod(a.shape) for a in arrays), default=0) >= LARGE or program.delicate)
         and all(o.node.kind is Kind.FLOAT for o in program.outputs)
         and all(
             str(a.dtype) in FLOATS for p, a in zip(program.inputs, arrays, strict=True) if p.node.kind is Kind.FLOAT

@@ -75,7 +75,7 @@ def by_operations(program: Program, arrays: Sequence[Any]) -> tuple[np.ndarray, 
     real, results, _ = _precisions(
         program, tuple(a.dtype if p.order else None for a, p in zip(arrays, ports, strict=True))
     )
-    dtype = np.dtype(real)
+    dtype = np.dtype("float64" if program.delicate else real)
     by_kind = {Kind.FLOAT: dtype, Kind.INDEX: np.dtype(np.int64), Kind.BOOL: np.dtype(bool)}
     converted = [np.asarray(a, dtype=by_kind[p.node.kind]) for a, p in zip(arrays, ports, strict=True)]
     with np.errstate(all="ignore"):  # inf and NaN are answers here, as in every framework

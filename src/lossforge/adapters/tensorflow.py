@@ -97,12 +97,13 @@ def evaluate(program: Program, tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor,
     by_kernels = tensorflow_kernels.attempt(program, tensors, real.name)
     if by_kernels is not None:
         return by_kernels
-    dtypes = {Kind.FLOAT: real, Kind.INDEX: tf.int64, Kind.BOOL: tf.bool}
+    dtypes = {Kind.FLOAT: tf.float64 if program.delicate else real, Kind.INDEX: tf.int64, Kind.BOOL: tf.bool}
     with stop_recording():
         found = _compiled(program)(
             *(tf.cast(t, dtypes[p.node.kind]) for t, p in zip(tensors, program.inputs, strict=True))
         )
-    return found if isinstance(found, tuple) else (found,)
+        results = found if isinstance(found, tuple) else (found,)
+        return tuple(tf.cast(r, real) for r in results) if program.delicate else results
 
 
 @lru_cache(maxsize=1024)

@@ -39,6 +39,8 @@ class Operations:
     """The outputs that might share memory with an input, or with an output before them."""
     narrow: bool
     """Whether an output takes the dtype of the input that it belongs to; otherwise it keeps the precision."""
+    precision: torch.dtype | None
+    """That of the outputs, where more is computed in."""
 
     def __call__(self, *arrays: Value) -> tuple[Tensor, ...]:
         """The outputs; none shares memory with an input or another."""
@@ -49,6 +51,8 @@ class Operations:
         results = list(found) if isinstance(found, tuple) else [found]
         for i in self.shared:
             results[i] = results[i].clone()
+        if self.precision is not None:
+            results = [r.to(self.precision) for r in results]
         if self.narrow:
             owners = (None if i is None else arrays[i] for i in self.like)
             results = [_narrowed(r, owner) for r, owner in zip(results, owners, strict=True)]
@@ -59,7 +63,7 @@ class Operations:
 def operations(program: Program, dtype: torch.dtype, *, narrow: bool) -> Operations:
     """The program's operations in a precision; see `Operations`."""
     names = [p.name for p in program.inputs]
-    takes = {Kind.FLOAT: dtype, Kind.INDEX: torch.int64, Kind.BOOL: torch.bool}
+    takes = {Kind.FLOAT: torch.float64 if program.delicate else dtype, Kind.INDEX: torch.int64, Kind.BOOL: torch.bool}
     stored = [_stored(n) for n in erase_gradient_marks([o.node for o in program.outputs])]
     return Operations(
         _function(program),
@@ -67,6 +71,7 @@ def operations(program: Program, dtype: torch.dtype, *, narrow: bool) -> Operati
         tuple(None if n is None else names.index(n) for n in program.like),
         tuple(i for i, n in enumerate(stored) if n.op == "input" or n in stored[:i]),
         narrow,
+        dtype if program.delicate else None,
     )
 
 

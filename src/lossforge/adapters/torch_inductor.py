@@ -127,6 +127,8 @@ def _text(program: Program, steps: Operations) -> str:
     found = list(results)
     for i in steps.shared:
         found[i] += ".clone()"
+    if steps.precision is not None:
+        found = [f"{r}.to({steps.precision})" for r in found]
     if steps.narrow:
         for i, owner in enumerate(steps.like):
             if owner is not None:

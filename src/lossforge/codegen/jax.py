@@ -134,6 +134,10 @@ class _JAX(Backend):
     def matrix(self, op: str, text: str) -> str:
         if op in ("inverse", "cholesky"):
             return f"jnp.linalg.{'inv' if op == 'inverse' else op}({text})"
+        if op == "eigenvalues":
+            return f"jnp.linalg.eigvalsh({text})[..., None, :]"
+        if op == "eigenvectors":
+            return f"jnp.linalg.eigh({text})[1]"
         return f"jnp.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
 
     def array(self, values: str, kind: Kind, like: str) -> str:

@@ -141,6 +141,10 @@ class _NumPy(Backend):
     def matrix(self, op: str, text: str) -> str:
         if op in ("inverse", "cholesky"):
             return f"np.linalg.{'inv' if op == 'inverse' else op}({text})"
+        if op == "eigenvalues":
+            return f"np.linalg.eigvalsh({text})[..., None, :]"
+        if op == "eigenvectors":
+            return f"np.linalg.eigh({text})[1]"
         return f"np.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
 
     def array(self, values: str, kind: Kind, like: str) -> str:

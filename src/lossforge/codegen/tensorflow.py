@@ -191,6 +191,10 @@ class _TensorFlow(Backend):
     def matrix(self, op: str, text: str) -> str:
         if op in ("inverse", "cholesky"):
             return f"tf.linalg.{'inv' if op == 'inverse' else op}({text})"
+        if op == "eigenvalues":
+            return f"tf.linalg.eigvalsh({text})[..., tf.newaxis, :]"
+        if op == "eigenvectors":
+            return f"tf.linalg.eigh({text})[1]"
         return f"tf.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
 
     def array(self, values: str, kind: Kind, like: str) -> str:

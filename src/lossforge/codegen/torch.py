@@ -157,6 +157,10 @@ class _Torch(Backend):
     def matrix(self, op: str, text: str) -> str:
         if op in ("inverse", "cholesky"):
             return f"torch.linalg.{'inv' if op == 'inverse' else op}({text})"
+        if op == "eigenvalues":
+            return f"torch.linalg.eigvalsh({text})[..., None, :]"
+        if op == "eigenvectors":
+            return f"torch.linalg.eigh({text})[1]"
         return f"torch.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
 
     def array(self, values: str, kind: Kind, like: str) -> str:

@@ -72,6 +72,16 @@ def _triangular_solve(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
     return imp.solve(imp.transpose(half) if given["transpose_a"] else half, y, given["left_side"])
 
 
+def _eigen(imp: Importer, step: Step, x: Any) -> tuple[Tensor, Tensor]:
+    values, vectors = imp.eigen(x if step.attrs["lower"] else imp.transpose(x))
+    return vectors, values
+
+
+def _singular(imp: Importer, step: Step, x: Any) -> tuple[Tensor, ...]:
+    left, values, right = imp.singular(x, step.attrs["full_matrices"] and step.attrs["compute_uv"])
+    return (values, left, right) if step.attrs["compute_uv"] else (values,)
+
+
 def _select(imp: Importer, step: Step, which: Any, *cases: Any) -> Tensor:
     kind = kind_of(step.dtypes[0])
     if len(cases) == 2:
@@ -551,7 +561,7 @@ _REAL: Mapping[str, Rule] = {
     "convert_element_type": _converted,
     "dot_general": _dot, "iota": _iota, "linspace": _linspace,
     "cholesky": lambda imp, step, x: imp.matrix("cholesky", x), "triangular_solve": _triangular_solve,
-    "inv": lambda imp, step, x: imp.matrix("inverse", x), "solve": _solve,
+    "inv": lambda imp, step, x: imp.matrix("inverse", x), "solve": _solve, "eigh": _eigen, "svd": _singular,
     "slogdet": lambda imp, step, x: (imp.matrix("detsign", x), imp.matrix("logdet", x)),
     "det": lambda imp, step, x: imp.determinant(x),
     "select_n": _select, "slice": _slice, "gather": _gather,

@@ -356,7 +356,10 @@ def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> 
             over, rest = (rows, columns) if abs(ord) == 1 else (columns, rows)
             sums = np.sum(np.abs(x), axis=over)
             return (np.max if ord > 0 else np.min)(sums, axis=rest - (over < rest))
-        refuse(f"np.linalg.norm of matrices with ord={ord!r}, which needs singular values")
+        if ord in ("nuc", 2, -2) and not keepdims:
+            values = _matrix("singular")(_moveaxis(x, axes, (-2, -1)))
+            return (np.sum if ord == "nuc" else np.max if ord == 2 else np.min)(values, axis=-1)
+        refuse(f"np.linalg.norm of matrices with ord={ord!r}")
     if ord in (None, 2):
         return np.sqrt(np.sum(x * x, axis=axes, keepdims=keepdims))
     if ord == 1:
@@ -371,18 +374,37 @@ def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> 
 
 
 def _matrix(op: str) -> Callable[[Any], Any]:
-    """A function of ``np.linalg`` of square matrices, by its name there or that of what it gives."""
+    """A function of ``np.linalg`` of matrices, by its name there or that of what it gives."""
     functions: dict[str, Callable[[Any], Any]] = {
         "inverse": np.linalg.inv,
         "cholesky": np.linalg.cholesky,
         "det": np.linalg.det,
         "detsign": lambda x: np.linalg.slogdet(x)[0],
         "logdet": lambda x: np.linalg.slogdet(x)[1],
+        "eigenvalues": np.linalg.eigvalsh,
+        "eigenvectors": lambda x: np.linalg.eigh(x)[1],
+        **{k: lambda x, i=i: np.linalg.svd(x, full_matrices=False)[i] for i, k in enumerate(_SINGULAR)},  # type: ignore[misc]
     }
     return lambda a: a.tape.note(op, (a,), {}, np.asarray(functions[op](plain(a))))
 
 
+_SINGULAR = ("left", "singular", "right")
+"""The parts of a decomposition into singular values."""
+
 _inv = _matrix("inverse")
+
+
+def _eigh(a: Any, UPLO: str = "L") -> tuple[Any, Any]:
+    a = a if UPLO.upper() == "L" else _swapaxes(a, -1, -2)
+    return _matrix("eigenvalues")(a), _matrix("eigenvectors")(a)
+
+
+def _svd(a: Any, full_matrices: bool = True, compute_uv: bool = True, hermitian: bool = False) -> Any:
+    if not compute_uv:
+        return _matrix("singular")(a)
+    if full_matrices and np.shape(a)[-1] != np.shape(a)[-2]:
+        refuse("np.linalg.svd with full_matrices=True")
+    return tuple(_matrix(part)(a) for part in _SINGULAR)
 
 
 def _slogdet(a: Any) -> tuple[Any, Any]:
@@ -772,7 +794,8 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "outer": _outer, "inner": _inner, "dot": _dot, "vdot": _vdot, "tensordot": _tensordot, "einsum": _einsum,
     "kron": _kron, "cross": _cross, "norm": _norm, "vector_norm": lambda x, *, axis=None, ord=2, keepdims=False: _norm(
         np.ravel(x) if axis is None else x, ord, axis, keepdims),
-    "det": _matrix("det"), "cholesky": _matrix("cholesky"), "slogdet": _slogdet, "inv": _inv, "solve": solve,
+    "det": _matrix("det"), "cholesky": _matrix("cholesky"), "slogdet": _slogdet, "inv": _inv,
+    "eigh": _eigh, "eigvalsh": lambda a, UPLO="L": _eigh(a, UPLO)[0], "svd": _svd, "svdvals": lambda x: _matrix("singular")(x), "solve": solve,
     "trace": lambda a, offset=0, axis1=0, axis2=1, *rest: np.sum(_diagonal(a, offset, axis1, axis2), axis=-1),
     "concatenate": concatenate, "stack": stack, "hstack": _hstack, "column_stack": _column_stack,
     "vstack": lambda arrays, **o: np.concatenate([np.atleast_2d(x) for x in arrays], axis=0),

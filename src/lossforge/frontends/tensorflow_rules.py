@@ -12,7 +12,7 @@ import numpy as np
 from lossforge import ir
 from lossforge.frontends import approximations, spectral, windows
 from lossforge.frontends.places import Stacked, coordinates, scattered
-from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for
+from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, Unknown, rule_for
 from lossforge.frontends.recording import Step, Varying, rounded
 from lossforge.frontends.rules import arithmetic, cut, kind_of
 from lossforge.ir import Kind
@@ -24,6 +24,16 @@ def _adjoint(imp: Importer, step: Step, x: Any) -> Tensor:
 
 def _triangular_solve(imp: Importer, step: Step, x: Any, y: Any) -> Tensor:
     return imp.solve(_adjoint(imp, step, imp.triangle(x, bool(step.attrs["lower"]))), y)
+
+
+def _singular(imp: Importer, step: Step, x: Any) -> tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Unknown, Unknown]:
+    if not step.attrs["compute_uv"]:
+        return imp.singular(x)[1], _VECTORS, _VECTORS
+    left, values, right = imp.singular(x, step.attrs["full_matrices"])
+    return values, left, imp.transpose(right)
+
+
+_VECTORS = Unknown("vectors of a decomposition that was asked for values alone; ask for them")
 
 
 def _formula(function: Callable[..., Any]) -> Rule:
@@ -709,6 +719,7 @@ _REAL: Mapping[str, Rule] = {
         "Neg": "neg", "Abs": "abs", "Sign": "sign", "Pow": "pow"}.items()}, "SelectV2": _select, "Select": _select,
     **{op: _formula(approximations.NAMED[name]) for op, name in {
         "Erfinv": "erfinv", "Ndtri": "ndtri", "BesselI0": "i0", "BesselI1": "i1", "BesselI0e": "i0e", "BesselI1e": "i1e"}.items()},
+    "SelfAdjointEigV2": lambda imp, step, x: imp.eigen(x) if step.attrs["compute_v"] else (imp.eigen(x)[0], _VECTORS), "Svd": _singular,
     "MatrixInverse": lambda imp, step, x: imp.matrix("inverse", _adjoint(imp, step, x)),
     "Cholesky": lambda imp, step, x: imp.matrix("cholesky", x), "MatrixDeterminant": lambda imp, step, x: imp.determinant(x),
     "LogMatrixDeterminant": lambda imp, step, x: (imp.matrix("detsign", x), imp.matrix("logdet", x)),

@@ -49,6 +49,14 @@ def _cholesky_inverse(imp: Importer, step: Step, root: Any, upper: bool = False)
     return imp.matrix("inverse", _squared(imp, root, step.attrs.get("upper", upper)))
 
 
+def _eigen(imp: Importer, step: Step, x: Any, upper: str = "L", vectors: bool = True) -> tuple[Tensor, Tensor]:
+    return imp.eigen(x if step.attrs.get("UPLO", upper).upper() == "L" else imp.transpose(x))
+
+
+def _singular(imp: Importer, step: Step, x: Any, full: bool = False, vectors: bool = True, **rest: Any) -> Any:
+    return imp.singular(x, step.attrs.get("full_matrices", full) and step.attrs.get("compute_uv", vectors))
+
+
 MATRICES: Mapping[str, Rule] = {
     "linalg_inv_ex.default": lambda imp, step, x, *rest: (imp.matrix("inverse", x), _INFO),
     "linalg_cholesky_ex.default": _cholesky,
@@ -62,6 +70,8 @@ MATRICES: Mapping[str, Rule] = {
     "triangular_solve.default": _triangular_solve,
     "cholesky_solve.default": _cholesky_solve,
     "cholesky_inverse.default": _cholesky_inverse,
+    "_linalg_eigh.default": _eigen,
+    "_linalg_svd.default": _singular,
 }  # fmt: skip
 
 __all__ = ["MATRICES"]
