@@ -12,6 +12,7 @@ import __future__
 import ast
 import collections
 import copy
+import dis
 import functools
 import inspect
 import textwrap
@@ -32,11 +33,13 @@ _GROWING = frozenset(("append", "extend", "insert", "add", "update", "pop", "rem
 """Methods of containers that change how much is in them."""
 
 
-@functools.lru_cache(256)
+@functools.lru_cache(4096)
 def branched(code: types.CodeType) -> types.CodeType:
     """The code of a function with its branches within loops as choices; its own code if there are none, or no text."""
     if code.co_name == "<lambda>" or any(n.startswith("_") and "__" in n[1:] for n in code.co_names if n[-2:] != "__"):
         return code  # a part of a line, and names that depend on a class
+    if not _has_loops(code):  # which is told sooner than by its text
+        return code
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, TypeError, SyntaxError):
@@ -60,6 +63,11 @@ def branched(code: types.CodeType) -> types.CodeType:
     flags = code.co_flags & sum(getattr(__future__, n).compiler_flag for n in __future__.all_feature_names)
     around = _inner(compile(module, code.co_filename, "exec", flags, dont_inherit=True), "around")
     return _inner(around, code.co_name)
+
+
+def _has_loops(code: types.CodeType) -> bool:
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return dis.opmap["FOR_ITER"] in code.co_code[::2] or any(map(_has_loops, inner))
 
 
 def _inner(code: types.CodeType, name: str) -> types.CodeType:
