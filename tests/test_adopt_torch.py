@@ -1423,3 +1423,36 @@ def test_an_axis_that_is_too_short_for_its_parts_is_refused():
         lf.errors.ShapeError, match=r"'.*' has size 0, but this loss takes parts of it that leave out 1 entries"
     ):
         loss(torch.ones(4, 0, requires_grad=True))
+
+
+def sum_by_length(pred, target, mask, other):
+    chosen = pred[mask]
+    return (chosen - target[mask]).pow(2).sum() / max(len(chosen), 1)
+
+
+def sum_by_length_and_a_little(pred, target, mask, other):
+    chosen = pred[mask]
+    return (chosen - target[mask]).pow(2).sum() / (chosen.numel() + 1e-6)
+
+
+def mean_of_both(pred, target, mask, other):
+    both = torch.cat([(pred[m] - target[m]).abs() for m in (mask, other)])
+    if both.numel() == 0:
+        return pred.sum() * 0
+    return both.mean()
+
+
+@pytest.mark.parametrize("fn", [sum_by_length, sum_by_length_and_a_little, mean_of_both], ids=lambda f: f.__name__)
+def test_selections_without_entries(fn):
+    """Each by itself and all together: sums of nothing are zero, though examples never show them."""
+    generator = torch.Generator().manual_seed(11)
+    pred, target = (torch.randn(6, 5, generator=generator) for _ in range(2))
+    some, more = (torch.rand(6, 5, generator=generator) > 0.4 for _ in range(2))
+    loss, none = lf.adopt(fn, pred, target, some, more), torch.zeros(6, 5, dtype=torch.bool)
+    for mask in (some, none, ~none):
+        for other in (more, none):
+            mine, theirs = (pred.clone().requires_grad_() for _ in range(2))
+            found, expected = loss(mine, target, mask, other), fn(theirs, target, mask, other)
+            torch.testing.assert_close(found, expected)
+            found.backward(), expected.backward()
+            torch.testing.assert_close(mine.grad, theirs.grad)

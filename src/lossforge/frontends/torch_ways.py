@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from lossforge.errors import AdoptionError
 from lossforge.frontends.decisions import raised_on_purpose
-from lossforge.frontends.recording import Recording, Ref, needed
+from lossforge.frontends.recording import Recording, Ref, Step, needed
 from lossforge.frontends.sources import folder
 from lossforge.frontends.torch_tracing import TOO_MANY, Answer, Event, Site, Watch
 from lossforge.frontends.turns import Guard, skipping
@@ -127,7 +127,35 @@ class Ways:
         for i, event in reversed([*enumerate(open_)]):
             before = {**answers, **{e.key: e.answer for e in open_[:i]}}
             result = self._either(before, result, usual, event, refs[event.key])
-        return result
+        alone = [e for e in open_ if self._is_alone(answers, e)]
+        return self._together(answers, result, usual, alone, refs) if len(alone) > 1 else result
+
+    def _together(
+        self, answers: Answers, result: Recording, usual: Recording, events: Sequence[Event], refs: Mapping[Any, Ref]
+    ) -> Recording:
+        """The result, and what is done where selections have no entries, none of which makes a difference by itself."""
+        found = self._other({**answers, **{e.key: 0 for e in events}}, events[-1], usual)
+        if found is None:
+            return result
+        other = replace(found[1], result=found[1].result[0])
+        fresh = 1 + max(o for s in result.steps for o in s.outputs)
+        somewhere: list[Step] = []
+        for event in events:
+            asked: list[tuple[str, tuple[Ref, ...]]] = [("any.default", (refs[event.key],))]
+            if somewhere:
+                asked.append(("logical_or.default", (Ref(fresh - 1), Ref(fresh))))
+            for op, args in asked:
+                somewhere.append(Step(op, args, {}, (fresh,), (((),),), event.where, ("torch.bool",)))
+                fresh += 1
+        condition = Ref(somewhere[-1].outputs[0])
+        try:
+            return choice(replace(result, steps=(*result.steps, *somewhere)), other, condition, where=False, count=None)
+        except Unlike:
+            raise AdoptionError(f"{events[-1].where}: {_DECIDES}") from None
+
+    def _is_alone(self, answers: Answers, event: Event) -> bool:
+        """Whether it makes no difference that a selection has no entries, as far as others have some."""
+        return event.selects and ("alone", self._question(answers, event)) in self.idle
 
     def _question(self, answers: Answers, event: Event) -> Any:
         """A question, for one recording as for another: where it is asked, on which way if somebody may ask for the number."""
@@ -147,7 +175,8 @@ class Ways:
     def _either(self, answers: Answers, result: Recording, usual: Recording, event: Event, about: Ref) -> Recording:
         """The result, and what is done for the other answer to one question."""
         if event.selects:
-            return self._of_count(answers, result, usual, event, about)
+            alone = self._is_alone(answers, event)
+            return result if alone else self._of_count(answers, result, usual, event, about)
         given = {**answers, event.key: not event.answer}
         self.turned[event.key] = event.site
         found = self._other(given, event, usual)
@@ -173,7 +202,7 @@ class Ways:
                 continue  # an array of no entries is no loss
             try:
                 if choice(usual, other, about, where=False, count=int(event.answer), few=count) is usual:
-                    self.idle.add(self._question(answers, event)) if least == 1 else None
+                    self.idle.add(("alone", self._question(answers, event))) if least == 1 else None
                     continue
                 other = self._settled(given, *found)
                 result = choice(result, other, about, where=False, count=int(event.answer), few=count)

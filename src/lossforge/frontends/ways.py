@@ -14,6 +14,9 @@ import numpy as np
 
 from lossforge.frontends.recording import Recording, Ref, Step, needed, refs
 
+_SUMS = frozenset({"sum.default", "sum.dim_IntList"})
+"""What is zero of no entries, and not undefined as a mean is."""
+
 
 class Unlike(Exception):
     """Internal: two ways end in values that cannot be a choice."""
@@ -25,7 +28,7 @@ def choice(
     """One recording that does as `other` where `condition`, of the usual one, is `where`, and else as usual.
 
     `count` is the number of entries of a selection by `condition`, of which there are `few` in `other`, and there may be fewer. It is
-    the usual recording itself where both do the same, or where the other works with arrays of no entries.
+    the usual recording itself where both do the same, or where the other takes more than sums of arrays of no entries.
 
     Raises:
         Unlike: the results of both ways have different shapes, other than that of one entry.
@@ -59,6 +62,8 @@ def choice(
     known = {("value", number): Ref(r) for r, number in mine.numbers_of.items()}
     fresh = 1 + max([len(usual.inputs) - 1, *(o for s in steps for o in s.outputs)])
     moved: dict[int, Ref] = {}
+    nothing: set[int] = set()
+    """Arrays of the other way that have no entries."""
 
     def bring(value: Any) -> Any:
         if isinstance(value, Ref):
@@ -71,7 +76,12 @@ def choice(
         if all(theirs.of(Ref(o)) in known for o in s.outputs):
             continue
         if few == 0 and any(0 in shape for of in s.shapes for shape in of):
-            return usual
+            nothing |= set(s.outputs)
+            continue
+        if not nothing.isdisjoint(r.index for r in refs((s.args, s.attrs))):
+            if s.op not in _SUMS or s.shapes != (((),),):
+                return usual
+            s = replace(s, op="full.default", args=((), 0.0), attrs={})
         if few and count is not None and theirs.selected(s, condition, mine):
             s = _enlarged(s, few, count)
         outputs = tuple(range(fresh, fresh + len(s.outputs)))
