@@ -118,7 +118,7 @@ class Original:
     @property
     def exhausted(self) -> bool:
         """Whether it was so much that numbers had better stay what they are."""
-        return self.front.traced > 2 * self.front.patience
+        return self.front.traced > 4 * self.front.patience
 
     def run(
         self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]

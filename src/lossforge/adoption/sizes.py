@@ -82,7 +82,7 @@ class Sizes(Reader):
                     poor = poor or (read, self.table, self.numbers)
                 except (AdoptionError, Different) as error:
                     problem = error if problem is None or (sizes is DRAWS and stay is kept_sizes) else problem
-                    if self.original.tired and any(self.original.refuses(self.shapes(c)) for c in chosen):
+                    if self.original.exhausted and any(self.original.refuses(self.shapes(c)) for c in chosen):
                         raise self._refusal(problem) from None
                 self.table = table.unnamed()
         if poor is not None:
