@@ -221,7 +221,8 @@ def test_structure_under_xla():
     found = compiled({name: [tf.constant(a) for a in arrays] for name, (_, arrays) in programs.items()})
     for name, (program, arrays) in programs.items():
         (expected,) = reference(program, arrays)
-        assert_close(found[name][0], expected, label=name)
+        # XLA finds eigenvalues by turning matrices until what is off their diagonals is 1e-6 of these.
+        assert_close(found[name][0], expected, "float32" if name.startswith("eigen") else "float64", name)
 
 
 @pytest.mark.parametrize("op", ["max", "min", "logsumexp", "sum"])

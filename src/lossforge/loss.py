@@ -260,9 +260,9 @@ class Loss:
             self._forget_calls()
         self._recipes[key] = _Recipe(call.plan, checked if indices else laid, used)
 
-    def _repeat(self, key: Hashable, call: Call) -> None:
+    def _repeat(self, key: Hashable, recipe: _Recipe, call: Call) -> None:
         """Keep how a call of this form is taken, where its framework can say so."""
-        lay, ready = self._recipes[key].arrays, call.adapter.ready(call.plan, call.arrays)
+        lay, ready = recipe.arrays, call.adapter.ready(call.plan, call.arrays)
         if ready is not None:
             self._repeated[key] = lambda args, kwargs, weight, mask: ready(lay(args, kwargs, weight, mask))
 
@@ -511,8 +511,9 @@ class Loss:
         if repeated is not None:
             return repeated(args, kwargs, weight, mask)
         call = self.bind(args, kwargs, weight=weight, mask=mask, reduction=reduction)
-        if key in self._recipes:
-            self._repeat(key, call)
+        recipe = self._recipes.get(key)
+        if recipe is not None:
+            self._repeat(key, recipe, call)
         return call.adapter.call(call.plan, call.arrays)
 
     @_compilable
