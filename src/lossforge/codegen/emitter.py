@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from lossforge import ir
 from lossforge.contractions import factor_sums
@@ -55,6 +55,8 @@ class Backend:
     """Source text of functions that a template may use, by name."""
     most_dimensions: int | None = None
     """Of an array, as far as all operations take it."""
+    linalg: ClassVar[str] = ""
+    """The module of linear algebra, whose functions of matrices all go by the names that NumPy gave them."""
 
     def scalar(self, text: str, like: str) -> str:
         """A Python number as a scalar of the array `like`'s dtype."""
@@ -156,7 +158,15 @@ class Backend:
 
     def matrix(self, op: str, text: str) -> str:
         """An operation of `ir.MATRIX` on the matrices of the last two dimensions, which stay."""
-        raise UnsupportedError(f"{self.name} text does not spell {op}")
+        if not self.linalg:
+            raise UnsupportedError(f"{self.name} text does not spell {op}")
+        if op in ("inverse", "cholesky"):
+            return f"{self.linalg}.{'inv' if op == 'inverse' else op}({text})"
+        if op == "eigenvalues":
+            return f"{self.linalg}.eigvalsh({text})[..., None, :]"
+        if op == "eigenvectors":
+            return f"{self.linalg}.eigh({text})[1]"
+        return f"{self.linalg}.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
 
     def array(self, values: str, kind: Kind, like: str) -> str:
         """An array of a nested list; floats have the dtype of `like`."""

@@ -72,6 +72,8 @@ _STRETCHED = '''def stretched(x, axis, step):
 
 
 class _JAX(Backend):
+    linalg = "jnp.linalg"
+
     def scalar(self, text: str, like: str) -> str:
         return f"jnp.asarray({text}, {like}.dtype)"
 
@@ -130,15 +132,6 @@ class _JAX(Backend):
 
     def argsort(self, text: str, axis: int) -> str:
         return f"jnp.argsort({text}, axis={axis}, stable=True)"
-
-    def matrix(self, op: str, text: str) -> str:
-        if op in ("inverse", "cholesky"):
-            return f"jnp.linalg.{'inv' if op == 'inverse' else op}({text})"
-        if op == "eigenvalues":
-            return f"jnp.linalg.eigvalsh({text})[..., None, :]"
-        if op == "eigenvectors":
-            return f"jnp.linalg.eigh({text})[1]"
-        return f"jnp.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
 
     def array(self, values: str, kind: Kind, like: str) -> str:
         dtype = {Kind.FLOAT: f"{like}.dtype", Kind.INDEX: "int", Kind.BOOL: "bool"}[kind]

@@ -82,6 +82,8 @@ _STRETCHED = '''def stretched(x, axis, step):
 
 
 class _NumPy(Backend):
+    linalg = "np.linalg"
+
     def scalar(self, text: str, like: str) -> str:
         return f"{like}.dtype.type({text})"
 
@@ -137,15 +139,6 @@ class _NumPy(Backend):
 
     def argsort(self, text: str, axis: int) -> str:
         return f'np.argsort({text}, axis={axis}, kind="stable")'
-
-    def matrix(self, op: str, text: str) -> str:
-        if op in ("inverse", "cholesky"):
-            return f"np.linalg.{'inv' if op == 'inverse' else op}({text})"
-        if op == "eigenvalues":
-            return f"np.linalg.eigvalsh({text})[..., None, :]"
-        if op == "eigenvectors":
-            return f"np.linalg.eigh({text})[1]"
-        return f"np.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
 
     def array(self, values: str, kind: Kind, like: str) -> str:
         dtype = {Kind.FLOAT: f"{like}.dtype", Kind.INDEX: "np.int64", Kind.BOOL: "bool"}[kind]

@@ -126,6 +126,8 @@ _STRETCHED = '''def stretched(x, axis, step):
 
 
 class _TensorFlow(Backend):
+    linalg = "tf.linalg"
+
     def scalar(self, text: str, like: str) -> str:
         return f"tf.convert_to_tensor({text}, {like}.dtype)"
 
@@ -187,15 +189,6 @@ class _TensorFlow(Backend):
 
     def argsort(self, text: str, axis: int) -> str:
         return f"tf.cast(tf.argsort({text}, {axis}, stable=True), tf.int64)"
-
-    def matrix(self, op: str, text: str) -> str:
-        if op in ("inverse", "cholesky"):
-            return f"tf.linalg.{'inv' if op == 'inverse' else op}({text})"
-        if op == "eigenvalues":
-            return f"tf.linalg.eigvalsh({text})[..., tf.newaxis, :]"
-        if op == "eigenvectors":
-            return f"tf.linalg.eigh({text})[1]"
-        return f"tf.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
 
     def array(self, values: str, kind: Kind, like: str) -> str:
         dtype = {Kind.FLOAT: f"{like}.dtype", Kind.INDEX: "tf.int64", Kind.BOOL: "tf.bool"}[kind]

@@ -81,6 +81,8 @@ _HELPERS["stretched"] = '''def stretched(x, axis, step):
 
 
 class _Torch(Backend):
+    linalg = "torch.linalg"
+
     def scalar(self, text: str, like: str) -> str:
         return f"{like}.new_full((), {text})"
 
@@ -153,15 +155,6 @@ class _Torch(Backend):
 
     def argsort(self, text: str, axis: int) -> str:
         return f"torch.argsort({text}, dim={axis}, stable=True)"
-
-    def matrix(self, op: str, text: str) -> str:
-        if op in ("inverse", "cholesky"):
-            return f"torch.linalg.{'inv' if op == 'inverse' else op}({text})"
-        if op == "eigenvalues":
-            return f"torch.linalg.eigvalsh({text})[..., None, :]"
-        if op == "eigenvectors":
-            return f"torch.linalg.eigh({text})[1]"
-        return f"torch.linalg.slogdet({text})[{int(op == 'logdet')}][..., None, None]"
 
     def array(self, values: str, kind: Kind, like: str) -> str:
         dtype = {Kind.FLOAT: f"{like}.dtype", Kind.INDEX: "torch.int64", Kind.BOOL: "torch.bool"}[kind]

@@ -383,12 +383,12 @@ def _matrix(op: str) -> Callable[[Any], Any]:
         "logdet": lambda x: np.linalg.slogdet(x)[1],
         "eigenvalues": np.linalg.eigvalsh,
         "eigenvectors": lambda x: np.linalg.eigh(x)[1],
-        **{k: lambda x, i=i: np.linalg.svd(x, full_matrices=False)[i] for i, k in enumerate(_SINGULAR)},  # type: ignore[misc]
+        **{k: lambda x, i=i: np.linalg.svd(x, full_matrices=False)[i] for i, k in enumerate(SINGULAR)},  # type: ignore[misc]
     }
     return lambda a: a.tape.note(op, (a,), {}, np.asarray(functions[op](plain(a))))
 
 
-_SINGULAR = ("left", "singular", "right")
+SINGULAR = ("left", "singular", "right")
 """The parts of a decomposition into singular values."""
 
 _inv = _matrix("inverse")
@@ -404,7 +404,7 @@ def _svd(a: Any, full_matrices: bool = True, compute_uv: bool = True, hermitian:
         return _matrix("singular")(a)
     if full_matrices and np.shape(a)[-1] != np.shape(a)[-2]:
         refuse("np.linalg.svd with full_matrices=True")
-    return tuple(_matrix(part)(a) for part in _SINGULAR)
+    return tuple(_matrix(part)(a) for part in SINGULAR)
 
 
 def _slogdet(a: Any) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lossforge.frontends import spectral, windows
 from lossforge.frontends.approximations import NAMED
+from lossforge.frontends.numpy_composites import SINGULAR
 from lossforge.frontends.positional import Importer, Refused, Rule, Tensor, rule_for, slice_ends
 from lossforge.frontends.recording import Ref, Step, Varying
 from lossforge.frontends.rules import arithmetic, kind_of
@@ -306,7 +307,7 @@ _REAL: Mapping[str, Rule] = {
     **{k: _formula(v) for k, v in NAMED.items()},
     "inverse": _matrix("inverse"), "logdet": _matrix("logdet"), "detsign": _matrix("detsign"), "det": lambda imp, step, x: imp.determinant(x),
     "cholesky": _matrix("cholesky"), "eigenvalues": _matrix("eigenvalues"), "eigenvectors": _matrix("eigenvectors"),
-    **{k: (lambda imp, step, x, i=i: imp.singular(x)[i]) for i, k in enumerate(("left", "singular", "right"))},
+    **{k: (lambda imp, step, x, i=i: imp.singular(x)[i]) for i, k in enumerate(SINGULAR)},
     "square": _formula(lambda x: x * x), "reciprocal": _formula(lambda x: 1.0 / x),
     "positive": lambda imp, step, x: imp.tensor(x), "clip": _clip, "getitem": _getitem,
     "astype": lambda imp, step, x: imp.cast(x, kind_of(step.dtypes[0])), "constant": lambda imp, step, x: imp.tensor(x),
