@@ -25,6 +25,15 @@ from lossforge.frontends.sources import folder
 _OWN = tuple(map(folder, ("lossforge", "numpy", "scipy")))
 
 
+def _loss_of(result: Any) -> Any:
+    """The loss alone, of a function that returns it with its gradient, or with statistics: a number in the first place."""
+    if not isinstance(result, tuple) or not result:
+        return result
+    first = result[0]
+    is_number = isinstance(first, int | float | np.generic | np.ndarray) and np.ndim(first) == 0
+    return first if is_number or len(result) == 1 else result
+
+
 class NumPyFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
@@ -58,7 +67,7 @@ class NumPyFrontEnd:
             tape.decisions = decisions
             inputs = [tape.argument(np.array(a), ref) for a, ref in zip(arrays, arguments, strict=True)]
             with recording(tape, self.function) as function:
-                return function(*inputs, **rest)
+                return _loss_of(function(*inputs, **rest))
 
         def choose(condition: Recorder, chosen: Any, otherwise: Any) -> Any:
             if any(isinstance(v, Selection | list | tuple | dict | None) for v in (chosen, otherwise)):
@@ -80,7 +89,10 @@ class NumPyFrontEnd:
         if isinstance(result, int | float | np.generic):
             raise AdoptionError("the loss returned a number that was not computed by NumPy from its arguments")
         if type(result) is not Recorder:
-            raise AdoptionError(f"the loss returned a {type(result).__name__}; expected one array or number")
+            raise AdoptionError(
+                f"the loss returned a {type(result).__name__}; expected one array or number, or a tuple with the loss, a "
+                f"number, in the first place"
+            )
         if not isinstance(result.ref, Ref):
             raise AdoptionError("the loss returned a constant")
         return Recording(tuple((tuple(a.shape),) for a in arrays), tuple(tape.steps), result.ref)
@@ -96,7 +108,7 @@ class NumPyFrontEnd:
         """The value; its gradient by central differences, since NumPy has no differentiation of its own."""
         exact = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays]
         with np.errstate(all="ignore"), kept(self.function, parameters) as rest:
-            value = np.asarray(self.function(*(a.copy() for a in exact), **rest))
+            value = np.asarray(_loss_of(self.function(*(a.copy() for a in exact), **rest)))
             gradients = [self._differences(exact, rest, i) for i in wrt]
         return value, gradients
 
@@ -109,7 +121,7 @@ class NumPyFrontEnd:
         def total(at: tuple[int, ...], by: float) -> float:
             changed = [a.copy() for a in arrays]
             changed[which][at] += by
-            return float(np.sum(self.function(*changed, **parameters)))
+            return float(np.sum(_loss_of(self.function(*changed, **parameters))))
 
         middle = total((0,) * x.ndim, 0.0) if entries else 0.0
         for at in entries[:: max(1, len(entries) // 24)]:

@@ -919,6 +919,8 @@ def replaced(x: Recorder, keys: tuple[Any, ...], value: Any) -> Any:
         return np.where(_at_positions(x, keys), spread, x)
     if any(k is None for k in keys):
         refuse("a new axis in an assignment to entries")
+    while len(keys) > 1 and isinstance(keys[-1], slice) and keys[-1] == slice(None):
+        keys = keys[:-1]
     if all(isinstance(k, int | np.integer) for k in keys) and np.shape(value) == np.shape(x)[len(keys) :]:
         places = [int(k) + n if k < 0 else int(k) for k, n in zip(keys, np.shape(x), strict=False)]
         return x.tape.note("put", (x, value, *places), {}, plain(x).copy())

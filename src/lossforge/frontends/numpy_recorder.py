@@ -43,7 +43,7 @@ class Tape:
         self.known: dict[Any, tuple[int, ...]] = {}
         self.firsts: dict[int, int] = {}
         """For each result, the first that was worked out in the same way."""
-        self.live: list[weakref.ref[Recorder]] = []
+        self.live: dict[int, weakref.ref[Recorder]] = {}
 
     def argument(self, array: np.ndarray, ref: Ref | None = None) -> Recorder:
         """An argument of the function; `ref` is that of one which was made before."""
@@ -87,6 +87,10 @@ class Tape:
         for recorder, v in zip(made, values, strict=True):
             recorder.constant, recorder.scalar = constant, isinstance(v, np.generic)
         return made if several else made[0]
+
+    def alive(self) -> list[Recorder]:
+        """The arrays that the function still has."""
+        return [r for found in list(self.live.values()) if (r := found()) is not None]
 
     def first(self, value: Any) -> Any:
         """A value of the recording, as it was worked out for the first time."""
@@ -176,7 +180,11 @@ class Recorder(NDArrayOperatorsMixin):
         """Whether it is 0, 1, 2 …"""
         self.identity = False
         """Whether it is an identity matrix."""
-        tape.live.append(weakref.ref(self))
+        self.base: Recorder | None = None
+        """The array of which it is a part that shares its memory, at `keys`."""
+        self.keys: tuple[Any, ...] = ()
+        place = id(self)
+        tape.live[place] = weakref.ref(self, lambda _: tape.live.pop(place, None))
 
     __class__ = property(lambda self: np.ndarray)  # isinstance holds as in the function's usual life
 
@@ -247,20 +255,34 @@ class Recorder(NDArrayOperatorsMixin):
             refuse("a selection by truth values beside other indices; index by the mask alone")
         if self.identity and len(keys) == 1 and type(keys[0]) is Recorder and keys[0].dtype.kind in "iu":
             return self.tape.note("one_hot", keys, {"depth": self.shape[1]}, self.array[plain(keys[0])])
-        return self.tape.note("getitem", (self, *keys), {}, self.array[plain(keys)])
+        result: Recorder = self.tape.note("getitem", (self, *keys), {}, self.array[plain(keys)])
+        if not result.scalar and all(k is None or k is Ellipsis or isinstance(k, int | slice) for k in keys):
+            result.base, result.keys = self, keys
+        return result
 
     def __setitem__(self, key: Any, value: Any) -> None:
         from lossforge.frontends.numpy_composites import replaced
 
-        self.write(replaced(self, tuple(map(_key, key if isinstance(key, tuple) else (key,))), value))
+        keys = tuple(map(_key, key if isinstance(key, tuple) else (key,)))
+        if type(value) is Recorder and value.base is self and value.keys == keys:  # `x[i] += 1`: it was written to
+            return
+        if self.base is not None and all(type(k) is int for k in self.keys):  # `x[i][j] = value`
+            self.base[(*self.keys, *keys)] = value
+        else:
+            self.write(replaced(self, keys, value))
+
+    @property
+    def root(self) -> Recorder:
+        """The array whose memory it shares, as a part of it or of a part."""
+        return self if self.base is None else self.base.root
 
     def write(self, new: Any) -> None:
-        """Take another value, as an assignment to entries does; refused where another array would change with it."""
-        if self.is_argument:
+        """Take another value, as an assignment to entries does; refused where an unknown array would change with it."""
+        root = self.root
+        if root.is_argument:
             refuse("an argument is written to in place, which the caller would see; copy it first, x = x.copy()")
-        for reference in self.tape.live:
-            other = reference()
-            if other is not None and other is not self and np.may_share_memory(other.array, self.array):
+        for other in self.tape.alive():
+            if other.root is not root and np.may_share_memory(other.array, root.array):
                 refuse(
                     "an array is written to in place that shares its memory with another; copy it first, or use np.where"
                 )
@@ -271,9 +293,20 @@ class Recorder(NDArrayOperatorsMixin):
         self.become(new)
 
     def become(self, new: Recorder) -> None:
-        """Hold what another holds."""
-        self.array, self.ref, self.constant = new.array.copy(), new.ref, new.constant
+        """Hold what another holds; so do the arrays that share the memory."""
+        from lossforge.frontends.numpy_composites import replaced
+
+        if self.base is not None:
+            self.base.become(replaced(self.base, self.keys, new))
+            return
+        self._hold(new.fresh())
+
+    def _hold(self, new: Recorder) -> None:
+        self.array, self.ref, self.constant = new.array, new.ref, new.constant
         self.counting = self.identity = False
+        for part in self.tape.alive():
+            if part.base is self:
+                part._hold(self.tape.note("getitem", (self, *part.keys), {}, self.array[plain(part.keys)]))
 
     # ------------------------------------------------------------------ attributes and methods
 
