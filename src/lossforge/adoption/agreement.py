@@ -326,17 +326,25 @@ def _bounds(ports: Sequence[Port], node: Node) -> dict[str, set[Axis]]:
         return axis
 
     for n in nodes:
-        if n.op == "take" and n.args[1].op != "argsort":
+        if n.op == "take":
             axis, index = original(n.attrs[0]), n.args[1]
         elif n.op == "eq" and any(a.op == "iota" for a in n.args):
             position = next(a for a in n.args if a.op == "iota")
             axis, index = original(position.attrs[0]), next((a for a in n.args if a is not position), n.args[1])
         else:
             continue
-        for leaf in ir.topological([index]):
+        pending = [index]
+        while pending:
+            leaf = pending.pop()
             if leaf.op == "input" and leaf.kind is not Kind.BOOL:
                 found.setdefault(str(leaf.attrs[0]), set()).add(axis)
+            if leaf.op not in _OF_ANY_VALUES:
+                pending += leaf.args
     return found
+
+
+_OF_ANY_VALUES = ("argsort", "argmax", "argmin")
+"""Operations that give positions, whatever their operand holds."""
 
 
 def _ordered(array: np.ndarray, axes: frozenset[Axis], order: Sequence[Axis]) -> np.ndarray:

@@ -606,6 +606,17 @@ def _diag(v: Any, k: int = 0) -> Any:
     return active().eye(np.shape(v)[0]) * v[:, None]
 
 
+def _lexsort(keys: Any, axis: int = -1) -> Any:
+    """The order by the last key; among equals by the one before."""
+    rows = list(keys)
+    if np.ndim(rows[0]) != 1:
+        refuse("np.lexsort of keys of several dimensions")
+    order = np.argsort(rows[0], stable=True)
+    for key in rows[1:]:
+        order = order[np.argsort(key[order], stable=True)]
+    return order
+
+
 def _below(m: Any, k: int) -> Any:
     n, c = np.shape(m)[-2:]
     return active().counting(c)[None, :] - active().counting(n)[:, None] <= k
@@ -829,7 +840,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "real": lambda val: val.real, "imag": lambda val: val.imag, "copy": lambda a, *r, **o: a.fresh(),
     "array_equal": lambda a, b, **o: decided(np.all(a == b)) if np.shape(a) == np.shape(b) else False,
     "allclose": lambda a, b, rtol=1e-5, atol=1e-8, **o: decided(np.all(np.abs(a - b) <= atol + rtol * np.abs(b))),
-    "put_along_axis": _put_along_axis, "copyto": _copy_to, "putmask": lambda a, mask, values: _copy_to(a, values, where=mask),
+    "lexsort": _lexsort, "put_along_axis": _put_along_axis, "copyto": _copy_to, "putmask": lambda a, mask, values: _copy_to(a, values, where=mask),
     "place": lambda arr, mask, vals: _copy_to(arr, vals, where=mask),
 }  # fmt: skip
 
@@ -915,8 +926,7 @@ def replaced(x: Recorder, keys: tuple[Any, ...], value: Any) -> Any:
     if isinstance(value, Selection):
         refuse("entries are set to a selection by truth values; use np.where")
     if any(type(k) is Recorder or type(k) is np.ndarray for k in keys):
-        spread = value if np.ndim(value) == 0 else np.expand_dims(value, 1 if is_counting(keys[0], x.shape[0]) else 0)
-        return np.where(_at_positions(x, keys), spread, x)
+        return _at_positions(x, keys, value)
     if any(k is None for k in keys):
         refuse("a new axis in an assignment to entries")
     while len(keys) > 1 and isinstance(keys[-1], slice) and keys[-1] == slice(None):
@@ -930,17 +940,31 @@ def replaced(x: Recorder, keys: tuple[Any, ...], value: Any) -> Any:
     return _replaced(x, 0, [*keys[:at], *full, *keys[at + 1 :]], value)
 
 
-def _at_positions(x: Recorder, keys: tuple[Any, ...]) -> Any:
-    """Where ``x[arange(n), index]`` lies in a matrix."""
+def _at_positions(x: Recorder, keys: tuple[Any, ...], value: Any) -> Any:
+    """`x` with entries replaced: one, or a row; one in each row of a matrix; or several, or rows, along the first dimension."""
     arrays = [k if type(k) is Recorder else np.asanyarray(k) for k in keys]
-    if np.ndim(x) != 2 or len(keys) != 2 or any(k.ndim != 1 for k in arrays):
-        refuse("an assignment at index arrays, other than x[np.arange(n), index] of a matrix; use np.where")
-    rows, columns = arrays
-    if is_counting(rows, x.shape[0]):
-        return active().counting(x.shape[1])[None, :] == columns[:, None]
-    if is_counting(columns, x.shape[1]) and not np.ndim(rows) > 1:
-        return active().counting(x.shape[0])[:, None] == rows[None, :]
-    refuse("an assignment at index arrays of which none is np.arange(n); use np.where")
+    if any(k.dtype.kind not in "iu" for k in arrays):
+        refuse("an assignment at an array of positions beside slices; use np.where")
+    if all(k.ndim == 0 for k in arrays):
+        here: Any = True
+        for d, k in enumerate(arrays):
+            n = x.shape[d]
+            is_there = active().counting(n) == np.where(k < 0, k + n, k)
+            here = np.logical_and(here, np.reshape(is_there, (n, *(1,) * (x.ndim - d - 1))))
+        return np.where(here, value, x)
+    if x.ndim == len(keys) == 2 and all(k.ndim == 1 for k in arrays):
+        for d in (0, 1):
+            if is_counting(arrays[d], x.shape[d]):
+                here = np.expand_dims(arrays[1 - d], 1 - d) == np.expand_dims(active().counting(x.shape[1 - d]), d)
+                return np.where(here, value if np.ndim(value) == 0 else np.expand_dims(value, 1 - d), x)
+    if len(keys) > 1 or arrays[0].ndim != 1:
+        refuse("an assignment at arrays of positions of which none is np.arange(n); use np.where")
+    n = arrays[0].shape[0]
+    hits = active().counting(x.shape[0])[:, None] == arrays[0]
+    last = np.max(np.where(hits, active().counting(n), -1), axis=1)  # of several at one place, the last stays
+    if np.ndim(value):
+        value = (value + active().filled((n, *x.shape[1:]), 0.0))[np.maximum(last, 0)]
+    return np.where(np.reshape(last >= 0, (-1, *(1,) * (x.ndim - 1))), value, x)
 
 
 def is_counting(index: Any, n: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import linecache
@@ -75,7 +76,7 @@ class Tape:
         arrays = [np.asarray(v) for v in values]
         given, options = tuple(map(_ref, args)), {k: _ref(v) for k, v in attrs.items()}
         numbers = tuple(next(self.count) for _ in arrays)
-        shapes, dtypes = tuple((a.shape,) for a in arrays), tuple(str(a.dtype) for a in arrays)
+        shapes, dtypes = tuple((a.shape,) for a in arrays), tuple(_dtype_name(a.dtype) for a in arrays)
         self.steps.append(Step(op, given, options, numbers, shapes, line(), dtypes))
         try:
             key = (op, self.first(given), self.first(tuple(options.items())), tuple(map(type, given)), shapes)
@@ -83,7 +84,7 @@ class Tape:
         except TypeError:  # an array among the arguments
             pass
         made = [Recorder(self, a, Ref(n)) for a, n in zip(arrays, numbers, strict=True)]
-        constant = all(x.constant for x in _recorders([args, list(attrs.values())]))
+        constant = _is_constant(args) and _is_constant(tuple(attrs.values()))
         for recorder, v in zip(made, values, strict=True):
             recorder.constant, recorder.scalar = constant, isinstance(v, np.generic)
         return made if several else made[0]
@@ -99,10 +100,14 @@ class Tape:
         return Ref(self.firsts.get(value.index, value.index)) if isinstance(value, Ref) else value
 
 
-def _recorders(value: Any) -> list[Recorder]:
-    if isinstance(value, list | tuple):
-        return [r for v in value for r in _recorders(v)]
-    return [value] if type(value) is Recorder else []
+_dtype_name = functools.lru_cache(64)(str)
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether no argument had a part in it."""
+    if type(value) is Recorder:
+        return value.constant
+    return not isinstance(value, list | tuple) or all(map(_is_constant, value))
 
 
 def line() -> str:
@@ -197,7 +202,9 @@ class Recorder(NDArrayOperatorsMixin):
         from lossforge.frontends.numpy_composites import REDUCTIONS, UFUNCS
 
         inputs = tuple(np.asarray(i) if isinstance(i, list | tuple) else i for i in inputs)
-        if method == "__call__" and ufunc.__name__ in UFUNCS and not options:
+        if ufunc in (np.equal, np.not_equal) and any(i is None for i in inputs):
+            result = np.zeros_like(next(i for i in inputs if i is not None), dtype=bool) | (ufunc is np.not_equal)
+        elif method == "__call__" and ufunc.__name__ in UFUNCS and not options:
             result = UFUNCS[ufunc.__name__](*inputs)
         elif method in ("reduce", "accumulate", "at") and (ufunc.__name__, method) in REDUCTIONS:
             result = REDUCTIONS[ufunc.__name__, method](*inputs, **options)
@@ -490,7 +497,16 @@ class Selection(NDArrayOperatorsMixin):
         refuse(_SELECTED)
 
     def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, Selection) and key.mask.is_like(self.mask) and key.ndim == 1:
+            return Selection(self.whole, self.mask & key.whole)
         refuse(_SELECTED)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, Selection) or not key.mask.is_like(self.mask) or np.ndim(value):
+            refuse(_SELECTED)
+        here = key.whole[(..., *(None,) * (self.whole.ndim - key.whole.ndim))]
+        changed: Any = np.where(here, value, self.whole)
+        self.whole = changed
 
 
 def selected_ufunc(ufunc: Any, method: str, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:

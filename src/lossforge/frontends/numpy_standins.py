@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
+import math
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -133,6 +134,21 @@ class _Joined:
         return np.concatenate([np.atleast_1d(p) for p in parts], axis=0)
 
 
+class _Vectorized:
+    """``np.vectorize``: a function of numbers, called for each entry."""
+
+    def __init__(self, pyfunc: Callable[..., Any], *rest: Any, **options: Any) -> None:
+        self.function, self.of_arrays = pyfunc, functools.partial(np.vectorize, pyfunc, *rest, **options)
+        self.is_plain = not rest and set(options) <= {"otypes", "cache", "doc"}
+
+    def __call__(self, *arrays: Any, **options: Any) -> Any:
+        if not _holds_recorder(arrays) or options or not self.is_plain:
+            return self.of_arrays()(*arrays, **options)
+        shape = np.broadcast_shapes(*map(np.shape, arrays))
+        entries = [np.ravel(np.broadcast_to(a, shape)) if np.ndim(a) else [a] * math.prod(shape) for a in arrays]
+        return np.reshape(_array([self.function(*of) for of in zip(*entries, strict=True)]), shape)
+
+
 _REDUCTIONS = "sum mean max min prod average median std var any all amax amin argmax argmin sort cumsum".split()
 
 _NUMPY: Mapping[str, Any] = {
@@ -141,7 +157,7 @@ _NUMPY: Mapping[str, Any] = {
     "zeros": _number(0), "ones": _number(1), "empty": _number(0), "full": _full, "arange": _arange,
     "linspace": _linspace, "eye": _eye, "identity": _eye, "triu_indices": _triangle("triu_indices_from"),
     "tril_indices": _triangle("tril_indices_from"), "tri": _tri, "meshgrid": _meshgrid,
-    **{name: _of_list(name) for name in _REDUCTIONS}, "r_": _Joined(columns=False), "c_": _Joined(columns=True),
+    **{name: _of_list(name) for name in _REDUCTIONS}, "r_": _Joined(columns=False), "c_": _Joined(columns=True), "vectorize": _Vectorized,
 }  # fmt: skip
 
 
@@ -177,7 +193,13 @@ class _Conversion(type):
         if len(values) != 1 or not _holds_recorder(values[0]):
             return cls.original(*values, **options)
         found = _array(values[0])
-        return np.reshape(found, ()) if cls.original is float else found
+        if cls.original is int:
+            if (plain(found) % 1 != 0).any():
+                refuse("int() takes a Python number out of an array; keep arrays")
+            found = found.astype(np.int64)
+        elif found.dtype.kind != "f":
+            found = found.astype(cls.dtype)
+        return np.reshape(found, ()) if cls.original in (float, int) else found
 
     def __instancecheck__(cls, value: Any) -> bool:
         return isinstance(value, cls.original)
@@ -188,12 +210,29 @@ class _Conversion(type):
 
 _CONVERSIONS: Mapping[Any, _Conversion] = {
     kind: _Conversion(kind.__name__, (), {"original": kind, "dtype": np.dtype(kind)})
-    for kind in (float, np.float64, np.float32)
+    for kind in (float, int, np.float64, np.float32)
 }
 
 
+def _length(value: Any) -> Any:
+    return value.shape[0] if isinstance(value, Selection) else len(value)
+
+
+class _Type(type):
+    """In place of ``type``: a recorder is an array."""
+
+    def __call__(cls, *values: Any, **options: Any) -> Any:
+        return np.ndarray if len(values) == 1 and type(values[0]) is Recorder else type(*values, **options)
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, type)
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return issubclass(other, type)
+
+
 PYTHON: Mapping[str, Callable[..., Any]] = {
-    "float": _CONVERSIONS[float], "sum": _sum, "max": _extremum(max, np.maximum, np.max), "min": _extremum(min, np.minimum, np.min),
+    "float": _CONVERSIONS[float], "int": _CONVERSIONS[int], "len": _length, "type": _Type("type", (), {}), "sum": _sum, "max": _extremum(max, np.maximum, np.max), "min": _extremum(min, np.minimum, np.min),
 }  # fmt: skip
 """Python's own functions, which would look at the entries one by one, or not see the stand-ins."""
 
@@ -228,7 +267,7 @@ def stand_in(value: Any, module: str, name: str) -> Any:
     """What stands for a value that a module has under a name; None where it is left as it is."""
     if inspect.ismodule(value):
         return _Module(value) if value is np or value.__name__.partition(".")[0] in ("scipy", "math") else None
-    if module == "numpy" and isinstance(value, type):  # a dtype, or a conversion
+    if module == "numpy" and isinstance(value, type) and name not in _NUMPY:  # a dtype, or a conversion
         return _CONVERSIONS.get(value)
     if module == "math":
         return _unless_plain(value, _MATH[name]) if name in _MATH else None

@@ -8,6 +8,7 @@ turns follow from each other in another way stays as it is.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -119,10 +120,28 @@ class _Place:
     growth: Any
 
 
-_Keys: TypeAlias = dict[int, tuple[int, _Key]]
 _Operands: TypeAlias = tuple[Step, Any, Mapping[str, Any]]
 _MOST_FAILURES = 400
 _LEAVES = (Ref, _Within, _Carried, _Entry, _Place)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The results of a block of steps."""
+
+    places: Mapping[int, _Key]
+    """For the results of all steps: the step, and which of its results."""
+    first: int
+    """The step at which the block begins."""
+    length: int
+    """How many steps a turn has."""
+    turns: int
+
+    def get(self, index: int) -> tuple[int, _Key] | None:
+        """The turn that gives it, and which result of the turn it is; None for one of no turn."""
+        step, which = self.places.get(index, (-1, 0))
+        turn, at = divmod(step - self.first, self.length)
+        return (turn, (at, which)) if 0 <= turn < self.turns else None
 
 
 @dataclass
@@ -145,13 +164,14 @@ class _Roll:
         self.steps = needed(recording)
         self.failures = 0
         """How many blocks in a row were no loop."""
-        self.periods: dict[int, Sequence[int]] = {}
+        self.periods: dict[int, np.ndarray] = {}
         """For a distance, how many steps from each on are like those as far behind them."""
         sizes = {n for shapes in recording.inputs for n in shapes[0]}
         self.counts = sorted({m for n in sizes for m in (n, n - 1) if m > 1}, reverse=True)
         self.drawn = {n for s in self.steps if s.op == "position.default" for n in s.shapes[0][0]}
         """The numbers of entries of selections, of which each turn has its own."""
         self.makers = {k: s for s in self.steps for k in s.outputs}
+        self.places = {k: (at, which) for at, s in enumerate(self.steps) for which, k in enumerate(s.outputs)}
         self.fresh = itertools.count(max([len(recording.inputs), *(k + 1 for k in self.makers)]))
         self.written: dict[int, tuple[_Loop, int, _Key]] = {}
         """For the results of turns that are written out: the loop, the turn, and which result."""
@@ -164,9 +184,9 @@ class _Roll:
         places: dict[int, list[int]] = {}
         for i, sign in enumerate(signs):
             places.setdefault(sign, []).append(i)
-        at = 0
+        at, found = 0, np.array(signs)
         while at < len(self.steps):
-            at = self._loop(at, signs, places[signs[at]]) or self._plain(at)
+            at = self._loop(at, found, places[signs[at]]) or self._plain(at)
         if not self.written:
             return None
         try:
@@ -187,20 +207,22 @@ class _Roll:
 
     # ------------------------------------------------------------------ one loop
 
-    def _loop(self, at: int, signs: Sequence[int], places: Sequence[int]) -> int | None:
+    def _loop(self, at: int, signs: np.ndarray, places: Sequence[int]) -> int | None:
         """Roll up a loop that begins here; where it ends."""
+        behind = bisect.bisect_right(places, at)
         for count in self.counts:
-            for length in (p - at for p in places if p > at):
+            for place in itertools.islice(places, behind, None):
+                length = place - at
                 end = at + count * length
                 if end > len(signs):
                     break
                 if self._alike_for(length, signs)[at] < (count - 1) * length:
                     continue
-                turns = [self.steps[at + k * length : at + (k + 1) * length] for k in range(count)]
                 if self.failures > _MOST_FAILURES:
                     return None
+                turns = [self.steps[at + k * length : at + (k + 1) * length] for k in range(count)]
                 try:
-                    self._roll(turns)
+                    self._roll(turns, _Results(self.places, at, length, count))
                 except _Unlike:
                     self.failures += 1
                     continue
@@ -208,36 +230,28 @@ class _Roll:
                 return end
         return None
 
-    def _alike_for(self, length: int, signs: Sequence[int]) -> Sequence[int]:
+    def _alike_for(self, length: int, signs: np.ndarray) -> np.ndarray:
         if length not in self.periods:
-            run, found = 0, []
-            for a, b in zip(signs[-length - 1 :: -1], signs[: length - 1 : -1], strict=True):
-                run = run + 1 if a == b else 0
-                found.append(run)
-            self.periods[length] = found[::-1]
+            here = np.arange(len(signs) - length)
+            differs = np.where(signs[length:] != signs[:-length], here, len(here))
+            self.periods[length] = np.minimum.accumulate(differs[::-1])[::-1] - here
         return self.periods[length]
 
-    def _roll(self, turns: Sequence[Sequence[Step]]) -> None:
-        keys, body, leaves = self._turn(turns)
+    def _roll(self, turns: Sequence[Sequence[Step]], keys: _Results) -> None:
+        body, leaves = self._turn(turns, keys)
         totals = {leaf.key: leaf.start for of in leaves for leaf in of if isinstance(leaf, _Carried)}
         chains = {key: _chain(key, body, leaves) for key in totals}
         if any(op == "put" and not self._is_empty(totals[key]) for key, (op, _) in chains.items()):
             raise _Unlike
-        self._write(turns, body, totals, chains, keys)
+        self._write(turns, body, totals, chains)
 
-    def _turn(self, turns: Sequence[Sequence[Step]]) -> tuple[_Keys, list[_Operands], list[list[Any]]]:
-        """What all turns have in common: their results, the operands of their steps, and all values among these."""
-        keys = {
-            index: (k, (r, o))
-            for k, steps in enumerate(turns)
-            for r, step in enumerate(steps)
-            for o, index in enumerate(step.outputs)
-        }
+    def _turn(self, turns: Sequence[Sequence[Step]], keys: _Results) -> tuple[list[_Operands], list[list[Any]]]:
+        """What all turns have in common: the operands of their steps, and all values among these."""
         body = [(group[0], self._common(group, keys), self._options(group, keys)) for group in zip(*turns, strict=True)]
         leaves = [_leaves((args, tuple(options.values()))) for _, args, options in body]
         if not any(isinstance(leaf, _Entry | _Place | _Carried) for of in leaves for leaf in of):
             raise _Unlike  # the same thing several times
-        return keys, body, leaves
+        return body, leaves
 
     def _is_empty(self, of: Any) -> bool:
         """Whether an array is zero but where earlier turns wrote into it."""
@@ -246,7 +260,7 @@ class _Roll:
             return self._is_empty(maker.args[0])
         return maker is not None and maker.op == "full" and maker.args == (0,)
 
-    def _common(self, group: Sequence[Step], keys: Mapping[int, tuple[int, _Key]]) -> Any:
+    def _common(self, group: Sequence[Step], keys: _Results) -> Any:
         """The operands of one step in all turns."""
         try:
             return self._alike([s.args for s in group], keys)
@@ -255,7 +269,7 @@ class _Roll:
                 raise
             return self._alike([group[0].args[::-1], *(s.args for s in group[1:])], keys)  # 0 + x is recorded as x + 0
 
-    def _options(self, group: Sequence[Step], keys: Mapping[int, tuple[int, _Key]]) -> Mapping[str, Any]:
+    def _options(self, group: Sequence[Step], keys: _Results) -> Mapping[str, Any]:
         """The options of one step, which are the same in all turns, but for values among them."""
         head = group[0].attrs
         if any(s.attrs.keys() != head.keys() for s in group):
@@ -268,7 +282,7 @@ class _Roll:
                 raise _Unlike
         return common
 
-    def _alike(self, values: Sequence[Any], keys: Mapping[int, tuple[int, _Key]]) -> Any:
+    def _alike(self, values: Sequence[Any], keys: _Results) -> Any:
         head = values[0]
         if any(isinstance(v, Ref) for v in values):
             return self._references(values, keys)
@@ -294,7 +308,7 @@ class _Roll:
             return _place(values)
         raise _Unlike
 
-    def _references(self, values: Sequence[Any], keys: Mapping[int, tuple[int, _Key]]) -> Any:
+    def _references(self, values: Sequence[Any], keys: _Results) -> Any:
         inner = [keys.get(v.index) if isinstance(v, Ref) else None for v in values]
         last = inner[-1]
         if last is not None:
@@ -324,7 +338,6 @@ class _Roll:
         body: Sequence[_Operands],
         totals: Mapping[_Key, Any],
         chains: Mapping[_Key, tuple[str, set[_Key]]],
-        keys: Mapping[int, tuple[int, _Key]],
     ) -> None:
         """The steps of one turn, which collects from nothing, and what all turns come to."""
         where = body[0][0].where
@@ -361,7 +374,8 @@ class _Roll:
             loop.totals[key] = self._new(
                 "loop.total", args, {"op": chains[key][0]}, shape, step.where, *step.dtypes[:1]
             )
-        self.written.update({index: (loop, k, key) for index, (k, key) in keys.items()})
+        for k, steps in enumerate(turns):
+            self.written.update({i: (loop, k, (r, o)) for r, s in enumerate(steps) for o, i in enumerate(s.outputs)})
 
     def _of_turn(self, value: _Entry | _Place, turn: Ref, where: str) -> Ref:
         if isinstance(value, _Entry):
