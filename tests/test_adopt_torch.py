@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -780,6 +781,13 @@ def of_categories(scores, labels, mask):
     return sum(loss * (weight / sum(weights)) for loss, weight in zip(losses, weights, strict=True))
 
 
+def images_and_their_overlaps(pred, true):
+    """A sum over few entries between two over many."""
+    overlaps = (pred * true).mean((2, 3))
+    of_classes = torch.stack([1 - overlaps[:, 0], overlaps[:, 1].sqrt()], -1).mean()
+    return torch.stack([pred[:, 0], pred[:, 1] ** 2], 1).mean() + of_classes
+
+
 def every_third(similarities):
     """Rows by a mask that is filled in without regard to values, but like an array of them."""
     chosen = torch.zeros_like(similarities[:, 0])
@@ -871,6 +879,7 @@ CASES = {
     "assertions about values": (boundary, [simplex, real], [NC, NC]),
     "nothing to find": (centres, [unit, binary, unit], [NC, NC, NC]),
     "more columns than rows": (pairwise_to_the_last, [real], [[(3, 2, 8), (5, 2, 7)]]),
+    "images and their overlaps": (images_and_their_overlaps, [unit, binary], [[(2, 2, 8, 9), (3, 2, 7, 5)]] * 2),
     "categories that are marked": (of_categories, [real, binary, binary], [[(6, 2), (9, 2)]] * 3),
     "emptied at positions": (unlabelled, [real, classes(4)], [[(2, 4, 6), (3, 5, 7)], [(2, 6), (3, 7)]]),
     "boxes under a repeated mask": (boxes_of_some, [real, real, binary], [MAPS, MAPS, [(2, 4), (3, 5)]]),
@@ -1110,9 +1119,18 @@ def spreads_of_several(p):
         (spreads_of_several, r"test_adopt_torch.py:\d+ .*more than one entry"),
     ],
 )  # fmt: skip
-def test_refusals_name_the_operation(fn: Callable[..., Any], said: str) -> None:
-    with pytest.raises(lf.errors.AdoptionError, match=said):
+def test_refusals_name_the_operation_and_the_line(fn: Callable[..., Any], said: str) -> None:
+    with pytest.raises(lf.errors.AdoptionError, match=said) as refusal:
         lf.adopt(fn, torch.from_numpy(real(np.random.default_rng(0), (6, 4))))
+    assert re.search(r"test_adopt_torch.py:\d+ ", str(refusal.value))
+
+
+def test_a_refusal_after_too_many_steps_names_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lossforge.adoption import reading
+
+    monkeypatch.setattr(reading, "_MOST_STEPS", 3)
+    with pytest.raises(lf.errors.AdoptionError, match=r"test_adopt_torch.py:\d+ .*too many steps"):
+        lf.adopt(lambda p: p.exp().sum(), torch.from_numpy(real(np.random.default_rng(0), (6, 4))))
 
 
 def lost_digits(pred):

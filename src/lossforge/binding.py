@@ -453,7 +453,7 @@ class Bound:
                     *(self._operand(n, values, p.order, np.float64) for n, p in zip(leaves, inputs, strict=True))
                 )
             for r, value in zip(results, found if isinstance(found, tuple) else (found,), strict=True):
-                values[r.node] = (np.asarray(value).astype(self.real), r.order) if r.order else float(value)
+                values[r.node] = (np.array(value, self.real, order="C"), r.order) if r.order else float(value)
 
         return run_step
 

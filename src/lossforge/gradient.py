@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeAlias
 
 from lossforge import matrices
@@ -134,6 +135,15 @@ def _under(gates: Sequence[Gate], node: Node) -> Node:
     return node
 
 
+def _is_unmasked(term: Node) -> Node | None:
+    """Whether a term counts that stands under conditions; None if it stands under none."""
+    gates, inner = _gates(term)
+    told = [g if branch == 1 else elementwise("not", g) for g, branch in gates]
+    if (some := _has_unmasked(inner)) is not None:
+        told.append(some)
+    return reduce(lambda a, b: elementwise("and", a, b), told) if told else None
+
+
 def gated_total(x: Node, axes: Iterable[Axis]) -> Node:
     """The sum over `axes`, taken inside of the conditions that do not depend on them."""
     wanted = frozenset(axes)
@@ -146,9 +156,10 @@ def gated_total(x: Node, axes: Iterable[Axis]) -> Node:
 
 
 def _times_slope(adjoint: Node, slope: Node) -> Node:
-    """adjoint · slope, and 0 where the adjoint is a sum of nothing but masked entries and the slope may be infinite."""
-    if _may_be_infinite(slope) and (some := _has_unmasked(adjoint)) is not None:
-        return where(some, times(adjoint, slope), 0.0)
+    """adjoint · slope, and 0 where the adjoint is a sum of nothing but masked terms and the slope may be infinite."""
+    gates, inner = _gates(adjoint)
+    if _may_be_infinite(slope) and (some := _has_unmasked(inner)) is not None:
+        return _under(gates, where(some, times(inner, slope), 0.0))
     return times(adjoint, slope)
 
 
@@ -160,11 +171,14 @@ def _may_be_infinite(slope: Node) -> bool:
 
 
 def _has_unmasked(adjoint: Node) -> Node | None:
-    """Whether a sum over masked entries has one that is not; None if it is not such a sum."""
+    """Whether a sum of masked terms has one that is not; None if it is not such a sum."""
     if adjoint.op in ("neg", "div"):
         return _has_unmasked(adjoint.args[0])
     if adjoint.op == "mul":
         return next((some for a in adjoint.args if (some := _has_unmasked(a)) is not None), None)
+    if adjoint.op in ("add", "sub"):
+        first, second = map(_is_unmasked, adjoint.args)
+        return None if first is None or second is None else elementwise("or", first, second)
     if adjoint.op != "sum":
         return None
     axes = frozenset(adjoint.attrs[0])
@@ -232,7 +246,7 @@ def vjp(
                 record.append(Contribution(node, argument, slope, times(adjoint, scale), times(value, scale)))
             factor = scale
             if not value.axes and not node.axes:
-                factor, value = times(scale, value), _one()
+                factor, value = _times_slope(scale, value), _one()
             adjoints[argument] = _accumulate(adjoints.get(argument), (factor, value))
     result: list[Node | None] = []
     for w in wrt:

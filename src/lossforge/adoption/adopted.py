@@ -94,16 +94,17 @@ class AdoptedLoss(Loss):
         self.arguments = tuple(names)
         self.predictions = predictions(names, arrays, wrt)
         original = Original(self.name, front, arrays, names, numbers, options, self.predictions)
-        try:
-            study = Study(original, layout)
-            definition, self.reduction = study.definition(whole=gradient is None)
-        except OtherGradient:  # the library's own gradient may not be the derivative
-            literal = getattr(front, "literal", None)
-            if not literal:
-                raise
-            front.rules = {**front.rules, **literal}
-            study = Study(original, layout)
-            definition, self.reduction = study.definition(whole=gradient is None)
+        with original.placing():
+            try:
+                study = Study(original, layout)
+                definition, self.reduction = study.definition(whole=gradient is None)
+            except OtherGradient:  # the library's own gradient may not be the derivative
+                literal = getattr(front, "literal", None)
+                if not literal:
+                    raise
+                front.rules = {**front.rules, **literal}
+                study = Study(original, layout)
+                definition, self.reduction = study.definition(whole=gradient is None)
         self.static = {k: v for k, v in numbers.items() if k not in study.numbers}
         """Numbers that shape the graph: with another value, the function is read again."""
         self.defaults = {**study.numbers, **self.static}
@@ -112,7 +113,8 @@ class AdoptedLoss(Loss):
         self._study = study
         if gradient is not None:
             self._register(gradient, self.predictions[0])
-        self._try(arrays)
+        with original.placing():
+            self._try(arrays)
         study.original.forget()
 
     def _try(self, arrays: Sequence[np.ndarray]) -> None:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from lossforge import ir
-from lossforge.adoption.divergence import parting
+from lossforge.adoption.divergence import parting, spoiled, unworkable
 from lossforge.adoption.original import Original
 from lossforge.adoption.reading import Read
 from lossforge.adoption.sampling import beside, entries, other_values
 from lossforge.errors import AdoptionError, LossforgeError
 from lossforge.frontends.positional import Importer
 from lossforge.frontends.positional.axis_table import unprimed
+from lossforge.frontends.sources import names_a_line
 from lossforge.gradient import vjp
 from lossforge.interpreter import evaluate
 from lossforge.ir import Axis, Kind, Node, Port
@@ -228,7 +229,13 @@ class _Comparison:
         except AdoptionError as error:
             if self._differs_by_rounding(arrays, numbers):
                 return True
-            if told := parting(self.original, self.importer, self._given(arrays, numbers), arrays, numbers):
+            if names_a_line(str(error)):
+                raise
+            given = self._given(arrays, numbers)
+            told = parting(self.original, self.importer, given, arrays, numbers)
+            if not told and isinstance(error, OtherGradient) and (step := spoiled(self.importer, self.node, given)):
+                told = f"As read, the gradient is not finite from this step on: {step}; write it with other operations"
+            if told:
                 raise type(error)(f"{error}. {told}") from None
             raise
 
@@ -268,9 +275,10 @@ class _Comparison:
         try:
             mine = evaluate([self.node, *self.slopes], self._given(arrays, numbers))
         except (LossforgeError, ValueError, LookupError) as error:
+            step = unworkable(self.importer, self._given(arrays, numbers))
             raise AdoptionError(
-                f"{original.name}: it was read for some sizes, but not for inputs of shapes {[a.shape for a in arrays]} "
-                f"({error})"
+                f"{original.name}: {step}{': ' if step else ''}it was read for some sizes, but not for inputs of shapes "
+                f"{[a.shape for a in arrays]} ({error}); write this step in another way"
             ) from error
         if not np.isfinite(value).any():
             return False

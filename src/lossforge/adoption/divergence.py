@@ -1,4 +1,4 @@
-"""The line of the source at which a function and what was read of it part."""
+"""The line of the source at which a function and what was read of it part, or at which that cannot be evaluated."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from lossforge.errors import LossforgeError
 from lossforge.frontends.positional import Importer, Tensor
 from lossforge.frontends.positional.axis_table import unprimed
 from lossforge.frontends.recording import needed
+from lossforge.gradient import vjp
 from lossforge.interpreter import evaluate
-from lossforge.ir import Axis, Node
+from lossforge.ir import Axis, Kind, Node, constant, topological
 
 _NEAR = 1e-3
 """Of the largest entry: more than rounding."""
@@ -63,6 +64,49 @@ def parting(
         if rounded.shape == unrounded.shape and not _is_near(rounded, unrounded, _LOST):
             return f"The original loses digits in float32 at this line: {where}; subtract no numbers there that are nearly equal"
     return ""
+
+
+def unworkable(importer: Importer, given: Mapping[Any, Any]) -> str:
+    """The first step that cannot be evaluated with these arrays, and its line; empty if all can."""
+    made = [
+        (step, value.node)
+        for step in needed(importer.recording)
+        for index in step.outputs
+        if isinstance(value := importer.values.get(index), Tensor)
+    ]
+
+    def fails(count: int) -> bool:
+        try:
+            evaluate([node for _, node in made[:count]], given)
+        except (LossforgeError, ValueError, LookupError):
+            return True
+        return False
+
+    low, high = 0, len(made)  # the first `low` steps can be evaluated, the first `high` cannot
+    if not fails(high):
+        return ""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fails(middle) else (middle, high)
+    return made[high - 1][0].told
+
+
+def spoiled(importer: Importer, node: Node, given: Mapping[Any, Any]) -> str:
+    """The last step whose gradient is not finite where that of all behind it is, and its line; empty if there is none."""
+    made = {
+        value.node: step
+        for step in needed(importer.recording)
+        for index in step.outputs
+        if isinstance(value := importer.values.get(index), Tensor) and value.node.kind is Kind.FLOAT
+    }
+    nodes = [n for n in reversed(topological([node])) if n in made or n.op == "input"]
+    slopes = [(n, s) for n, s in zip(nodes, vjp([(node, constant(1.0))], nodes), strict=True) if s is not None]
+    found = evaluate([s for _, s in slopes], given)
+    bad = next((n for (n, _), array in zip(slopes, found, strict=True) if not np.isfinite(array).all()), None)
+    if bad is None:
+        return ""
+    user = next((s for n, s in made.items() if n is not bad and bad in topological([n])), None)
+    return "" if user is None else user.told
 
 
 def _is_plain(value: Tensor, sizes: Mapping[Axis, int]) -> bool:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from lossforge.adoption.sampling import Sampler
+from lossforge.adoption.sampling import Sampler, entries
 from lossforge.adoption.thresholds import fractions, thresholds
 from lossforge.errors import AdoptionError, LossforgeError
-from lossforge.frontends.recording import FrontEnd, Recording
+from lossforge.frontends.recording import FrontEnd, Recording, Ref
+from lossforge.frontends.sources import first_line, names_a_line
 from lossforge.ir import Kind
 
 _LONG = 128
 """Steps of one way, as of loops that are written out; all ways take many times as long."""
+
+_MANY_RECORDINGS = 24
+"""Most losses are read from six to twenty."""
+_MOST_ENTRIES = 2**22
+"""Of an array that the function is tried with; if no array of the examples is as large."""
 
 
 class Original:
@@ -102,6 +109,24 @@ class Original:
             raise found
         return found
 
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Refusals name an operation and a line: if no other is known, that of the result, or the first one of the function."""
+        try:
+            yield
+        except AdoptionError as error:
+            if not names_a_line(str(error)):
+                error.args = (f"{error}{self._place()}",)
+            raise
+
+    def _place(self) -> str:
+        recordings = [r for r in self._recordings.values() if isinstance(r, Recording)]
+        made = [s for r in recordings[-1:] for s in r.steps if r.result == Ref(s.outputs[0])]
+        if made and made[0].where:
+            return f". Its result is that of {made[0].told}"
+        line = first_line(getattr(self.front, "function", None))
+        return f". It begins at {line}" if line else ""
+
     def turning_points(self, name: str) -> list[float]:
         """Values of a number for which the function may take other steps: what it compares with, and numbers beside."""
         value, points = self.numbers[name], self._thresholds[name]
@@ -113,12 +138,12 @@ class Original:
     @property
     def tired(self) -> bool:
         """Whether so much was recorded that trying yet other sizes would take too long."""
-        return self.front.traced > self.front.patience
+        return self.front.traced > self.front.patience or len(self._recordings) > _MANY_RECORDINGS
 
     @property
     def exhausted(self) -> bool:
         """Whether it was so much that numbers had better stay what they are."""
-        return self.front.traced > 4 * self.front.patience
+        return self.front.traced > 4 * self.front.patience or len(self._recordings) > 2 * _MANY_RECORDINGS
 
     def run(
         self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]
@@ -143,7 +168,9 @@ class Original:
         return True
 
     def takes_shapes(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        """Whether it can be called with arrays of these shapes."""
+        """Whether it can be called with arrays of these shapes, which are not too large to try."""
+        if entries(shapes) > max(_MOST_ENTRIES, 2 * entries(self.shapes)):
+            return False
         rng = np.random.default_rng(0)
         arrays = [s.draw(rng, shape, None) for s, shape in zip(self.samplers, shapes, strict=True)]
         # Positions may lie beyond the end of an axis, where 0 never does.

@@ -16,6 +16,9 @@ from lossforge.frontends.rolling import rolled
 from lossforge.ir import Axis, Node
 
 _ATTEMPTS = 400
+_MOST_STEPS = 120_000
+"""That are imported, in all attempts of one loss together: some ten seconds."""
+_TOO_LONG = "reading it takes too many steps; use operations on whole arrays in place of loops over entries"
 
 
 @dataclass
@@ -44,6 +47,8 @@ class Reader:
         self.table = AxisTable()
         self.numbers: dict[str, float] = {}
         """Those that are parameters of the graph; the others shape it."""
+        self.steps = 0
+        """How many were imported so far."""
 
     def imported(self, recording: Recording) -> tuple[Importer, Tensor]:
         """A recording as a graph.
@@ -52,6 +57,10 @@ class Reader:
             AdoptionError: a step cannot be imported.
         """
         for _ in range(_ATTEMPTS):
+            if self.steps > _MOST_STEPS:
+                place = recording.steps[-1].told
+                raise AdoptionError(f"{self.original.name}: {place}: {_TOO_LONG}")
+            self.steps += len(recording.steps)
             try:
                 rules = {**self.original.front.rules, **LOOPS}
                 examples = self.example()

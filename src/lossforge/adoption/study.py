@@ -18,10 +18,13 @@ from lossforge.compiler import Definition, Reduction
 from lossforge.errors import AdoptionError, BroadcastWarning, NotDifferentiableError
 from lossforge.frontends.positional import SELECTED, AxisTable, Refused
 from lossforge.frontends.recording import Different, overlay
+from lossforge.frontends.rolling import rolled
 from lossforge.gradient import require_gradient
 from lossforge.ir import Axis, Kind, Node, Port
 from lossforge.stabilize import stabilize
 
+_LONG = 256
+"""Steps in which loops are rolled up first, since each of them may tell of axes, and is read again then."""
 _MOST_OPERATIONS = 512
 """Of a loss that is read for one size of everything: loops that are written out take long to compile ..."""
 _MOST_REDUCTIONS = 16
@@ -43,8 +46,10 @@ class Study(Sizes):
 
     def _look(self) -> None:
         """Read the function, as far as it is known which axes have size 1 in every call."""
-        first = overlay([self.original.outlined(self.original.shapes)], {})
-        importer, _ = self.imported(first)  # which dimensions go together
+        outline = self.original.outlined(self.original.shapes)
+        importer, _ = self.imported(
+            overlay([rolled(outline) if len(outline.steps) > _LONG else outline], {})
+        )  # which dimensions go together
         table = self.table.unnamed()
         try:
             self.read = self.generalise({importer.origin[a] for a in importer.fixed if a in importer.origin})

@@ -55,6 +55,11 @@ class Step:
     """The line of the user's source."""
     dtypes: tuple[str, ...] = ()
 
+    @property
+    def told(self) -> str:
+        """The operation, and the line, as refusals name them."""
+        return f"{self.op}{f', in {self.where}' if self.where else ''}"
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -199,14 +204,16 @@ def overlay(recordings: Sequence[Recording], environment: Mapping[str, Sequence[
     for group in zip(*(r.steps for r in recordings), strict=True):
         head = group[0]
         if any(s.op != head.op or s.outputs != head.outputs for s in group):
-            raise Different(f"{head.op} in one, {next((s.op for s in group if s.op != head.op), head.op)} in the other")
+            other = next((s for s in group if s.op != head.op), head)
+            raise Different(f"{head.told} in one, {other.told} in the other")
         shapes = tuple(tuple(x for s in group for x in s.shapes[i]) for i in range(len(head.shapes)))
         if any(len({len(x) for x in of}) > 1 for of in shapes):
-            raise Different(f"{head.op} gives another number of dimensions")
-        attrs = _together([dict(s.attrs) for s in group])
-        steps.append(
-            Step(head.op, _together([s.args for s in group]), attrs, head.outputs, shapes, head.where, head.dtypes)
-        )
+            raise Different(f"{head.told}: another number of dimensions")
+        try:
+            args, attrs = _together([s.args for s in group]), _together([dict(s.attrs) for s in group])
+        except Different as reason:
+            raise Different(f"{head.told}: {reason}") from None
+        steps.append(Step(head.op, args, attrs, head.outputs, shapes, head.where, head.dtypes))
     inputs = tuple(tuple(x for r in recordings for x in r.inputs[i]) for i in range(len(first.inputs)))
     result = _together([r.result for r in recordings])
     return Recording(inputs, tuple(steps), result, {k: tuple(v) for k, v in environment.items()})
@@ -218,7 +225,7 @@ def _parting(recordings: Sequence[Recording]) -> str:
         step = next(s for s in group if s is not None)
         if any(s is None or s.op != step.op or len(s.args) != len(step.args) for s in group):
             break
-    return f"{step.op}{f', in {step.where}' if step.where else ''}: another number of operations"
+    return f"{step.told}: another number of operations"
 
 
 def _together(values: Sequence[Any]) -> Any:

@@ -121,6 +121,8 @@ class _Place:
 
 
 _Operands: TypeAlias = tuple[Step, Any, Mapping[str, Any]]
+_MOST_COMPARED = 20_000
+"""Steps of turns, in search of all loops of a recording: some two seconds."""
 _MOST_FAILURES = 400
 _LEAVES = (Ref, _Within, _Carried, _Entry, _Place)
 
@@ -173,6 +175,8 @@ class _Roll:
         self.makers = {k: s for s in self.steps for k in s.outputs}
         self.places = {k: (at, which) for at, s in enumerate(self.steps) for which, k in enumerate(s.outputs)}
         self.fresh = itertools.count(max([len(recording.inputs), *(k + 1 for k in self.makers)]))
+        self.compared = 0
+        """Steps that were laid over those of other turns so far."""
         self.written: dict[int, tuple[_Loop, int, _Key]] = {}
         """For the results of turns that are written out: the loop, the turn, and which result."""
         self.made: list[Step] = []
@@ -196,10 +200,12 @@ class _Roll:
         return compact(replace(self.recording, steps=tuple(self.made), result=result))
 
     def _extents(self, step: Step) -> Any:
-        """The shapes of a step's results, but for numbers that are drawn."""
-        if not self.drawn:
-            return step.shapes
-        return tuple(tuple(-1 if n in self.drawn else n for n in shape) for of in step.shapes for shape in of)
+        """The shapes of a step's results, but for numbers that are drawn, or depend on values."""
+        return tuple(
+            tuple(n if type(n) is int and n not in self.drawn else -1 for n in shape)
+            for of in step.shapes
+            for shape in of
+        )
 
     def _plain(self, at: int) -> int:
         self.made.append(self._collected(self.steps[at]))
@@ -218,7 +224,7 @@ class _Roll:
                     break
                 if self._alike_for(length, signs)[at] < (count - 1) * length:
                     continue
-                if self.failures > _MOST_FAILURES:
+                if self.failures > _MOST_FAILURES or self.compared > _MOST_COMPARED:
                     return None
                 turns = [self.steps[at + k * length : at + (k + 1) * length] for k in range(count)]
                 try:
@@ -262,6 +268,7 @@ class _Roll:
 
     def _common(self, group: Sequence[Step], keys: _Results) -> Any:
         """The operands of one step in all turns."""
+        self.compared += 1
         try:
             return self._alike([s.args for s in group], keys)
         except _Unlike:

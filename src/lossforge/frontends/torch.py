@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossforge.errors import AdoptionError
 from lossforge.frontends.recording import Recording, kept, kept_numbers
+from lossforge.frontends.sources import first_line
 from lossforge.frontends.torch_builtins import builtins_traced
 from lossforge.frontends.torch_constants import Constants
 from lossforge.frontends.torch_functions import functions_traced
@@ -39,12 +40,15 @@ class TorchFrontEnd:
         parameters = function.named_parameters() if isinstance(function, torch.nn.Module) else ()
         if trained := next((name for name, p in parameters if p.requires_grad), None):
             raise AdoptionError(
-                f"{type(function).__name__} has trainable parameters ({trained}); make them arguments of a function"
+                f"{first_line(function)}: {type(function).__name__} has trainable parameters ({trained}); make them arguments of a "
+                f"function, or fix them with .requires_grad_(False)"
             )
         self.rules = RULES
         self.memory = Memory(function)
         self.idle: set[Any] = set()
         """See `Ways`."""
+        self.at = ""
+        """The last operation of PyTorch that was recorded, and its line."""
 
     def _tensor(self, array: np.ndarray, order: Literal["C", "K"] = "C") -> torch.Tensor:
         """A copy of an array that the function may write to."""
@@ -119,13 +123,16 @@ class TorchFrontEnd:
                 with stack_traces():
                     make = make_fx(told, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)
                     try:
-                        return read(make(*tensors), arrays)
+                        traced = make(*tensors)
+                        self.traced += max(len(traced.graph.nodes) // 2 - watch.calls, 0)
+                        return read(traced, arrays)
                     except AdoptionError as error:
                         place = raised_in(error)
                         raise AdoptionError(
                             f"{place}: {error}" if place and place not in str(error) else str(error)
                         ) from error
                     finally:
+                        self.at = watch.at
                         self.traced += watch.calls
 
             return which(Ways(trace, self.idle))
@@ -133,7 +140,7 @@ class TorchFrontEnd:
     def explain(self, error: Exception) -> str:
         """What an exception of the tracer means for the user."""
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        name, place = type(error).__name__, raised_in(error)
+        name, place = type(error).__name__, raised_in(error) or self.at
         place = f"{place}: " if place else ""
         if "DataDependent" in name or "data-dependent" in text or "item" in text:
             return (

@@ -11,7 +11,6 @@ the way to the dispatcher, and it stops at an `if` on a tensor and at `x[mask]`.
 
 from __future__ import annotations
 
-import linecache
 import operator
 import os
 import sys
@@ -33,7 +32,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lossforge.errors import AdoptionError
 from lossforge.frontends.decisions import asserted
-from lossforge.frontends.sources import folder, is_of
+from lossforge.frontends.sources import folder, is_of, line
 
 _LIBRARY: Any = torch.library.Library("lossforge", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
@@ -113,6 +112,8 @@ class Watch(TorchFunctionMode):
         self.answers, self.checks = answers, checks
         self.events: list[Event] = []
         self.calls = 0
+        self.at = ""
+        """The last operation, and its line."""
         self.known: torch.Tensor | None = None
         """The last array that was asked for its numbers, if it depends on no argument."""
         self.selected: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
@@ -124,7 +125,9 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See `torch.overrides`."""
         self.calls += 1
-        set_stack_trace([_line(_user_frame())])  # what is recorded keeps it
+        place = _line(_user_frame())
+        self.at = f"{getattr(func, '__name__', func)}, in {place}"
+        set_stack_trace([place])  # what is recorded keeps it
         if self.calls > _MOST_CALLS:
             raise AdoptionError(
                 f"it calls PyTorch more than {_MOST_CALLS} times, in a loop whose length is a size; use operations on whole tensors"
@@ -295,11 +298,7 @@ def line_of_user() -> str:
 
 def _line(frame: Any) -> str:
     """The line of the source in which a frame is."""
-    return "" if frame is None else _named(frame.f_code.co_filename, frame.f_lineno)
-
-
-def _named(file: str, line: int) -> str:
-    return f"{file.rsplit('/', 1)[-1]}:{line} ({linecache.getline(file, line).strip()})"
+    return "" if frame is None else line(frame.f_code.co_filename, frame.f_lineno)
 
 
 def raised_in(error: BaseException) -> str:
@@ -309,7 +308,7 @@ def raised_in(error: BaseException) -> str:
         for f in traceback.extract_tb(error.__traceback__)
         if not is_of(f.filename, (*OWN, "numpy")) and f.filename != "<string>"
     ]
-    return _named(way[-1].filename, way[-1].lineno or 0) if way else ""
+    return line(way[-1].filename, way[-1].lineno or 0) if way else ""
 
 
 _MANY = 1009

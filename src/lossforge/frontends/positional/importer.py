@@ -11,7 +11,7 @@ from lossforge.frontends.positional.axis_table import SELECTED, unprimed
 from lossforge.frontends.positional.literals import LARGEST_TABLE, too_large
 from lossforge.frontends.positional.matrices import Matrices
 from lossforge.frontends.positional.values import Refused, Tensor
-from lossforge.frontends.recording import Ref, Step, needed
+from lossforge.frontends.recording import Ref, needed
 from lossforge.ir import Node
 
 
@@ -30,7 +30,7 @@ class Importer(Matrices):
             self.at = number
             rule = self.rules.get(step.op)
             if rule is None:
-                raise AdoptionError(_refusal(step, "lossforge does not know this operation; write it with others"))
+                raise AdoptionError(f"{step.told}: lossforge does not know this operation; write it with others")
             try:
                 result = rule(self, step, *[self._argument(a) for a in step.args])
                 results = result if isinstance(result, tuple) else (result,)
@@ -38,19 +38,19 @@ class Importer(Matrices):
                     self._check(value, shapes)
                     self.values[index] = value
             except Refused as reason:
-                raise AdoptionError(_refusal(step, str(reason))) from None
+                raise AdoptionError(f"{step.told}: {reason}") from None
             except AdoptionError:
                 raise
             except LossforgeError as error:
-                raise AdoptionError(_refusal(step, str(error))) from error
+                raise AdoptionError(f"{step.told}: {error}") from error
             except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
                 unknown = f"it is used in a way that is not known ({type(error).__name__}: {error})"
-                raise AdoptionError(_refusal(step, f"{unknown}; write this step in another way")) from error
+                raise AdoptionError(f"{step.told}: {unknown}; write this step in another way") from error
         result = self.tensor(self.recording.result)
         for node in ir.topological([result.node]):
             if (problem := self._unusable(node)) is not None:
                 origin = next((s for s in steps if any(self._holds(self.values.get(i), node) for i in s.outputs)), None)
-                raise Refused(problem) if origin is None else AdoptionError(_refusal(origin, problem))
+                raise Refused(problem) if origin is None else AdoptionError(f"{origin.told}: {problem}")
         return result
 
     def _unusable(self, node: Node) -> str | None:
@@ -86,8 +86,3 @@ class Importer(Matrices):
                     f"the result has shape {tuple(shape)}, by its axes {found}; give all dimensions different sizes in the "
                     f"examples, or write this step in another way"
                 )
-
-
-def _refusal(step: Step, reason: str) -> str:
-    place = f", in {step.where}" if step.where else ""
-    return f"{step.op}{place}: {reason}"
