@@ -861,6 +861,32 @@ class DualFocal(nn.Module):
         return loss[labels != self.ignored].mean()
 
 
+class EachClass(nn.Module):
+    """One class against the others, without the entries of a label that is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.ignored = 255
+
+    def forward(self, logits, labels):
+        kept, loss = labels != self.ignored, 0
+        for c in range(logits.shape[1]):
+            loss += F.binary_cross_entropy_with_logits(logits[:, c][kept], (labels == c).float()[kept])
+        return loss
+
+
+def of_normal_entries(pred, mask):
+    """Nothing stands for the mean, where it has no entries: an error of the loss, not another value."""
+    normal = mask == 0
+    if normal.sum() > 0:
+        loss = -torch.log(pred[normal]).mean()
+    return loss
+
+
+def some_ignored(rng, shape):
+    return np.where(rng.random(shape) < 0.3, 255, rng.integers(0, 4, shape))
+
+
 FIELDS = [[(2, 3, 6, 8), (1, 2, 5, 7)], [(2, 4, 5, 2), (1, 6, 3, 2)], [(2, 3, 4, 5), (1, 2, 6, 3)]]
 MAPS = [(2, 4, 6), (3, 5, 4)]
 
@@ -890,6 +916,8 @@ CASES = {
     "entries between pixels": (warped, [real, real, real], FIELDS),
     "entries beyond the border": (partial(warped, mode="border", corners=True), [real, real, real], FIELDS),
     "entries reflected": (partial(warped, mode="reflection"), [real, real, real], FIELDS),
+    "one class against the others": (EachClass(), [real, some_ignored], [NC, N]),
+    "a mean that is bound where it exists": (of_normal_entries, [unit, binary], [NC, NC]),
     "a small number": (DualFocal(), [real, classes(4)], [NC, N]),
     "a window shorter than its transform": (
         lambda p, t: (torch.stft(p, 16, 4, 12, torch.hann_window(12), return_complex=True).abs() - t[:, None, None]).pow(2).mean(),

@@ -211,7 +211,12 @@ def indexed(definition: Definition) -> list[tuple[int, str]]:
     positions: dict[Node, int] = {p.node: i for i, p in enumerate(definition.arguments)}
     axes = {a for p in definition.arguments for a in p.order}
     nodes = ir.topological([definition.value])
-    told = {a for n in nodes if n.op in ir.COMPARISONS and any(b.op == "constant" for b in n.args) for a in n.args}
+    told = {
+        a.args[0] if a.op == "cast" else a
+        for n in nodes
+        if n.op in ir.COMPARISONS and any(map(_is_number, n.args))
+        for a in n.args
+    }
     for node in nodes:
         if node.op == "take" and node.args[1] in positions and node.attrs[0] in axes:
             found[positions[node.args[1]], node.attrs[0]] = None
@@ -220,6 +225,11 @@ def indexed(definition: Definition) -> list[tuple[int, str]]:
             if index in positions and index not in told and position.attrs[0] in axes:
                 found[positions[index], position.attrs[0]] = None
     return list(found)
+
+
+def _is_number(node: Node) -> bool:
+    """Whether a node is a number that was written, or a parameter."""
+    return node.op == "constant" or (node.op == "input" and not node.axes)
 
 
 # ------------------------------------------------------------------------------------- plans

@@ -168,7 +168,7 @@ class Ways:
         except AdoptionError:
             raise
         except Exception as error:
-            if event.selects or isinstance(error, ZeroDivisionError) or raised_on_purpose(error, _OWN):
+            if event.selects or isinstance(error, _OF_THE_FUNCTION) or raised_on_purpose(error, _OWN):
                 return None
             raise AdoptionError(f"{event.where}: {_DECIDES} ({type(error).__name__} on one of them)") from None
 
@@ -317,6 +317,8 @@ class Ways:
             return None
 
 
+_OF_THE_FUNCTION = ZeroDivisionError, UnboundLocalError
+"""Errors that the function ends in by itself, however it is run."""
 _IN_LOOP = (
     "turns of a loop are skipped by a decision from values, in a way that was not recognised ({}); multiply by the truth value in place "
     "of `if`, and divide by the sum of these"
