@@ -1220,18 +1220,32 @@ def test_guards_against_nothing(fn: Callable[..., Any], labels: list[int], rng: 
     check(loss, original(fn), arrays)
 
 
-def test_large_images_that_are_halved_otherwise(rng: np.random.Generator) -> None:
+def halved(pred, true):
+    assert min(pred.shape[2:]) > 100
+    total = (pred - true).pow(2).mean()
+    pred, true = (F.avg_pool2d(x, 2, padding=[n % 2 for n in x.shape[2:]]) for x in (pred, true))
+    return total + (pred - true).abs().mean()
+
+
+def halved_where_near(pred, true):
+    """Nothing for images that are unlike, as drawn ones are."""
+    assert min(pred.shape[2:]) > 100
+    pred, true = (F.avg_pool2d(x, 2, padding=[n % 2 for n in x.shape[2:]]) for x in (pred, true))
+    return F.relu(0.02 - (pred - true).pow(2).mean())
+
+
+@pytest.mark.parametrize("fn", [halved, halved_where_near])
+@pytest.mark.parametrize("height, width", [(112, 104), (304, 288)])
+def test_large_images_that_are_halved_otherwise(fn: Any, height: int, width: int, rng: np.random.Generator) -> None:
     """A loss for large images alone, which fills up odd sizes: those that it is read at are all even."""
 
-    def halved(pred, true):
-        assert min(pred.shape[2:]) > 100
-        total = (pred - true).pow(2).mean()
-        pred, true = (F.avg_pool2d(x, 2, padding=[n % 2 for n in x.shape[2:]]) for x in (pred, true))
-        return total + (pred - true).abs().mean()
+    def near(*shape: int) -> list[np.ndarray]:
+        pred = unit(rng, shape)
+        return [pred, pred + np.float32(0.05) * real(rng, shape)]
 
-    loss = lf.adopt(halved, *(torch.from_numpy(unit(rng, (1, 1, 112, 104))) for _ in range(2)))
-    for size in ((1, 1, 112, 104), (1, 1, 113, 107)):
-        check(loss, original(halved), [unit(rng, size) for _ in range(2)])
+    loss = lf.adopt(fn, *map(torch.from_numpy, near(1, 1, height, width)))
+    for more in ((0, 0), (1, 3), (0, 2)):
+        check(loss, original(fn), near(1, 1, height + more[0], width + more[1]))
 
 
 def test_a_deviation_of_nothing_has_no_slope(rng: np.random.Generator) -> None:

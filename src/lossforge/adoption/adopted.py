@@ -218,14 +218,15 @@ class AdoptedLoss(Loss):
         if shapes is None or self._holds(shapes) or not is_alike(shapes, ranks, main):
             raise error
         if shapes not in self._elsewhere:
-            read = [k for k in self._elsewhere.values() if isinstance(k, AdoptedLoss) and k._holds(shapes)]
-            given = None if read or any(0 in shape for shape in shapes) else with_values(args)
+            given = None if any(0 in shape for shape in shapes) else with_values(args)
+            several = [k for k in self._elsewhere.values() if isinstance(k, AdoptedLoss) and k._holds(shapes)]
+            read = [k for k in several if given is None or k._agrees(given)]
             if given is None and not read:
                 raise ShapeError(
                     f"{error}. It is read anew for such arrays where their values are known: call it with some, once, "
                     f"outside of the function that is traced or compiled"
                 ) from None
-            self._elsewhere[shapes] = read[0] if given is None else self._read_at(given)
+            self._elsewhere[shapes] = self._read_at(given) if given is not None and not read else read[0]
         found = self._elsewhere[shapes]
         if isinstance(found, LossforgeError):
             raise error from found
@@ -238,11 +239,19 @@ class AdoptedLoss(Loss):
         failed: LossforgeError | None = None
         for arrays in examples(self._study.original, given):
             try:
-                return AdoptedLoss(fn, library, arrays, names, numbers, options, wrt, layout, gradient, name, device)
+                found = AdoptedLoss(fn, library, arrays, names, numbers, options, wrt, layout, gradient, name, device)
             except LossforgeError as error:
                 failed = failed or error
+            else:
+                if found._agrees(given):
+                    return found
+                failed = failed or AdoptionError(f"{self.name}: as read anew, it differs from the original for these arrays")
         assert failed is not None
         return failed
+
+    def _agrees(self, given: Sequence[np.ndarray]) -> bool:
+        """Whether the definition agrees with the original for the arrays of a call."""
+        return self._study.holds_for(given, self._definitions[()], self.reduction)
 
     def plan(self, reduction: Reduction | None = None, **parameters: Any) -> Any:
         """See `Loss.plan`."""

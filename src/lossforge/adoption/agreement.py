@@ -25,6 +25,8 @@ _LARGEST_FURTHER = 2**16
 """Entries of an array at sizes that nothing was recorded at ..."""
 _LARGEST_COMPARED = 2**17
 """... and at the second of those that it was recorded at, where those of the examples can stand for them."""
+_BESIDE = (1, 2, 4, 8)
+"""By how much axes are longer than those of the examples, where the function may not take every size."""
 _LARGEST_WITHIN = 2**24
 """Entries of a value on the way, where many entries along an axis are compared."""
 _LONG = 997
@@ -39,6 +41,10 @@ _EXACT = 1e-6
 
 class OtherGradient(AdoptionError):
     """The value is that of the original, the gradient is not."""
+
+
+class OtherSizes(AdoptionError):
+    """It agrees for the examples, and where it was recorded, but not at other sizes."""
 
 
 class OfFew(AdoptionError):
@@ -65,26 +71,58 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
     )
     if second is not first:
         compared |= comparison.holds(drawn(second), original.numbers)
-    further = read.further
-    if (
-        entries(further) > _LARGEST_FURTHER
-    ):  # of large images: those that were recorded may be halved alike, these are not
-        moved = zip(original.shapes, *read.shapes, strict=True)
-        further = [tuple(k + (n != m) for k, n, m in zip(*s, strict=True)) for s in moved]
-    if entries(further) <= _LARGEST_FURTHER:
-        compared |= comparison.holds(drawn(further), original.numbers, beyond=True)
+    compared |= comparison.holds([np.array(a) for a in original.arrays], original.numbers)
+    compared |= _beyond(original, read, lambda arrays: comparison.holds(arrays, original.numbers, beyond=True), drawn)
     arrays = drawn(second)
     for change in (lambda v: other_values(v)[2], lambda v: 2 * v) if parameters else ():
         # The range of data, say, may be enlarged only.
         numbers = {**original.numbers, **{n: change(v) for n, v in parameters.items()}}
         if comparison.holds(arrays, numbers, beyond=True):
             break
-    compared |= comparison.holds([np.array(a) for a in original.arrays], original.numbers)
     if not compared:
         raise AdoptionError(
             f"{original.name}: the original gives no finite value on drawn inputs, so it cannot be compared; give examples "
             f"of legal values (probabilities, labels …)"
         )
+
+
+def _beyond(
+    original: Original,
+    read: Read,
+    holds: Callable[[Sequence[np.ndarray]], bool],
+    drawn: Callable[[Sequence[tuple[int, ...]]], Sequence[np.ndarray]],
+) -> bool:
+    """Whether it could be compared at sizes that nothing was recorded at: far from these, or else beside the examples.
+
+    Images may have been halved alike at all sizes that were recorded; one more row tells. What is drawn may be so unlike the
+    examples that the function is the same everywhere, so these are compared too.
+
+    Raises:
+        OtherSizes: it differs.
+    """
+    orders = [p.order for p in read.importer.ports]
+    fixed = read.importer.fixed
+    further = [
+        tuple(own if a in fixed else n for a, own, n in zip(*of, strict=True))
+        for of in zip(orders, original.shapes, read.further, strict=True)
+    ]
+    opened = [
+        tuple(a not in fixed and own > 1 and n != m for a, own, n, m in zip(*of, strict=True))
+        for of in zip(orders, original.shapes, *read.shapes, strict=True)
+    ]
+    try:
+        if entries(further) <= _LARGEST_FURTHER and holds(drawn(further)):
+            return True
+        for more in _BESIDE:
+            beside = [
+                tuple(n + more * free for n, free in zip(*of, strict=True))
+                for of in zip(original.shapes, opened, strict=True)
+            ]
+            if holds(drawn(beside)) | holds(original.repeated(beside)):
+                return True
+    except AdoptionError as error:
+        raise OtherSizes(str(error)) from None
+    return False
 
 
 def _at_length(read: Read, node: Node, compared: bool, holds: Callable[[Sequence[tuple[int, ...]]], bool]) -> bool:
@@ -161,10 +199,25 @@ def holds_at(
     *,
     unless_taken: bool,
 ) -> bool:
-    """Whether a graph agrees with the original for drawn arrays of some shapes; `unless_taken` if this does not take them."""
+    """Whether a graph agrees with the original for arrays of some shapes; `unless_taken` if this does not take them."""
+    several = _Drawn(original, read, node)(shapes), original.repeated(shapes)
+    return holds_for(several, original, read, parameters, node, order, unless_taken=unless_taken)
+
+
+def holds_for(
+    several: Collection[Sequence[np.ndarray]],
+    original: Original,
+    read: Read,
+    parameters: Collection[str],
+    node: Node,
+    order: Sequence[Axis],
+    *,
+    unless_taken: bool,
+) -> bool:
+    """Whether a graph agrees with the original for certain arrays; `unless_taken` if this takes none of them."""
     comparison = _Comparison.of(original, read.importer, parameters, node, order)
     try:
-        return comparison.holds(_Drawn(original, read, node)(shapes), original.numbers, beyond=True) or unless_taken
+        return any([comparison.holds(a, original.numbers, beyond=True) for a in several]) or unless_taken
     except AdoptionError:
         return False
 

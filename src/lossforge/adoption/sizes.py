@@ -30,6 +30,11 @@ _MOST_POWERS = 5
 _LARGEST_RECORDED = 2**20
 """Entries of an array of drawn sizes; a loss that needs more is tried at sizes near those of its examples."""
 
+_LARGE = 2**14
+"""Entries of an array of the examples beside which batches and channels are better few ..."""
+_FEW = 64
+"""... where the examples have fewer than this."""
+
 _ADVICE = "use array operations in place of a loop whose turns follow from each other"
 
 Fits: TypeAlias = Callable[[Mapping[Axis, int], Mapping[Axis, int]], bool]
@@ -228,10 +233,12 @@ class Sizes(Reader):
         base = {r: example[r] for r in free}
         n = example[root]
         taken = {m for r, m in base.items() if r != root} | {n}
-        near = (n + 32, n + 64) if n >= 64 else ()  # of large images; still multiples of 8 and 16, where those of n are
-        wanted = [m for m in dict.fromkeys((7, *near, 2 * n, 11, 3 * n, 5, 13, n + 2, 4 * n)) if m not in taken]
+        large = entries(self.original.shapes) > _LARGE
+        few = (2, 3, 5) if large and n < _FEW else ()
+        near = (n + 32, n + 64) if n >= _FEW else ()  # of large images; still multiples of 8 and 16, where those of n are
+        wanted = [m for m in dict.fromkeys((*few, 7, *near, 2 * n, 11, 3 * n, 5, 13, n + 2, 4 * n)) if m not in taken]
         recorded = fits == self.reads
-        enough = 2 if recorded else 4  # recordings take their time
+        enough = 2 if recorded else 3 if large else 4  # recordings take their time, and so do large arrays
         found: list[int] = []
         failures = 0
         for m in wanted:

@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from lossforge import ir
-from lossforge.adoption.agreement import OfFew, holds_at, square, verify
+from lossforge.adoption.agreement import OfFew, OtherSizes, holds_at, holds_for, square, verify
 from lossforge.adoption.means import before_mean, mean
 from lossforge.adoption.naming import name_axes
 from lossforge.adoption.original import Original
@@ -114,6 +116,24 @@ class Study(Sizes):
                 return True
         return False
 
+    def _hold(self, node: Node, order: Sequence[Axis]) -> bool:
+        """Whether there are axes that have to keep the size of the examples: one entry more, and the function differs.
+
+        A loss may halve an image again and again, and pad it where its size is odd.
+        """
+        example = self.example()
+        free = [r for r, n in example.items() if n > 1 and r not in self.table.units and r not in self.stuck]
+        differs = {
+            r: example[r]
+            for r in free
+            if not holds_at(
+                self.shapes({**example, r: example[r] + 1}), self.original, self.read, self.numbers, node, order,
+                unless_taken=False,
+            )
+        }  # fmt: skip
+        self._holding(self.read, differs)
+        return bool(differs)
+
     def _look_at_examples(self) -> bool:
         """Whether there is another reading, that for the sizes of the examples alone; another size is then read anew."""
         if self.stuck.keys() >= {r for r, n in self.example().items() if r not in self.table.units}:
@@ -178,6 +198,11 @@ class Study(Sizes):
                 self.lengths = {root: LENGTHS}
                 self._look_anew()
             return self.definition(whole=whole)
+        except OtherSizes:
+            looks = self._look_at_rows, self._look_at_sizes, lambda: self._hold(node, order), self._look_at_examples
+            if not any(look() for look in looks):
+                raise
+            return self.definition(whole=whole)
         except AdoptionError:
             looks = self._look_at_units, self._look_at_rows, self._look_at_sizes, self._look_at_examples
             if not any(look() for look in looks):
@@ -213,10 +238,15 @@ class Study(Sizes):
 
     def holds_at(self, shapes: Sequence[tuple[int, ...]], definition: Definition, reduction: Reduction) -> bool:
         """Whether the definition agrees with the original for arrays of some shapes, if this takes them at all."""
-        node, order = definition.value, definition.order
-        if reduction == "mean":
-            node, order = mean(node, order), ()
+        node, order = _reduced(definition, reduction)
         found = holds_at(shapes, self.original, self.read, self.numbers, node, order, unless_taken=True)
+        self.original.forget()
+        return found
+
+    def holds_for(self, arrays: Sequence[np.ndarray], definition: Definition, reduction: Reduction) -> bool:
+        """Whether the definition agrees with the original for these arrays, if this takes them at all."""
+        node, order = _reduced(definition, reduction)
+        found = holds_for([arrays], self.original, self.read, self.numbers, node, order, unless_taken=True)
         self.original.forget()
         return found
 
@@ -250,3 +280,8 @@ class Study(Sizes):
                             stacklevel=5,
                         )
                         return
+
+
+def _reduced(definition: Definition, reduction: Reduction) -> tuple[Node, tuple[Axis, ...]]:
+    """What the original returns, and its axes."""
+    return (mean(definition.value, definition.order), ()) if reduction == "mean" else (definition.value, definition.order)

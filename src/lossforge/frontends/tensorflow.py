@@ -54,6 +54,11 @@ class TensorFlowFrontEnd:
         self.traced += len(recording.steps)
         return recording
 
+    def call(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> None:
+        """Try whether the function takes arrays of these shapes and dtypes, without its gradient."""
+        with kept(self.function, parameters) as options:
+            self.function(*map(tf.constant, arrays), **options)
+
     def run(
         self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]
     ) -> tuple[np.ndarray, list[np.ndarray] | None]:
