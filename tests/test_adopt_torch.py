@@ -1234,18 +1234,32 @@ def halved_where_near(pred, true):
     return F.relu(0.02 - (pred - true).pow(2).mean())
 
 
-@pytest.mark.parametrize("fn", [halved, halved_where_near])
-@pytest.mark.parametrize("height, width", [(112, 104), (304, 288)])
-def test_large_images_that_are_halved_otherwise(fn: Any, height: int, width: int, rng: np.random.Generator) -> None:
-    """A loss for large images alone, which fills up odd sizes: those that it is read at are all even."""
+def halved_signal(pred, true):
+    assert pred.shape[2] > 100
+    return F.avg_pool1d(pred - true, 2, padding=pred.shape[2] % 2).pow(2).mean()
 
-    def near(*shape: int) -> list[np.ndarray]:
-        pred = unit(rng, shape)
-        return [pred, pred + np.float32(0.05) * real(rng, shape)]
 
-    loss = lf.adopt(fn, *map(torch.from_numpy, near(1, 1, height, width)))
-    for more in ((0, 0), (1, 3), (0, 2)):
-        check(loss, original(fn), near(1, 1, height + more[0], width + more[1]))
+@pytest.mark.parametrize(
+    "fn, space, others",
+    [
+        (halved, (112, 104), [(113, 107), (112, 106)]),
+        (halved_where_near, (112, 104), [(113, 107), (112, 106)]),
+        (halved, (304, 288), [(305, 290)]),
+        (halved_signal, (128,), [(129,), (130,)]),
+    ],
+)
+def test_large_arrays_that_are_halved_otherwise(
+    fn: Any, space: tuple[int, ...], others: list[tuple[int, ...]], rng: np.random.Generator
+) -> None:
+    """A loss for large arrays alone, which fills up odd sizes: those that it is read at are all even."""
+
+    def near(space: tuple[int, ...]) -> list[np.ndarray]:
+        pred = unit(rng, (1, 1, *space))
+        return [pred, pred + np.float32(0.05) * real(rng, pred.shape)]
+
+    loss = lf.adopt(fn, *map(torch.from_numpy, near(space)))
+    for other in (space, *others):
+        check(loss, original(fn), near(other))
 
 
 def test_a_deviation_of_nothing_has_no_slope(rng: np.random.Generator) -> None:

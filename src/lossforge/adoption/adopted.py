@@ -245,7 +245,9 @@ class AdoptedLoss(Loss):
             else:
                 if found._agrees(given):
                     return found
-                failed = failed or AdoptionError(f"{self.name}: as read anew, it differs from the original for these arrays")
+                failed = failed or AdoptionError(
+                    f"{self.name}: as read anew, it differs from the original for these arrays"
+                )
         assert failed is not None
         return failed
 

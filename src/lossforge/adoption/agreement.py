@@ -92,9 +92,9 @@ def _beyond(
     holds: Callable[[Sequence[np.ndarray]], bool],
     drawn: Callable[[Sequence[tuple[int, ...]]], Sequence[np.ndarray]],
 ) -> bool:
-    """Whether it could be compared at sizes that nothing was recorded at: far from these, or else beside the examples.
+    """Whether it could be compared at sizes that nothing was recorded at: far from these, and beside the examples.
 
-    Images may have been halved alike at all sizes that were recorded; one more row tells. What is drawn may be so unlike the
+    Even sizes may all have been halved alike; one more row tells. What is drawn may be so unlike the
     examples that the function is the same everywhere, so these are compared too.
 
     Raises:
@@ -106,23 +106,24 @@ def _beyond(
         tuple(own if a in fixed else n for a, own, n in zip(*of, strict=True))
         for of in zip(orders, original.shapes, read.further, strict=True)
     ]
-    opened = [
-        tuple(a not in fixed and own > 1 and n != m for a, own, n, m in zip(*of, strict=True))
+    pairs = [
+        [(n, m) if a not in fixed and own > 1 and n != m else None for a, own, n, m in zip(*of, strict=True)]
         for of in zip(orders, original.shapes, *read.shapes, strict=True)
     ]
     try:
-        if entries(further) <= _LARGEST_FURTHER and holds(drawn(further)):
+        told = entries(further) <= _LARGEST_FURTHER and holds(drawn(further))
+        if told and all(n % 2 or m % 2 for of in pairs for n, m in filter(None, of)):
             return True
         for more in _BESIDE:
             beside = [
-                tuple(n + more * free for n, free in zip(*of, strict=True))
-                for of in zip(original.shapes, opened, strict=True)
+                tuple(n + more if pair else n for n, pair in zip(*of, strict=True))
+                for of in zip(original.shapes, pairs, strict=True)
             ]
             if holds(drawn(beside)) | holds(original.repeated(beside)):
                 return True
     except AdoptionError as error:
         raise OtherSizes(str(error)) from None
-    return False
+    return told
 
 
 def _at_length(read: Read, node: Node, compared: bool, holds: Callable[[Sequence[tuple[int, ...]]], bool]) -> bool:

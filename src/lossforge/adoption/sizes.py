@@ -235,7 +235,7 @@ class Sizes(Reader):
         taken = {m for r, m in base.items() if r != root} | {n}
         large = entries(self.original.shapes) > _LARGE
         few = (2, 3, 5) if large and n < _FEW else ()
-        near = (n + 32, n + 64) if n >= _FEW else ()  # of large images; still multiples of 8 and 16, where those of n are
+        near = (n + 32, n + 64) if n >= _FEW else ()  # still multiples of 8 and 16, where those of n are
         wanted = [m for m in dict.fromkeys((*few, 7, *near, 2 * n, 11, 3 * n, 5, 13, n + 2, 4 * n)) if m not in taken]
         recorded = fits == self.reads
         enough = 2 if recorded else 3 if large else 4  # recordings take their time, and so do large arrays

@@ -284,4 +284,6 @@ class Study(Sizes):
 
 def _reduced(definition: Definition, reduction: Reduction) -> tuple[Node, tuple[Axis, ...]]:
     """What the original returns, and its axes."""
-    return (mean(definition.value, definition.order), ()) if reduction == "mean" else (definition.value, definition.order)
+    return (
+        (mean(definition.value, definition.order), ()) if reduction == "mean" else (definition.value, definition.order)
+    )
