@@ -144,4 +144,37 @@ def asserted(code: CodeType, offset: int) -> bool:
     return False
 
 
+@lru_cache(4096)
+def passing(code: CodeType, offset: int) -> bool | None:
+    """The answer with which a check passes, whose condition is asked for by the instruction at an offset; None if it is none.
+
+    A check is a branch of which nothing else comes than an exception, or a warning.
+    """
+    inverted = False
+    after = list(itertools.dropwhile(lambda i: i.offset < offset, dis.get_instructions(code)))
+    for instruction, following in itertools.pairwise(after):
+        if instruction.opcode in _JUMPS:
+            if "IF_TRUE" not in instruction.opname and "IF_FALSE" not in instruction.opname:
+                return None
+            jumps_if = ("IF_TRUE" in instruction.opname) is not inverted
+            to: int = instruction.argval
+            if _raises(code, following.offset) or _warns(after, following.offset, to):
+                return jumps_if
+            return not jumps_if if _raises(code, to) else None
+        if instruction.opname == "UNARY_NOT":
+            inverted = not inverted
+        elif instruction.offset > offset and instruction.opname not in ("NOP", "CACHE", "TO_BOOL"):
+            return None
+    return None
+
+
+def _warns(instructions: Sequence[dis.Instruction], begin: int, end: int) -> bool:
+    """Whether all that is done between two offsets is to say something."""
+    way = [i for i in instructions if begin <= i.offset < end]
+    says = any(i.opname.startswith("LOAD") and i.argval in _SAYING for i in way)
+    acts = any(i.opcode in _JUMPS or i.opname.startswith(("STORE", "RETURN", "RAISE", "DELETE")) for i in way)
+    return says and not acts
+
+
+_SAYING = frozenset(("warn", "warning", "print", "info", "debug"))
 _JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
