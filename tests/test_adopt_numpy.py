@@ -305,6 +305,43 @@ def svm_with_gradient(scores, y):
     return np.sum(margins) / len(y), gradient / len(y)
 
 
+def hinge_or_square(value):
+    if value < -1:
+        return -4.0 * value
+    elif value < 1:
+        return (1.0 - value) ** 2
+    return 0.0
+
+
+def by_vectorize(scores, y):
+    return np.mean(np.vectorize(hinge_or_square)(scores * y[:, None]))
+
+
+def guarded_efficiency(pred, true):
+    """Guards and checks as libraries of metrics have them, and results that are appended way by way."""
+    for array in (pred, true):
+        if not np.isfinite(array.sum()) or np.any(np.isnan(array)):
+            raise ValueError(f"not finite: {array}" if array.size < 9 else "not finite")
+    spread, level = true.std(), true.mean()
+    if spread == 0:
+        print("no spread")
+        return np.nan
+    if level == 0:
+        return np.nan
+    ratio = pred.mean() / level
+    if pred.std() == 0:
+        return np.nan
+    terms = []
+    for a, b in zip(pred, true, strict=True):
+        if b < -0.5:
+            terms.append(max(a, 0.0) - a)
+        elif b < 0.5:
+            terms.append(a * b)
+        else:
+            terms.append(a)
+    return (pred.std() / spread - 1) ** 2 + (ratio - 1) ** 2 + np.mean(terms)
+
+
 SCORES = {"shifted": Shifted}
 
 
@@ -404,6 +441,8 @@ CASES = {
     "hinge of labels": (hinge_of_labels, [real, classes(4)], [((4, 4), (5, 4)), ((4,), (5,))]),
     "discounts by rank": (discounted_by_rank, [real, real], [N, N]),
     "parts that are written to": (parts_that_are_written_to, [real], [((4, 4), (5, 7))]),
+    "np.vectorize": (by_vectorize, [real, signs], [((4, 3), (5, 7)), ((4,), (5,))]),
+    "guards and checks": (guarded_efficiency, [real, real], [N, N]),
     "within a selection": (divergence_of_positive, [real, unit], [N, N]),
     "smoothed cross entropy": (smoothed_cross_entropy, [real, classes(4)], [NC, N]),
     "class weights": (

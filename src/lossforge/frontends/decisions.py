@@ -158,9 +158,9 @@ def passing(code: CodeType, offset: int) -> bool | None:
                 return None
             jumps_if = ("IF_TRUE" in instruction.opname) is not inverted
             to: int = instruction.argval
-            if _raises(code, following.offset) or _warns(after, following.offset, to):
+            if _only_raises(code, following.offset) or _warns(after, following.offset, to) or _is_left(code, to):
                 return jumps_if
-            return not jumps_if if _raises(code, to) else None
+            return not jumps_if if _only_raises(code, to) or _is_left(code, following.offset) else None
         if instruction.opname == "UNARY_NOT":
             inverted = not inverted
         elif instruction.offset > offset and instruction.opname not in ("NOP", "CACHE", "TO_BOOL"):
@@ -168,13 +168,53 @@ def passing(code: CodeType, offset: int) -> bool | None:
     return None
 
 
+def _only_raises(code: CodeType, offset: int) -> bool:
+    """Whether every way from an instruction on ends in an exception."""
+    instructions = {i.offset: i for i in dis.get_instructions(code)}
+    order = sorted(instructions)
+    behind = dict(itertools.pairwise(order))
+    pending, seen = [offset], set[int]()
+    while pending:
+        at = pending.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        instruction = instructions[at]
+        if instruction.opname.startswith(("RETURN_V", "RETURN_C", "YIELD")) or (
+            instruction.opcode in _JUMPS and instruction.argval < offset
+        ):
+            return False
+        if instruction.opname in ("RAISE_VARARGS", "RERAISE"):
+            continue
+        if instruction.opcode in _JUMPS:
+            pending.append(instruction.argval)
+        if instruction.opname not in ("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT") and at in behind:
+            pending.append(behind[at])
+    return True
+
+
+def _is_left(code: CodeType, offset: int) -> bool:
+    """Whether a function that only checks is left at an offset: one that gives nothing back, and writes nothing down."""
+    instructions = list(dis.get_instructions(code))
+    returns = [(a, b) for a, b in itertools.pairwise(instructions) if b.opname == "RETURN_VALUE"]
+    gives = any(a.opname != "LOAD_CONST" or a.argval is not None for a, _ in returns)
+    writes = any(i.opname in ("STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "STORE_DEREF") for i in instructions)
+    methods = any(i.opname == "LOAD_METHOD" and i.argval in GROWING for i in instructions)
+    return not gives and not writes and not methods and any(a.offset == offset for a, _ in returns)
+
+
+GROWING = frozenset(("append", "extend", "insert", "add", "update", "pop", "remove", "setdefault"))
+"""Methods of containers that change how much is in them."""
+
+
 def _warns(instructions: Sequence[dis.Instruction], begin: int, end: int) -> bool:
     """Whether all that is done between two offsets is to say something."""
     way = [i for i in instructions if begin <= i.offset < end]
-    says = any(i.opname.startswith("LOAD") and i.argval in _SAYING for i in way)
+    says = any(i.opname.startswith("LOAD") and i.argval in SAYING for i in way)
     acts = any(i.opcode in _JUMPS or i.opname.startswith(("STORE", "RETURN", "RAISE", "DELETE")) for i in way)
     return says and not acts
 
 
-_SAYING = frozenset(("warn", "warning", "print", "info", "debug"))
+SAYING = frozenset(("warn", "warning", "print", "info", "debug"))
+"""Functions that are called for what they say."""
 _JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))

@@ -45,6 +45,8 @@ class NumPyFrontEnd:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.traced = function, 0
         self.rules = RULES
+        self.everywhere = False
+        """Whether branches are choices wherever they stand, and not in loops alone; see `numpy_branches`."""
 
     def signature(self) -> inspect.Signature:
         """The names of the arguments."""
@@ -59,14 +61,27 @@ class NumPyFrontEnd:
         return f"NumPy cannot run it at other sizes ({type(error).__name__}: {str(error)[:300]})"
 
     def record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
-        """Call the function once with recorders."""
+        """Call the function once with recorders; again with its branches as choices, where it cannot be recorded else."""
+        try:
+            return self._record(arrays, parameters)
+        except Exception:
+            if self.everywhere:
+                raise
+            self.everywhere = True
+            try:
+                return self._record(arrays, parameters)
+            except Exception:
+                self.everywhere = False
+            raise
+
+    def _record(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Recording:
         tape = Tape()
         arguments = [tape.argument(np.array(a)).ref for a in arrays]
 
         def trace(decisions: Decisions) -> Any:
             tape.decisions = decisions
             inputs = [tape.argument(np.array(a), ref) for a, ref in zip(arrays, arguments, strict=True)]
-            with recording(tape, self.function) as function:
+            with recording(tape, self.function, self.everywhere) as function:
                 return _loss_of(function(*inputs, **rest))
 
         def choose(condition: Recorder, chosen: Any, otherwise: Any) -> Any:

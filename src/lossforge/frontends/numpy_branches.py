@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lossforge.frontends.decisions import GROWING, SAYING
 from lossforge.frontends.numpy_recorder import DECISION, Recorder, refuse
 
 _LEAVING = (
@@ -29,16 +30,14 @@ _LEAVING = (
     ast.ClassDef, ast.Assert, ast.Global, ast.Nonlocal, ast.Try, ast.With, ast.Import, ast.ImportFrom,
 )  # fmt: skip
 """What a way may not do."""
-_GROWING = frozenset(("append", "extend", "insert", "add", "update", "pop", "remove", "setdefault"))
-"""Methods of containers that change how much is in them."""
 
 
 @functools.lru_cache(4096)
-def branched(code: types.CodeType) -> types.CodeType:
-    """The code of a function with its branches within loops as choices; its own code if there are none, or no text."""
+def branched(code: types.CodeType, everywhere: bool = False) -> types.CodeType:
+    """The code of a function with its branches within loops, or everywhere, as choices; its own code if there are none, or no text."""
     if code.co_name == "<lambda>" or any(n.startswith("_") and "__" in n[1:] for n in code.co_names if n[-2:] != "__"):
         return code  # a part of a line, and names that depend on a class
-    if not _has_loops(code):  # which is told sooner than by its text
+    if not _has(_BRANCHES if everywhere else _LOOPS, code):  # which is told sooner than by its text
         return code
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
@@ -48,6 +47,9 @@ def branched(code: types.CodeType) -> types.CodeType:
     if not isinstance(found, ast.FunctionDef):
         return code
     rewriter = _Rewriter(found)
+    if everywhere and _depth(found) <= _DEEPEST:
+        rewriter.loops = 1
+        found.body = _with_one_return(found.body) or found.body
     found.body = rewriter.block(found.body)
     if not rewriter.changed:
         return code
@@ -65,9 +67,71 @@ def branched(code: types.CodeType) -> types.CodeType:
     return _inner(around, code.co_name)
 
 
-def _has_loops(code: types.CodeType) -> bool:
+def _has(operations: frozenset[int], code: types.CodeType) -> bool:
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return dis.opmap["FOR_ITER"] in code.co_code[::2] or any(map(_has_loops, inner))
+    return not operations.isdisjoint(code.co_code[::2]) or any(_has(operations, c) for c in inner)
+
+
+_LOOPS = frozenset({dis.opmap["FOR_ITER"]})
+_BRANCHES = frozenset(code for name, code in dis.opmap.items() if "IF_TRUE" in name or "IF_FALSE" in name)
+_DEEPEST = 6
+"""Of branches in branches, each of which is written twice."""
+
+
+def _depth(node: ast.AST) -> int:
+    below = max(map(_depth, ast.iter_child_nodes(node)), default=0)
+    return below + isinstance(node, ast.If)
+
+
+def _with_one_return(body: Sequence[ast.stmt]) -> list[ast.stmt] | None:
+    """A function's statements with one `return`, at their end; None if a loop or the like is left by one."""
+    found = _assigned(body)
+    return None if found is None else [*found, ast.copy_location(ast.Return(_load(_RESULT)), body[-1])]
+
+
+def _assigned(body: Sequence[ast.stmt]) -> list[ast.stmt] | None:
+    """Statements that assign a result in place of returning it, on every way."""
+    for i, statement in enumerate(body):
+        before, rest = list(body[:i]), list(body[i + 1 :])
+        if isinstance(statement, ast.Return):
+            result = statement.value or ast.Constant(None)
+            return [*before, ast.copy_location(ast.Assign([_store(_RESULT)], result), statement)]
+        if isinstance(statement, ast.Raise):
+            return [*before, statement]
+        if not any(isinstance(n, ast.Return) for n in _within_function([statement])):
+            continue
+        if not isinstance(statement, ast.If) or not (_ends(statement.body) or _ends(statement.orelse)):
+            return None
+        one = _assigned(statement.body if _ends(statement.body) else [*statement.body, *rest])
+        other = _assigned(statement.orelse if _ends(statement.orelse) else [*statement.orelse, *rest])
+        if one is None or other is None:
+            return None
+        return [*before, ast.copy_location(ast.If(statement.test, one, other), statement)]
+    return (
+        [*body, ast.copy_location(ast.Assign([_store(_RESULT)], ast.Constant(None)), body[-1])]
+        if body
+        else [ast.Assign([_store(_RESULT)], ast.Constant(None))]
+    )
+
+
+def _ends(body: Sequence[ast.stmt]) -> bool:
+    """Whether nothing follows after these statements."""
+    last = body[-1] if body else None
+    return isinstance(last, ast.Return | ast.Raise) or (
+        isinstance(last, ast.If) and _ends(last.body) and _ends(last.orelse)
+    )
+
+
+def _within_function(statements: Sequence[ast.AST]) -> list[ast.AST]:
+    """All that stands in statements, but for functions and classes that are defined there."""
+    found: list[ast.AST] = []
+    pending = list(statements)
+    while pending:
+        node = pending.pop()
+        found.append(node)
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda):
+            pending += ast.iter_child_nodes(node)
+    return found
 
 
 def _inner(code: types.CodeType, name: str) -> types.CodeType:
@@ -85,6 +149,7 @@ def _later(value: ast.expr) -> ast.Lambda:
 
 _PREFIX = "_lossforge_"
 _ADDED = _PREFIX + "added"
+_RESULT, _APPENDED = "result_of_lossforge", "appended_by_lossforge"
 
 
 class _Rewriter(ast.NodeTransformer):
@@ -94,6 +159,11 @@ class _Rewriter(ast.NodeTransformer):
         self.loads = collections.Counter(
             n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
         )
+        given = {n.arg for n in ast.walk(function) if isinstance(n, ast.arg)}
+        self.own = given | {
+            n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
+        """The names that are not looked up outside of the function."""
         self.loops = 0
         self.count = 0
         self.changed = False
@@ -146,9 +216,15 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> ast.If | list[ast.stmt]:
         """A branch."""
+        if self.loops and (appended := _appending(node)) is not None:
+            chosen, name = appended
+            value = ast.Expr(ast.Call(ast.Attribute(_load(name), "append", ast.Load()), [_load(_APPENDED)], []))
+            return [*self._listed(chosen), ast.copy_location(value, node)]
         node.body, node.orelse = self.block(node.body), self.block(node.orelse)
         ways = _nodes((*node.body, *node.orelse))
-        if not self.loops or any(isinstance(n, _LEAVING) or _grows(n) for n in ways):
+        if not self.loops or any(isinstance(n, _LEAVING) or _grows(n) for n in _acting((*node.body, *node.orelse))):
+            return node
+        if not _written(ways) <= self.own:
             return node
         usual = copy.deepcopy((node.body, node.orelse))
         self.count += 1
@@ -181,7 +257,7 @@ class _Rewriter(ast.NodeTransformer):
 
     def _is_local(self, name: str, node: ast.If, ways: Sequence[ast.AST]) -> bool:
         """Whether a name is asked for in the ways alone, and not before it is assigned there."""
-        if self.loads[name] > sum(_is_load(n, name) for n in ways):
+        if name in (_RESULT, _APPENDED) or self.loads[name] > sum(_is_load(n, name) for n in ways):
             return False
         return all(_begins_with(name, way) for way in (node.body, node.orelse))
 
@@ -222,6 +298,43 @@ def _store(name: str) -> ast.Name:
 
 def _nodes(statements: Sequence[ast.stmt]) -> list[ast.AST]:
     return [n for s in statements for n in ast.walk(s)]
+
+
+def _appending(node: ast.If) -> tuple[ast.If, str] | None:
+    """A branch whose ways all end in appending to one list, with names for what is appended; and the list."""
+    ways = []
+    names = set[str]()
+    for way in (node.body, node.orelse):
+        last = way[-1] if way else None
+        if isinstance(last, ast.If):
+            if (inner := _appending(last)) is None:
+                return None
+            ways.append([*way[:-1], inner[0]])
+            names.add(inner[1])
+            continue
+        call = last.value if isinstance(last, ast.Expr) else None
+        if not isinstance(call, ast.Call) or _called(call) != "append" or len(call.args) != 1 or call.keywords:
+            return None
+        of = getattr(call.func, "value", None)
+        if not isinstance(of, ast.Name):
+            return None
+        ways.append([*way[:-1], ast.copy_location(ast.Assign([_store(_APPENDED)], call.args[0]), node)])
+        names.add(of.id)
+    if len(names) != 1:
+        return None
+    return ast.copy_location(ast.If(node.test, *ways), node), names.pop()
+
+
+def _acting(statements: Sequence[ast.stmt]) -> list[ast.AST]:
+    """What stands in statements, but for checks: branches that end in an exception."""
+    found: list[ast.AST] = []
+    pending: list[ast.AST] = list(statements)
+    while pending:
+        node = pending.pop()
+        found.append(node)
+        is_check = isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise)
+        pending += [node.test, *node.orelse] if is_check else ast.iter_child_nodes(node)  # type: ignore[attr-defined]
+    return found
 
 
 def _total(node: ast.AST) -> str | None:
@@ -265,8 +378,12 @@ def _condition(test: ast.expr) -> ast.expr:
 def _grows(node: ast.AST) -> bool:
     """Whether it changes a list, or is a call for what else that does."""
     if isinstance(node, ast.Expr):
-        return isinstance(node.value, ast.Call)
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _GROWING
+        return isinstance(node.value, ast.Call) and _called(node.value) not in SAYING
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in GROWING
+
+
+def _called(node: ast.Call) -> str:
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
 def _written(nodes: Sequence[ast.AST]) -> set[str]:

@@ -26,11 +26,11 @@ from lossforge.frontends.numpy_standins import PYTHON, constant, stand_in
 
 
 @contextmanager
-def recording(tape: Tape, function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """The function as it should be called to be recorded."""
+def recording(tape: Tape, function: Callable[..., Any], everywhere: bool) -> Iterator[Callable[..., Any]]:
+    """The function as it should be called to be recorded; its branches are choices within loops, or everywhere."""
     activate(tape)
     try:
-        yield _Copies().of(function)
+        yield _Copies(everywhere).of(function)
     finally:
         activate(None)
 
@@ -99,7 +99,8 @@ def _pass(cls: type, **options: Any) -> None:
 class _Copies:
     """The copies that were made for one recording."""
 
-    def __init__(self) -> None:
+    def __init__(self, everywhere: bool) -> None:
+        self.everywhere = everywhere
         self.made: dict[int, tuple[Any, Any]] = {}
         """By the identity of the original, which is kept alive: the original, and its copy."""
         self.names: dict[int, _Names] = {}
@@ -145,7 +146,7 @@ class _Copies:
         if id(function) in self.made or isinstance(home, _Names):
             return self.made.get(id(function), (function, function))[1]
         names = self.names.setdefault(id(home), _Names(self, home))
-        code = branched(function.__code__)
+        code = branched(function.__code__, self.everywhere)
         outside = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         cells = tuple(types.CellType() for _ in code.co_freevars)
         made = types.FunctionType(code, names, function.__name__, None, cells or None)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
-import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,8 +144,12 @@ class _Vectorized:
         if not _holds_recorder(arrays) or options or not self.is_plain:
             return self.of_arrays()(*arrays, **options)
         shape = np.broadcast_shapes(*map(np.shape, arrays))
-        entries = [np.ravel(np.broadcast_to(a, shape)) if np.ndim(a) else [a] * math.prod(shape) for a in arrays]
-        return np.reshape(_array([self.function(*of) for of in zip(*entries, strict=True)]), shape)
+        return self._along([np.broadcast_to(a, shape) if np.shape(a) != shape else a for a in arrays])
+
+    def _along(self, arrays: Sequence[Any]) -> Any:
+        if np.ndim(arrays[0]) == 0:
+            return self.function(*arrays)
+        return _array([self._along(rows) for rows in zip(*arrays, strict=True)])
 
 
 _REDUCTIONS = "sum mean max min prod average median std var any all amax amin argmax argmin sort cumsum".split()
