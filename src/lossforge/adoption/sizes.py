@@ -93,12 +93,16 @@ class Sizes(Reader):
         if poor is not None:
             read, self.table, self.numbers = poor
             return read
-        try:  # calls alone, which are far quicker than recordings, tell the sizes of most functions
-            return self._restricted(kept, problem, self.runs)
-        except (AdoptionError, Different) as error:
-            if self.original.tired:
-                raise self._refusal(error) from None
-            return self._restricted(kept, error, self.reads)
+        for table in close:  # calls alone, which are far quicker than recordings, tell the sizes of most functions
+            try:
+                return self._restricted(table, problem, self.runs)
+            except (AdoptionError, Different) as error:
+                problem = error
+            if self.original.exhausted:
+                break
+        if self.original.tired:
+            raise self._refusal(problem)
+        return self._restricted(kept, problem, self.reads)
 
     def _refusal(self, problem: Exception | None) -> AdoptionError:
         """The reason why it cannot be read, with the name of the function."""

@@ -52,6 +52,8 @@ class Study(Sizes):
         importer, _ = self.imported(
             overlay([rolled(outline) if len(outline.steps) > _LONG else outline], {})
         )  # which dimensions go together
+        if 1 in self.example().values():  # what is joined along such an axis is as long as something else by chance
+            self.table = self.table.of_arguments()
         table = self.table.unnamed()
         try:
             self.read = self.generalise({importer.origin[a] for a in importer.fixed if a in importer.origin})

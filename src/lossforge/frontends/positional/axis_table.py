@@ -35,6 +35,10 @@ class AxisTable:
         """Another one that knows as much, but no names."""
         return AxisTable(dict(self.parents), set(self.units))
 
+    def of_arguments(self) -> AxisTable:
+        """Another one that knows as much of the axes of arguments, and nothing of those that operations make."""
+        return AxisTable({a: b for a, b in self.parents.items() if not a.startswith(DERIVED)}, set(self.units))
+
     def root(self, axis: Axis) -> Axis:
         """The axis that `axis` was merged into."""
         while axis in self.parents:
