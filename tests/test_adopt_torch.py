@@ -1135,6 +1135,7 @@ def spreads_of_several(p):
         (lambda p: (torch.roll(p[p > 0], 1, 0) * p[p > 0]).sum(), "truth values"),
         (lambda p: sum(x.exp() for x in p[:, 0][p[:, 1] > 0]), r"test_adopt_torch.py:\d+ .*one by one"),
         (lambda p: F.dropout(p, 0.5).sum(), "random"),
+        (lambda p: torch.where(p > 0, F.relu(p).sqrt(), 0.0).sum(), r"SqrtBackward0, in .*nan at \d+ of 24 entries"),
         (lambda p: p.mul_(2).sum(), "in place"),
         (lambda p: torch.linalg.qr(p)[0].sum(), r"qr.*test_adopt_torch.py:\d+ .*qr"),
         (lambda p: torch.bincount(p[:, 0].long().abs()).sum() * p.sum(), r"test_adopt_torch.py:\d+ .*minlength"),

@@ -79,6 +79,7 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
         numbers = {**original.numbers, **{n: change(v) for n, v in parameters.items()}}
         if comparison.holds(arrays, numbers, beyond=True):
             break
+    comparison.require_slopes(original.arrays)
     if not compared:
         raise AdoptionError(
             f"{original.name}: the original gives no finite value on drawn inputs, so it cannot be compared; give examples "
@@ -292,6 +293,30 @@ class _Comparison:
             if told:
                 raise type(error)(f"{error}. {told}") from None
             raise
+
+    def require_slopes(self, arrays: Sequence[np.ndarray]) -> None:
+        """See that the original has a gradient wherever what was read has one.
+
+        Raises:
+            AdoptionError: it is undefined there, as that of a root or a logarithm at 0 is times 0, whatever it is masked by afterwards.
+        """
+        value, gradients = self.original.run(arrays, self.original.numbers)
+        if gradients is None or not np.isfinite(value).all():
+            return
+        mine = evaluate(self.slopes, self._given(arrays, self.original.numbers))
+        wrt = [self.original.names.index(p) for p in self.original.predictions]
+        for i, slope, found, theirs in zip(wrt, self.slopes, mine, gradients, strict=True):
+            full = _spread(found, slope.axes, self.ports[i].order, theirs.shape)
+            lost = np.isnan(theirs) & np.isfinite(full)
+            if lost.any():
+                where = getattr(self.original.front, "undefined", lambda *_: "")(
+                    arrays, {**self.original.options, **self.original.numbers}, wrt
+                )
+                raise AdoptionError(
+                    f"{self.original.name}: {where}{': ' if where else ''}the gradient with respect to {self.ports[i].name!r} of the "
+                    f"original is nan at {int(lost.sum())} of {lost.size} entries of the examples, where it is finite as read; use a "
+                    f"`where` before this operation too, or give examples for which it is finite"
+                )
 
     def _given(self, arrays: Sequence[np.ndarray], numbers: Mapping[str, float]) -> dict[Port, np.ndarray | float]:
         values = {Port(ir.input_(n), ()): numbers[n] for n in self.parameters}

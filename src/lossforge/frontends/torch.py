@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,14 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossforge.errors import AdoptionError
 from lossforge.frontends.recording import Recording, kept, kept_numbers
-from lossforge.frontends.sources import first_line
+from lossforge.frontends.sources import first_line, is_of, line
 from lossforge.frontends.torch_builtins import builtins_traced
 from lossforge.frontends.torch_constants import Constants
 from lossforge.frontends.torch_functions import functions_traced
 from lossforge.frontends.torch_graph import decompositions, read, stack_traces
 from lossforge.frontends.torch_memory import Memory
 from lossforge.frontends.torch_rules import RULES
-from lossforge.frontends.torch_tracing import Watch, line_of_user, raised_in, selections
+from lossforge.frontends.torch_tracing import OWN, Watch, line_of_user, raised_in, selections
 from lossforge.frontends.torch_ways import Ways
 
 
@@ -181,6 +182,21 @@ class TorchFrontEnd:
             found = torch.autograd.grad(value.sum(), [tensors[i] for i in wrt], allow_unused=True)
         gradients = [torch.zeros_like(tensors[i]) if g is None else g for i, g in zip(wrt, found, strict=True)]
         return value.detach().cpu().numpy(), [g.detach().cpu().numpy() for g in gradients]
+
+    def undefined(self, arrays: Sequence[np.ndarray], parameters: Mapping[str, Any], wrt: Sequence[int]) -> str:
+        """The operation and the line at which the gradient becomes undefined."""
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                with torch.autograd.detect_anomaly(), self.memory.kept(), kept(self.function, parameters) as options:
+                    tensors = [self._tensor(a).requires_grad_(i in wrt) for i, a in enumerate(arrays)]
+                    torch.autograd.grad(_one(self.function(*tensors, **options)).sum(), [tensors[i] for i in wrt])
+            except RuntimeError as error:
+                operation = str(error).partition("'")[2].partition("'")[0]
+                forward = re.findall(r'File "([^"]+)", line (\d+)', "".join(str(w.message) for w in told))
+                mine = [line(file, int(number)) for file, number in forward if not is_of(file, OWN)]
+                return f"{operation}, in {mine[-1]}" if mine else ""
+        return ""
 
 
 class _Noted(TorchFunctionMode):
