@@ -788,6 +788,16 @@ def images_and_their_overlaps(pred, true):
     return torch.stack([pred[:, 0], pred[:, 1] ** 2], 1).mean() + of_classes
 
 
+def hard_negatives(pred, mask):
+    """As many hard negatives as there are positives, and half as many more."""
+    positives = int(mask.sum())
+    negatives = min(int((1 - mask).sum()), int(positives * 1.5))
+    losses = F.binary_cross_entropy_with_logits(pred, mask, reduction="none")
+    hardest, _ = torch.topk((losses * (1 - mask)).view(-1), negatives)
+    first = (losses * (1 - mask)).view(-1).sort(descending=True)[0][: negatives // 2]
+    return ((losses * mask).sum() + hardest.sum() + first.sum()) / (float(positives) + negatives + 1e-6)
+
+
 def every_third(similarities):
     """Rows by a mask that is filled in without regard to values, but like an array of them."""
     chosen = torch.zeros_like(similarities[:, 0])
@@ -906,6 +916,8 @@ CASES = {
     "nothing to find": (centres, [unit, binary, unit], [NC, NC, NC]),
     "more columns than rows": (pairwise_to_the_last, [real], [[(3, 2, 8), (5, 2, 7)]]),
     "images and their overlaps": (images_and_their_overlaps, [unit, binary], [[(2, 2, 8, 9), (3, 2, 7, 5)]] * 2),
+    "hard negatives": (hard_negatives, [real, binary], [NC, NC]),
+    "divided by a number of Python": (lambda p: p / float(p.abs().sum()), [real], [NC]),
     "categories that are marked": (of_categories, [real, binary, binary], [[(6, 2), (9, 2)]] * 3),
     "emptied at positions": (unlabelled, [real, classes(4)], [[(2, 4, 6), (3, 5, 7)], [(2, 6), (3, 7)]]),
     "boxes under a repeated mask": (boxes_of_some, [real, real, binary], [MAPS, MAPS, [(2, 4), (3, 5)]]),
@@ -1130,12 +1142,12 @@ def spreads_of_several(p):
     [
         (lambda p: p.sum() if sum(i for i in range(9) if p[i % 6, 0] > i) > 3 else -p.sum(), r"test_adopt_torch.py:\d+ .*decisions? from values"),
         (lambda p: p * p if p.sum() > 0 else p.sum(), "decision from values"),
-        (lambda p: p / float(p.sum()), "Python number"),
+        (lambda p: torch.zeros(int(p.abs().sum())).sum() * p.sum(), r"test_adopt_torch.py:\d+ .*zeros"),
         (lambda p: p[p > 0], "selection|truth values"),
         (lambda p: (torch.roll(p[p > 0], 1, 0) * p[p > 0]).sum(), "truth values"),
         (lambda p: sum(x.exp() for x in p[:, 0][p[:, 1] > 0]), r"test_adopt_torch.py:\d+ .*one by one"),
         (lambda p: F.dropout(p, 0.5).sum(), "random"),
-        (lambda p: torch.where(p > 0, F.relu(p).sqrt(), 0.0).sum(), r"SqrtBackward0, in .*nan at \d+ of 24 entries"),
+        (lambda p: torch.where(p > 0, (p * (p > 0)).sqrt(), 0.0).sum(), r"SqrtBackward0, in .*nan at \d+ of 24 entries"),
         (lambda p: p.mul_(2).sum(), "in place"),
         (lambda p: torch.linalg.qr(p)[0].sum(), r"qr.*test_adopt_torch.py:\d+ .*qr"),
         (lambda p: torch.bincount(p[:, 0].long().abs()).sum() * p.sum(), r"test_adopt_torch.py:\d+ .*minlength"),

@@ -23,6 +23,7 @@ from lossforge.frontends.torch_constants import Constants
 from lossforge.frontends.torch_functions import functions_traced
 from lossforge.frontends.torch_graph import decompositions, read, stack_traces
 from lossforge.frontends.torch_memory import Memory
+from lossforge.frontends.torch_numbers import numbers_traced
 from lossforge.frontends.torch_rules import RULES
 from lossforge.frontends.torch_tracing import OWN, Watch, line_of_user, raised_in, selections
 from lossforge.frontends.torch_ways import Ways
@@ -48,6 +49,8 @@ class TorchFrontEnd:
         self.memory = Memory(function)
         self.idle: set[Any] = set()
         """See `Ways`."""
+        self.asking: list[dict[str, Any]] = []
+        """The names of the modules that ask for numbers of Python which depend on values."""
         self.at = ""
         """The last operation of PyTorch that was recorded, and its line."""
 
@@ -108,10 +111,16 @@ class TorchFrontEnd:
             warnings.simplefilter("ignore")
 
             drawn: dict[int, int] = {}
+            watches: list[Watch] = []
 
             def trace(watch: Watch) -> Recording:
+                watches.append(watch)
+
                 def call(*args: torch.Tensor) -> Any:
-                    with Constants(), watch, functions_traced(), builtins_traced(), self.memory.fresh():
+                    with (
+                        Constants(), watch, functions_traced(), builtins_traced(), numbers_traced(self.asking),
+                        self.memory.fresh(),
+                    ):  # fmt: skip
                         return _one(self.function(*args, **options))
 
                 table = {**decompositions(), **selections(arrays, watch, drawn)}
@@ -136,7 +145,15 @@ class TorchFrontEnd:
                         self.at = watch.at
                         self.traced += watch.calls
 
-            return which(Ways(trace, self.idle))
+            while True:
+                watches.clear()
+                try:
+                    return which(Ways(trace, self.idle))
+                except Exception:
+                    asking = watches[-1].asking if watches else None
+                    if asking is None or any(asking is m for m in self.asking):
+                        raise
+                    self.asking.append(asking)  # once more, with numbers as tensors there
 
     def explain(self, error: Exception) -> str:
         """What an exception of the tracer means for the user."""

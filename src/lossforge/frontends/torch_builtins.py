@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from lossforge.frontends.torch_numbers import extreme, is_number
+
 
 @contextmanager
 def builtins_traced() -> Iterator[None]:
@@ -29,6 +31,8 @@ def _instead(original: Callable[..., Any], whole: Callable[..., Any]) -> Callabl
             found = whole(args[0])
             if found is not None:
                 return found
+        if original.__name__ in _EXTREMES and len(args) > 1 and not options and any(map(is_number, args)):
+            return extreme(_EXTREMES[original.__name__], args)
         return original(*args, **options)
 
     return function
@@ -39,3 +43,4 @@ _WHOLE: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
     "min": lambda x: x.min(0)[0] if x.ndim == 1 else None,
     "sum": lambda x: x.sum(0) if x.dtype != torch.bool else None,
 }
+_EXTREMES: dict[str, Callable[..., torch.Tensor]] = {"max": torch.maximum, "min": torch.minimum}

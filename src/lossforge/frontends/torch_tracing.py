@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lossforge.errors import AdoptionError
 from lossforge.frontends.decisions import asserted
 from lossforge.frontends.sources import folder, is_of, line
+from lossforge.frontends.torch_numbers import ASKED, between, is_number, topk
 
 _LIBRARY: Any = torch.library.Library("lossforge", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("stop_gradient(Tensor x) -> Tensor")
@@ -114,6 +115,8 @@ class Watch(TorchFunctionMode):
         self.calls = 0
         self.at = ""
         """The last operation, and its line."""
+        self.asking: dict[str, Any] | None = None
+        """The names of the module that asked last for a number of Python."""
         self.known: torch.Tensor | None = None
         """The last array that was asked for its numbers, if it depends on no argument."""
         self.selected: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
@@ -132,6 +135,8 @@ class Watch(TorchFunctionMode):
             raise AdoptionError(
                 f"it calls PyTorch more than {_MOST_CALLS} times, in a loop whose length is a size; use operations on whole tensors"
             )
+        if func in ASKED and (frame := _user_frame()) is not None:
+            self.asking = frame.f_globals
         if func in (torch.Tensor.detach, torch.detach, torch.Tensor.detach_, torch.Tensor.data.__get__):  # type: ignore[attr-defined]
             return torch.ops.lossforge.stop_gradient(args[0])
         if func in _READING and torch._C._functorch.is_functionaltensor(args[0]):
@@ -466,6 +471,13 @@ def _truth_value(x: torch.Tensor) -> bool:
 
 def _getitem(x: torch.Tensor, index: Any) -> torch.Tensor:
     """Entries, of which a position may be a value, as the label in ``x[i, label[i]]``."""
+    if (
+        isinstance(index, slice)
+        and x.ndim == 1
+        and (is_number(index.start) or is_number(index.stop))
+        and index.step is None
+    ):
+        return between(x, index)
     parts = index if isinstance(index, tuple) else (index,)
     at = [
         i
@@ -482,6 +494,11 @@ def _getitem(x: torch.Tensor, index: Any) -> torch.Tensor:
     for i in at:
         made = made.index_select(dims[i], parts[i].reshape(1))
     return made.squeeze(tuple(dims.values()))
+
+
+def _topk(x: torch.Tensor, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """Of a vector, they may be as many as a value says."""
+    return topk(x, k, largest) if is_number(k) and x.ndim == 1 else torch.topk(x, k, dim, largest, sorted)
 
 
 def _allclose(
@@ -514,6 +531,7 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.corrcoef, torch.Tensor.corrcoef), _corrcoef),
     **dict.fromkeys((torch.equal, torch.Tensor.equal), _equal),
     **dict.fromkeys((torch.allclose, torch.Tensor.allclose), _allclose),
+    **dict.fromkeys((torch.topk, torch.Tensor.topk), _topk),
     torch.Tensor.__bool__: _truth_value,
     torch.Tensor.__getitem__: _getitem,
     **dict.fromkeys((torch.clamp, torch.clip, torch.Tensor.clamp, torch.Tensor.clip), _clamp),
