@@ -893,6 +893,14 @@ def of_normal_entries(pred, mask):
     return loss
 
 
+def balanced(gates, k=2):
+    """Of a mixture of experts: how often each is chosen, times how probable it is."""
+    experts = gates.shape[1]
+    chosen = gates.topk(k, dim=1)[1]
+    share = torch.histc(chosen.float(), bins=experts, min=0, max=experts - 1) / len(gates)
+    return experts * (share * gates.softmax(1).mean(0)).sum()
+
+
 def some_ignored(rng, shape):
     return np.where(rng.random(shape) < 0.3, 255, rng.integers(0, 4, shape))
 
@@ -929,6 +937,7 @@ CASES = {
     "entries beyond the border": (partial(warped, mode="border", corners=True), [real, real, real], FIELDS),
     "entries reflected": (partial(warped, mode="reflection"), [real, real, real], FIELDS),
     "one class against the others": (EachClass(), [real, some_ignored], [NC, N]),
+    "experts in balance": (balanced, [real], [NC]),
     "a mean that is bound where it exists": (of_normal_entries, [unit, binary], [NC, NC]),
     "a small number": (DualFocal(), [real, classes(4)], [NC, N]),
     "a window shorter than its transform": (

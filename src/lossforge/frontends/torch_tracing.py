@@ -443,6 +443,15 @@ def _bincount(x: torch.Tensor, weights: torch.Tensor | None = None, minlength: i
     return hits.sum(0) if weights is None else (hits * weights[:, None]).sum(0)
 
 
+def _histc(x: torch.Tensor, bins: int = 100, min: float = 0, max: float = 0) -> torch.Tensor:
+    if min == max:
+        raise AdoptionError("torch.histc counts between the extremes of values; give it min= and max=")
+    flat = x.reshape(-1)
+    place = ((flat - min) * bins / (max - min)).floor().clamp(max=bins - 1)
+    inside = (flat >= min) & (flat <= max)
+    return ((place[:, None] == torch.arange(bins)) & inside[:, None]).sum(0).to(x.dtype)
+
+
 def _cov(x: torch.Tensor, *, correction: int = 1, **weights: Any) -> torch.Tensor:
     if weights or x.ndim > 2:
         return torch.cov(x, correction=correction, **weights)
@@ -527,6 +536,7 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
     torch.Tensor.requires_grad_: _requires_grad,
     torch.bincount: _bincount,
     torch.Tensor.bincount: _bincount,
+    **dict.fromkeys((torch.histc, torch.Tensor.histc), _histc),
     **dict.fromkeys((torch.cov, torch.Tensor.cov), _cov),
     **dict.fromkeys((torch.corrcoef, torch.Tensor.corrcoef), _corrcoef),
     **dict.fromkeys((torch.equal, torch.Tensor.equal), _equal),
