@@ -901,6 +901,15 @@ def balanced(gates, k=2):
     return experts * (share * gates.softmax(1).mean(0)).sum()
 
 
+def of_all(points):
+    """A mask that holds everywhere, also of what is written."""
+    known = torch.ones(len(points)).bool()
+    loss = torch.zeros(len(points))
+    if known.any():
+        loss[known] = points[known].square().sum(1)
+    return loss.mean()
+
+
 def some_ignored(rng, shape):
     return np.where(rng.random(shape) < 0.3, 255, rng.integers(0, 4, shape))
 
@@ -938,6 +947,7 @@ CASES = {
     "entries reflected": (partial(warped, mode="reflection"), [real, real, real], FIELDS),
     "one class against the others": (EachClass(), [real, some_ignored], [NC, N]),
     "experts in balance": (balanced, [real], [NC]),
+    "a mask that holds everywhere": (of_all, [real], [NC]),
     "a mean that is bound where it exists": (of_normal_entries, [unit, binary], [NC, NC]),
     "a small number": (DualFocal(), [real, classes(4)], [NC, N]),
     "a window shorter than its transform": (

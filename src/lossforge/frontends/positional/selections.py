@@ -33,6 +33,8 @@ class Selections(Elementwise):
         numbers = tuple(count.values) if isinstance(count, Varying) else (int(count),) * self.count
         if not any(numbers):  # known to hold nowhere
             return Tensor(ir.constant(0, Kind.INDEX), ((self.ghost(numbers),),))
+        if m.rank == 1 and m.node is ir.constant(True) and self._is_blank(m.dims[0]) and self._is_blank(x.dims[first]):
+            return self.positions(self.extents(x.dims[first]), 0, 1)  # everywhere
         atoms: list[Axis] = []
         for i in range(m.rank):
             over = self._lined_up(m, i, x, first + i)
@@ -184,7 +186,7 @@ class Selections(Elementwise):
     def _lined_up(self, m: Tensor, i: int, x: Tensor, j: int) -> tuple[Tensor, Dim]:
         """The axes of the mask's dimension i, which lies along x's dimension j."""
         mine, theirs = m.dims[i], x.dims[j]
-        if all(a.startswith("#") for a in mine):
+        if self._is_blank(mine):
             if any(a.startswith("#") for a in theirs):
                 raise Refused("a selection along a dimension that no argument has; use a where")
             mine = theirs
@@ -193,6 +195,10 @@ class Selections(Elementwise):
                 if a != b and not b.startswith("#") and self.origin[unprimed(a)] != self.origin[unprimed(b)]:
                     self.same(a, b)
         return Tensor(m.node, (*m.dims[:i], mine, *m.dims[i + 1 :])), mine
+
+    def _is_blank(self, dim: Dim) -> bool:
+        """Whether nothing is known of a dimension but its size."""
+        return all(a.startswith("#") for a in dim)
 
     def known_entries(self, node: Node) -> list[np.ndarray]:
         """The entries of a value that depends on no argument, in each recording, its axes in alphabetical order."""
