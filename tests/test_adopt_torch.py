@@ -910,6 +910,14 @@ def of_all(points):
     return loss.mean()
 
 
+def harder_by_rank(scores, grades):
+    """Each score against the next higher one, and the grades by the bounds between which they lie."""
+    order = scores.sort(dim=1).values
+    above = torch.searchsorted(order.detach(), scores.detach(), right=True).clamp(max=scores.shape[1] - 1)
+    levels = torch.bucketize(grades, torch.tensor([-0.5, 0.0, 0.5]))
+    return (levels * F.softplus(scores - order.gather(1, above))).mean()
+
+
 def some_ignored(rng, shape):
     return np.where(rng.random(shape) < 0.3, 255, rng.integers(0, 4, shape))
 
@@ -948,6 +956,7 @@ CASES = {
     "one class against the others": (EachClass(), [real, some_ignored], [NC, N]),
     "experts in balance": (balanced, [real], [NC]),
     "a mask that holds everywhere": (of_all, [real], [NC]),
+    "the next higher score": (harder_by_rank, [real, real], [NC, NC]),
     "a mean that is bound where it exists": (of_normal_entries, [unit, binary], [NC, NC]),
     "a small number": (DualFocal(), [real, classes(4)], [NC, N]),
     "a window shorter than its transform": (

@@ -452,6 +452,23 @@ def _histc(x: torch.Tensor, bins: int = 100, min: float = 0, max: float = 0) -> 
     return ((place[:, None] == torch.arange(bins)) & inside[:, None]).sum(0).to(x.dtype)
 
 
+def _searchsorted(
+    bounds: torch.Tensor,
+    x: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Any = None,
+) -> torch.Tensor:
+    """Before which bound a value lies: the number of those that are less, or not more."""
+    bounds = bounds if sorter is None else bounds.gather(-1, sorter)
+    x = x if isinstance(x, torch.Tensor) else torch.tensor(x)
+    bounds, x = bounds if bounds.ndim == 1 else bounds.unsqueeze(-2), x.unsqueeze(-1)
+    before = bounds <= x if right or side == "right" else bounds < x
+    return before.sum(-1).to(torch.int32 if out_int32 else torch.int64)
+
+
 def _cov(x: torch.Tensor, *, correction: int = 1, **weights: Any) -> torch.Tensor:
     if weights or x.ndim > 2:
         return torch.cov(x, correction=correction, **weights)
@@ -537,6 +554,8 @@ _OTHERWISE: dict[Any, Callable[..., Any]] = {
     torch.bincount: _bincount,
     torch.Tensor.bincount: _bincount,
     **dict.fromkeys((torch.histc, torch.Tensor.histc), _histc),
+    torch.searchsorted: _searchsorted,
+    torch.bucketize: lambda x, bounds, **how: _searchsorted(bounds, x, **how),
     **dict.fromkeys((torch.cov, torch.Tensor.cov), _cov),
     **dict.fromkeys((torch.corrcoef, torch.Tensor.corrcoef), _corrcoef),
     **dict.fromkeys((torch.equal, torch.Tensor.equal), _equal),
