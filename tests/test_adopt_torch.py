@@ -1303,6 +1303,37 @@ def test_large_arrays_that_are_halved_otherwise(
         check(loss, original(fn), near(other))
 
 
+def gray(pred, true):
+    if pred.shape[1] == 3:
+        weights = torch.tensor([0.3, 0.6, 0.1]).view(1, 3, 1, 1)
+        pred, true = ((x * weights).sum(1) for x in (pred, true))
+    return (pred - true).abs().mean()
+
+
+def of_many(pred, true):
+    return (pred - true).pow(2).mean() if len(pred) > 100 else (pred - true).abs().mean()
+
+
+def of_large(pred, true):
+    rows, columns = pred.shape[-2:]
+    return (pred - true)[..., : rows // 2, :].abs().mean() if columns >= 64 else (pred - true).abs().mean()
+
+
+@pytest.mark.parametrize(
+    "fn, shape, others",
+    [
+        (gray, (2, 1, 8, 9), [(2, 3, 8, 9), (2, 4, 8, 9), (5, 1, 7, 8)]),
+        (of_many, (16, 3), [(120, 3), (101, 3), (100, 5)]),
+        (of_large, (2, 6, 9), [(2, 6, 64), (2, 6, 63), (2, 70, 66)]),
+    ],
+)
+def test_sizes_that_the_text_compares_with(fn: Any, shape: Any, others: list[Any], rng: np.random.Generator) -> None:
+    """Another way for images in colour, for many rows, for large images; the examples have none of these sizes."""
+    loss = lf.adopt(fn, *(torch.from_numpy(unit(rng, shape)) for _ in range(2)))
+    for other in (shape, *others):
+        check(loss, original(fn), [unit(rng, other) for _ in range(2)])
+
+
 def test_a_deviation_of_nothing_has_no_slope(rng: np.random.Generator) -> None:
     """PyTorch's gradient of a standard deviation is 0 where that is 0, and NaN of the square root of a variance."""
 

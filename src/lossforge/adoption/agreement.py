@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lossforge import ir
+from lossforge.adoption.beyond import LARGEST_FURTHER, beyond
 from lossforge.adoption.divergence import parting, spoiled, unworkable
 from lossforge.adoption.original import Original
 from lossforge.adoption.reading import Read
@@ -21,12 +22,8 @@ from lossforge.gradient import vjp
 from lossforge.interpreter import evaluate
 from lossforge.ir import Axis, Kind, Node, Port
 
-_LARGEST_FURTHER = 2**16
-"""Entries of an array at sizes that nothing was recorded at ..."""
 _LARGEST_COMPARED = 2**17
-"""... and at the second of those that it was recorded at, where those of the examples can stand for them."""
-_BESIDE = (1, 2, 4, 8)
-"""By how much axes are longer than those of the examples, where the function may not take every size."""
+"""Entries of an array at the second sizes that it was recorded at, where those of the examples can stand for them."""
 _LARGEST_WITHIN = 2**24
 """Entries of a value on the way, where many entries along an axis are compared."""
 _LONG = 997
@@ -41,10 +38,6 @@ _EXACT = 1e-6
 
 class OtherGradient(AdoptionError):
     """The value is that of the original, the gradient is not."""
-
-
-class OtherSizes(AdoptionError):
-    """It agrees for the examples, and where it was recorded, but not at other sizes."""
 
 
 class OfFew(AdoptionError):
@@ -72,7 +65,7 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
     if second is not first:
         compared |= comparison.holds(drawn(second), original.numbers)
     compared |= comparison.holds([np.array(a) for a in original.arrays], original.numbers)
-    compared |= _beyond(original, read, lambda arrays: comparison.holds(arrays, original.numbers, beyond=True), drawn)
+    compared |= beyond(original, read, lambda arrays: comparison.holds(arrays, original.numbers, beyond=True), drawn)
     arrays = drawn(second)
     for change in (lambda v: other_values(v)[2], lambda v: 2 * v) if parameters else ():
         # The range of data, say, may be enlarged only.
@@ -85,46 +78,6 @@ def verify(original: Original, read: Read, parameters: Mapping[str, float], node
             f"{original.name}: the original gives no finite value on drawn inputs, so it cannot be compared; give examples "
             f"of legal values (probabilities, labels …)"
         )
-
-
-def _beyond(
-    original: Original,
-    read: Read,
-    holds: Callable[[Sequence[np.ndarray]], bool],
-    drawn: Callable[[Sequence[tuple[int, ...]]], Sequence[np.ndarray]],
-) -> bool:
-    """Whether it could be compared at sizes that nothing was recorded at: far from these, and beside the examples.
-
-    Even sizes may all have been halved alike; one more row tells. What is drawn may be so unlike the
-    examples that the function is the same everywhere, so these are compared too.
-
-    Raises:
-        OtherSizes: it differs.
-    """
-    orders = [p.order for p in read.importer.ports]
-    fixed = read.importer.fixed
-    further = [
-        tuple(own if a in fixed else n for a, own, n in zip(*of, strict=True))
-        for of in zip(orders, original.shapes, read.further, strict=True)
-    ]
-    pairs = [
-        [(n, m) if a not in fixed and own > 1 and n != m else None for a, own, n, m in zip(*of, strict=True)]
-        for of in zip(orders, original.shapes, *read.shapes, strict=True)
-    ]
-    try:
-        told = entries(further) <= _LARGEST_FURTHER and holds(drawn(further))
-        if told and all(n % 2 or m % 2 for of in pairs for n, m in filter(None, of)):
-            return True
-        for more in _BESIDE:
-            beside = [
-                tuple(n + more if pair else n for n, pair in zip(*of, strict=True))
-                for of in zip(original.shapes, pairs, strict=True)
-            ]
-            if holds(drawn(beside)) | holds(original.repeated(beside)):
-                return True
-    except AdoptionError as error:
-        raise OtherSizes(str(error)) from None
-    return told
 
 
 def _at_length(read: Read, node: Node, compared: bool, holds: Callable[[Sequence[tuple[int, ...]]], bool]) -> bool:
@@ -154,11 +107,11 @@ def _at_length(read: Read, node: Node, compared: bool, holds: Callable[[Sequence
         others = math.prod(n for a, n in sizes.items() if a in long and a != first)
         sizes = {a: max(n, _LONG // others) if unprimed(a) == first else n for a, n in sizes.items()}
         shapes = [tuple(sizes[a] for a in p.order) for p in ports]
-        if entries(shapes) <= _LARGEST_FURTHER:
+        if entries(shapes) <= LARGEST_FURTHER:
             break
     try:
         largest = max(math.prod(sizes.get(ir.original(a), _LONG) for a in n.axes) for n in nodes)
-        small = entries(shapes) <= _LARGEST_FURTHER and largest <= _LARGEST_WITHIN
+        small = entries(shapes) <= LARGEST_FURTHER and largest <= _LARGEST_WITHIN
         compared = first is not None and small and holds(shapes)
     except AdoptionError as error:
         raise OfFew(str(error), str(first)) from None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lossforge.adoption.sampling import Sampler, entries
-from lossforge.adoption.thresholds import fractions, thresholds
+from lossforge.adoption.thresholds import fractions, thresholds, turning_sizes
 from lossforge.errors import AdoptionError, LossforgeError
 from lossforge.frontends.recording import FrontEnd, Recording, Ref
 from lossforge.frontends.sources import first_line, names_a_line
@@ -45,6 +45,8 @@ class Original:
         self.kinds = [kinds[a.dtype.kind] for a in arrays]
         self.samplers = [Sampler(a) for a in arrays]
         self._thresholds = thresholds(getattr(front, "function", None), numbers) if numbers else {}
+        self.turning_sizes = turning_sizes(getattr(front, "function", None))
+        """Sizes of axes for which the function may take other steps."""
         given = [v for v in {**self.options, **self.numbers}.values() if type(v) in (int, float)]
         known = [*given, *(v / 100 for v in given), *fractions(getattr(front, "function", None))]
         self.shares = [v for k in known for v in (k, 1 - k) if 0 < v < 1]

@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from lossforge import ir
-from lossforge.adoption.agreement import OfFew, OtherSizes, holds_at, holds_for, square, verify
+from lossforge.adoption.agreement import OfFew, holds_at, holds_for, square, verify
+from lossforge.adoption.beyond import OtherSizes
 from lossforge.adoption.means import before_mean, mean
 from lossforge.adoption.naming import name_axes
 from lossforge.adoption.original import Original
@@ -118,23 +119,29 @@ class Study(Sizes):
                 return True
         return False
 
-    def _hold(self, node: Node, order: Sequence[Axis]) -> bool:
-        """Whether there are axes that have to keep the size of the examples: one entry more, and the function differs.
+    def _hold(self, shapes: Sequence[tuple[int, ...]], node: Node, order: Sequence[Axis]) -> bool:
+        """Whether there are axes that have to keep the size of the examples: at that of `shapes`, the function differs.
 
         A loss may halve an image again and again, and pad it where its size is odd.
         """
         example = self.example()
-        free = [r for r, n in example.items() if n > 1 and r not in self.table.units and r not in self.stuck]
-        differs = {
-            r: example[r]
-            for r in free
+        there = {r: n for of in zip(self.roots(), shapes, strict=True) for r, n in zip(*of, strict=True)}
+        moved = [r for r, n in example.items() if r not in self.table.units and r not in self.stuck and n != there[r]]
+        differs = [
+            r
+            for r in moved
             if not holds_at(
-                self.shapes({**example, r: example[r] + 1}), self.original, self.read, self.numbers, node, order,
+                self.shapes({**example, r: there[r]}),
+                self.original,
+                self.read,
+                self.numbers,
+                node,
+                order,
                 unless_taken=False,
             )
-        }  # fmt: skip
-        self._holding(self.read, differs)
-        return bool(differs)
+        ]
+        self._holding(self.read, {r: example[r] for r in differs or moved})
+        return bool(moved)
 
     def _look_at_examples(self) -> bool:
         """Whether there is another reading, that for the sizes of the examples alone; another size is then read anew."""
@@ -200,8 +207,11 @@ class Study(Sizes):
                 self.lengths = {root: LENGTHS}
                 self._look_anew()
             return self.definition(whole=whole)
-        except OtherSizes:
-            looks = self._look_at_rows, self._look_at_sizes, lambda: self._hold(node, order), self._look_at_examples
+        except OtherSizes as error:
+            shapes = error.shapes
+            looks = (
+                self._look_at_rows, self._look_at_sizes, lambda: self._hold(shapes, node, order), self._look_at_examples,
+            )  # fmt: skip
             if not any(look() for look in looks):
                 raise
             return self.definition(whole=whole)

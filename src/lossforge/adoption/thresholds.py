@@ -23,11 +23,24 @@ def thresholds(fn: Any, names: Collection[str]) -> dict[str, list[float]]:
     """
     found: dict[str, dict[float, None]] = {name: {} for name in names}
     for code in _codes(fn):
-        for compared, number in _comparisons(code):
+        for compared, number, _ in _comparisons(code):
             named = str(compared.argval) in found
             for name in (str(compared.argval),) if named else () if compared.opname in _NO_NUMBER else names:
                 found[name][number] = None
     return {name: list(numbers)[:_MOST] for name, numbers in found.items()}
+
+
+def turning_sizes(fn: Any) -> list[int]:
+    """Sizes on either side of the whole numbers that a function, or one of its package, compares something with."""
+    found: dict[int, None] = {}
+    for code in _codes(fn):
+        for _, number, sign in _comparisons(code):
+            if number.is_integer() and number > 1:
+                n = int(number)
+                found |= dict.fromkeys(
+                    (n,) if sign in ("==", "!=") else (n, n + 1) if sign in (">", "<=") else (n, n - 1)
+                )
+    return [n for n in found if n > 1][:_MOST]
 
 
 def fractions(fn: Any) -> list[float]:
@@ -76,13 +89,13 @@ def _functions(value: Any) -> Iterator[tuple[types.FunctionType, Any]]:
             yield method, value
 
 
-def _comparisons(code: types.CodeType) -> Iterator[tuple[dis.Instruction, float]]:
-    """What a function compares with numbers, or takes for truth values, by the operation that gives it."""
+def _comparisons(code: types.CodeType) -> Iterator[tuple[dis.Instruction, float, str]]:
+    """What a function compares with numbers, and how, or takes for truth values, by the operation that gives it."""
     steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG", "TO_BOOL")]
     for k, step in enumerate(steps):
         if step.opname == "COMPARE_OP" and k > 1:
             for number, other in (steps[k - 2 : k], steps[k - 2 : k][::-1]):
                 if number.opname == "LOAD_CONST" and type(number.argval) in (int, float):
-                    yield other, float(number.argval)
+                    yield other, float(number.argval), step.argrepr.removeprefix("bool(").removesuffix(")")
         elif step.opname.startswith("POP_JUMP") and k and steps[k - 1].opname.startswith("LOAD"):
-            yield steps[k - 1], 0.0  # a number as a truth value
+            yield steps[k - 1], 0.0, "!="  # a number as a truth value
