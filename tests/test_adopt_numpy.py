@@ -441,6 +441,13 @@ CASES = {
     "hinge of labels": (hinge_of_labels, [real, classes(4)], [((4, 4), (5, 4)), ((4,), (5,))]),
     "discounts by rank": (discounted_by_rank, [real, real], [N, N]),
     "parts that are written to": (parts_that_are_written_to, [real], [((4, 4), (5, 7))]),
+    "quantiles": (
+        lambda p, s, y: sum(
+            np.mean(((f := stats.norm.ppf(q, loc=p, scale=s) - y) > 0) * f - q * f) for q in (0.1, 0.5, 0.8)
+        ),
+        [real, positive, real],
+        [N, N, N],
+    ),
     "np.vectorize": (by_vectorize, [real, signs], [((4, 3), (5, 7)), ((4,), (5,))]),
     "guards and checks": (guarded_efficiency, [real, real], [N, N]),
     "within a selection": (divergence_of_positive, [real, unit], [N, N]),

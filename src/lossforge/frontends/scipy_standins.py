@@ -89,6 +89,8 @@ class Distribution:
             return lambda *given, **named: np.exp(self._log_density(*given, **named))
         if name in _CUMULATIVE.get(self.name, {}):
             return functools.partial(self._cumulative, name)
+        if name in ("ppf", "isf") and not self.discrete:
+            return functools.partial(self._quantile, name)
         return functools.partial(self._unknown, name)
 
     def _standard(self, given: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, list[Any], Any]:
@@ -109,6 +111,15 @@ class Distribution:
     def _cumulative(self, name: str, *given: Any, **named: Any) -> Any:
         x, shapes, _ = self._standard(given, named)
         return _CUMULATIVE[self.name][name](x, *shapes)
+
+    def _quantile(self, name: str, *given: Any, **named: Any) -> Any:
+        """At probabilities that no argument has a part in, for any location and scale."""
+        order = ["q", *self.shapes, "loc", "scale"]
+        bound = {"loc": 0, "scale": 1, **dict(zip(order, given, strict=False)), **named}
+        fixed = [bound["q"], *(bound[s] for s in self.shapes)]
+        if any(type(v) is Recorder and not v.constant for v in fixed):
+            refuse(f"scipy.stats.{self.name}.{name} at probabilities that depend on the arguments")
+        return bound["loc"] + bound["scale"] * getattr(self.original, name)(*map(plain, fixed))
 
     def _unknown(self, name: str, *given: Any, **named: Any) -> Any:
         if any(type(v) is Recorder for v in (*given, *named.values())):
