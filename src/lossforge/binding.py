@@ -156,6 +156,7 @@ class Bound:
         self.beside_kernels = False  # whether NumPy reads an input, for which an address will not do
         for place, output in enumerate(self.schedule.outputs):
             self.pending.setdefault(output, place)
+        self.made = {p.node for p in program.inputs} | {n for s in self.schedule.steps for n in _results(s)}
         self.frames = self._frames()
         for step in self.schedule.steps:
             if isinstance(step, Sweep):
@@ -415,10 +416,22 @@ class Bound:
         entries = math.prod(self.sizes[a] for a in (*sweep.outer, *sweep.inner))
         read = reads(sweep)
         positions = {n.attrs[0] for n in between(sweep) if n.op == "iota"}
-        alone = positions - {a for n in read for a in n.axes}  # a file of NumPy's would not know how many there are
+        alone = positions - self._axes_at_hand(sweep)  # a file of NumPy's would not know how many there are
         beside = all(n.op in ir.REDUCTIONS | ir.WHOLE for n in read)
         few = entries <= FEW and not alone and (beside or len(self.schedule.sweeps) > MANY)
         return few and self.fastmath is not EXACT  # NumPy's bits are others
+
+    def _axes_at_hand(self, sweep: Sweep) -> set[Axis]:
+        """Those of the arrays that a sweep works with: inputs, and what steps have made of them."""
+        found: set[Axis] = set()
+        stack = list(sweep.results)
+        while stack:
+            n = stack.pop()
+            if n not in sweep.results and n in self.made:
+                found |= n.axes
+            elif n.axes or n in sweep.results:
+                stack.extend(n.args)
+        return found
 
     def _few(self, sweep: Sweep) -> Callable[[Values], None]:
         """The sweep as NumPy's operations, in float64."""
@@ -655,6 +668,13 @@ def _interleave(sweep: Sweep, layout: Layout, sizes: Mapping[Axis, int]) -> int:
     if any(lane in n.axes and n not in layout.unit for n in (*reads(sweep), *sweep.stores)):
         return 0  # entries are gathered, which takes longer than the arithmetic
     return 4 if calls <= 4 else 2
+
+
+def _results(step: Step) -> tuple[Node, ...]:
+    """What a step makes."""
+    if isinstance(step, Sweep):
+        return tuple(step.results)
+    return (step.node,) if isinstance(step, Product | Move) else tuple(step.nodes)
 
 
 def _operands(step: Step) -> tuple[Node, ...]:

@@ -256,7 +256,7 @@ class _Comparison:
         value, gradients = self.original.run(arrays, self.original.numbers)
         if gradients is None or not np.isfinite(value).all():
             return
-        mine = evaluate(self.slopes, self._given(arrays, self.original.numbers))
+        _, *mine = evaluate([self.node, *self.slopes], self._given(arrays, self.original.numbers))
         wrt = [self.original.names.index(p) for p in self.original.predictions]
         for i, slope, found, theirs in zip(wrt, self.slopes, mine, gradients, strict=True):
             full = _spread(found, slope.axes, self.ports[i].order, theirs.shape)

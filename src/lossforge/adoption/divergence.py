@@ -101,7 +101,7 @@ def spoiled(importer: Importer, node: Node, given: Mapping[Any, Any]) -> str:
     }
     nodes = [n for n in reversed(topological([node])) if n in made or n.op == "input"]
     slopes = [(n, s) for n, s in zip(nodes, vjp([(node, constant(1.0))], nodes), strict=True) if s is not None]
-    found = evaluate([s for _, s in slopes], given)
+    _, *found = evaluate([node, *(s for _, s in slopes)], given)
     bad = next((n for (n, _), array in zip(slopes, found, strict=True) if not np.isfinite(array).all()), None)
     if bad is None:
         return ""
