@@ -918,6 +918,16 @@ def harder_by_rank(scores, grades):
     return (levels * F.softplus(scores - order.gather(1, above))).mean()
 
 
+def violated_triplets(x, labels):
+    """Of all pairs alike and a third: those from a selection that are selected again, along the axis of the selection."""
+    apart = (x[:, None] - x[None]).square().sum(-1)
+    alike = (labels[:, None] == labels[None]) & ~torch.eye(len(labels)).bool()
+    anchors, positives = alike.nonzero(as_tuple=True)
+    margins = apart[anchors, positives][:, None] - apart[anchors] + 1.0
+    margins = margins * (labels[anchors][:, None] != labels[None])
+    return margins[margins > 0].mean()
+
+
 def some_ignored(rng, shape):
     return np.where(rng.random(shape) < 0.3, 255, rng.integers(0, 4, shape))
 
@@ -957,6 +967,7 @@ CASES = {
     "experts in balance": (balanced, [real], [NC]),
     "a mask that holds everywhere": (of_all, [real], [NC]),
     "the next higher score": (harder_by_rank, [real, real], [NC, NC]),
+    "violated triplets": (violated_triplets, [real, twos], [[(8, 3), (10, 4)], [(8,), (10,)]]),
     "a mean that is bound where it exists": (of_normal_entries, [unit, binary], [NC, NC]),
     "a small number": (DualFocal(), [real, classes(4)], [NC, N]),
     "a window shorter than its transform": (

@@ -90,7 +90,12 @@ class Selections(Elementwise):
                 if relabel(held, dict(zip(atoms, selection.axes, strict=True))) is selection.mask:
                     return known
         name = SELECTED + self.number("selection")
-        copies = {a: f"{self.copies.get(a, a)}~{name[1:]}" for a in atoms}
+        copies: dict[Axis, Axis] = {}
+        for a in atoms:
+            again = sum(
+                self.copies.get(b, b) == self.copies.get(a, a) for b in copies
+            )  # from a selection of the same axis
+            copies[a] = f"{self.copies.get(a, a)}~{name[1:]}" + (f"~{again}" if again else "")
         for a, b in copies.items():
             self.sizes[b], self.size_nodes[b] = self.sizes_of(a), self.size(a)
             self.origin[b], self.copies[b] = self.origin[unprimed(a)], self.copies.get(a, a)
