@@ -883,6 +883,8 @@ def _selected_var(a: Selection, axis: Any = None, *rest: Any, ddof: int = 0, **o
 
 
 def _selected_norm(x: Selection, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
+    if ord == 1 and axis is None and x.ndim == 1:
+        return SELECTED["sum"](np.abs(x))
     if ord not in (None, 2) or axis is not None or (ord == 2 and x.ndim > 1):
         refuse("np.linalg.norm of a selection by truth values with options")
     return np.sqrt(SELECTED["sum"](x * x))

@@ -174,10 +174,16 @@ class _Copies:
         return value if all(map(lambda a, b: a is b, given, value)) else type(value)(given)
 
     def _class(self, value: type) -> type:
-        if type(value) not in (type, abc.ABCMeta) or not _is_copied(value.__module__) or issubclass(value, _NEVER):
+        kind = _CopiedClass if type(value) is type else _CopiedAbstractClass
+        if not issubclass(type(value), type if kind is _CopiedClass else abc.ABCMeta):
+            return value
+        if not _is_copied(value.__module__) or issubclass(value, _NEVER):
             return value
         bases = tuple(map(self.seen, value.__bases__))
-        kind = _CopiedClass if type(value) is type else _CopiedAbstractClass
+        if not all(
+            issubclass(kind, type(base)) for base in bases
+        ):  # what metaclasses of libraries make is left as it is
+            return value
         entries = {n: e for n, e in vars(value).items() if n not in _OF_A_CLASS and not inspect.ismemberdescriptor(e)}
         functions = {n: e for n, e in entries.items() if inspect.isfunction(e)}
         plain = {n: e for n, e in entries.items() if n not in functions}
