@@ -188,7 +188,11 @@ def demo(framework: str, output: Path) -> None:
 @click.option("--rounds", default=11, show_default=True, help="How often each contender runs.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("lossforge-bench"),
               show_default=True, help="The folder for the JSON file and the chart.")  # fmt: skip
-@click.option("--first-calls/--no-first-calls", default=True, help="Measure first calls, cold and from the cache.")
+@click.option(
+    "--first-calls/--no-first-calls",
+    default=True,
+    help="Measure first calls, cold and from the cache; without, memory holds what compilers leave behind.",
+)
 @click.option("--only", multiple=True, metavar="CONTENDER", help="Restrict the run to some contenders.")
 @click.option("-i", "--input", "inputs", multiple=True, metavar="SHAPE[:KIND]",
               help="An array argument of a loss of yours, as 4096x1000:logits; see `lossforge inputs`.")  # fmt: skip
