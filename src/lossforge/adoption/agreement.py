@@ -258,7 +258,7 @@ class _Comparison:
             return
         _, *mine = evaluate([self.node, *self.slopes], self._given(arrays, self.original.numbers))
         wrt = [self.original.names.index(p) for p in self.original.predictions]
-        for i, slope, found, theirs in zip(wrt, self.slopes, mine, gradients, strict=True):
+        for i, slope, found, theirs in zip(wrt, self.slopes, mine, gradients or (), strict=True):
             full = _spread(found, slope.axes, self.ports[i].order, theirs.shape)
             lost = np.isnan(theirs) & np.isfinite(full)
             if lost.any():
