@@ -175,13 +175,6 @@ def clip(image, text):
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
 
 
-def nt_xent_by_targets(first, second, temperature=0.5):
-    n = len(first)
-    both = F.normalize(torch.cat([first, second]), dim=1)
-    similar = (both @ both.T / temperature).masked_fill(torch.eye(2 * n, dtype=torch.bool), -9e15)
-    return F.cross_entropy(similar, torch.cat([torch.arange(n, 2 * n), torch.arange(n)]))
-
-
 def nt_xent(first, second, temperature=0.5):
     n = first.shape[0]
     z = F.normalize(torch.cat([first, second]), dim=1)
@@ -1069,7 +1062,6 @@ CASES = {
     "a check of arguments": (checked, [real, positive], [NC, NC]),
     "clip": (clip, [real, real], [NC, NC]),
     "nt-xent": (nt_xent, [real, real], [NC, NC]),
-    "nt-xent by targets": (nt_xent_by_targets, [real, real], [NC, NC]),
     "simclr": (simclr, [real, real], [NC, NC]),
     "masked mse": (lambda p, t, m: F.mse_loss(p[m > 0.5], t[m > 0.5]), [real, real, unit], [NC, NC, NC]),
     "masked rows": (lambda p, t: F.cross_entropy(p[t != 2], t[t != 2]), [real, classes(4)], [NC, N]),
