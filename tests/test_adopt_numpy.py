@@ -459,6 +459,7 @@ CASES = {
         [N, N, N],
     ),
     "of a class with a metaclass": (Tailed().loss, [real, real], [N, N]),
+    "many entries": (lambda p, t: np.mean((p - t) ** 2), [real, real], [((9, 8), (11, 7)), ((9, 8), (11, 7))]),
     "np.vectorize": (by_vectorize, [real, signs], [((4, 3), (5, 7)), ((4,), (5,))]),
     "guards and checks": (guarded_efficiency, [real, real], [N, N]),
     "within a selection": (divergence_of_positive, [real, unit], [N, N]),

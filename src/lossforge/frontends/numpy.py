@@ -38,6 +38,7 @@ class NumPyFrontEnd:
     """See `lossforge.frontends.recording.FrontEnd`."""
 
     name = "numpy"
+    by_differences = True
     patience = 30_000
     literal = AT_ZERO
     """Differences of the function on both sides know no infinite slope."""
