@@ -257,7 +257,6 @@ class _Comparison:
         by_differences = getattr(self.original.front, "by_differences", False)  # which leave entries out, as NaN
         if by_differences or not np.isfinite(value).all() or not any(np.isnan(g).any() for g in gradients or ()):
             return
-            return
         _, *mine = evaluate([self.node, *self.slopes], self._given(arrays, self.original.numbers))
         wrt = [self.original.names.index(p) for p in self.original.predictions]
         for i, slope, found, theirs in zip(wrt, self.slopes, mine, gradients or (), strict=True):
