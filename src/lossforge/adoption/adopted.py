@@ -221,12 +221,15 @@ class AdoptedLoss(Loss):
             given = None if any(0 in shape for shape in shapes) else with_values(args)
             several = [k for k in self._elsewhere.values() if isinstance(k, AdoptedLoss) and k._holds(shapes)]
             read = [k for k in several if given is None or k._agrees(given)]
-            if given is None and not read:
+            if read:
+                self._elsewhere[shapes] = read[0]
+            elif given is not None:
+                self._elsewhere[shapes] = self._read_at(given)
+            else:
                 raise ShapeError(
                     f"{error}. It is read anew for such arrays where their values are known: call it with some, once, "
                     f"outside of the function that is traced or compiled"
                 ) from None
-            self._elsewhere[shapes] = self._read_at(given) if given is not None and not read else read[0]
         found = self._elsewhere[shapes]
         if isinstance(found, LossforgeError):
             raise error from found

@@ -141,22 +141,15 @@ def square(
     ]
     if entries(shapes) > _LARGEST_COMPARED:
         return pairs
-    return () if holds_at(shapes, original, read, parameters, node, order, unless_taken=False) else pairs
+    several = arrays_of(shapes, original, read, node)
+    return () if holds_for(several, original, read, parameters, node, order, unless_taken=False) else pairs
 
 
-def holds_at(
-    shapes: Sequence[tuple[int, ...]],
-    original: Original,
-    read: Read,
-    parameters: Collection[str],
-    node: Node,
-    order: Sequence[Axis],
-    *,
-    unless_taken: bool,
-) -> bool:
-    """Whether a graph agrees with the original for arrays of some shapes; `unless_taken` if this does not take them."""
-    several = _Drawn(original, read, node)(shapes), original.repeated(shapes)
-    return holds_for(several, original, read, parameters, node, order, unless_taken=unless_taken)
+def arrays_of(
+    shapes: Sequence[tuple[int, ...]], original: Original, read: Read, node: Node
+) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
+    """Arrays of some shapes to compare with: drawn ones, and the examples once and again."""
+    return _Drawn(original, read, node)(shapes), original.repeated(shapes)
 
 
 def holds_for(

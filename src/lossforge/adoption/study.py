@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from lossforge import ir
-from lossforge.adoption.agreement import OfFew, holds_at, holds_for, square, verify
+from lossforge.adoption.agreement import OfFew, arrays_of, holds_for, square, verify
 from lossforge.adoption.beyond import OtherSizes
 from lossforge.adoption.means import before_mean, mean
 from lossforge.adoption.naming import name_axes
@@ -128,17 +128,7 @@ class Study(Sizes):
         there = {r: n for of in zip(self.roots(), shapes, strict=True) for r, n in zip(*of, strict=True)}
         moved = [r for r, n in example.items() if r not in self.table.units and r not in self.stuck and n != there[r]]
         differs = [
-            r
-            for r in moved
-            if not holds_at(
-                self.shapes({**example, r: there[r]}),
-                self.original,
-                self.read,
-                self.numbers,
-                node,
-                order,
-                unless_taken=False,
-            )
+            r for r in moved if not self._agrees(self.shapes({**example, r: there[r]}), node, order, unless_taken=False)
         ]
         self._holding(self.read, {r: example[r] for r in differs or moved})
         return bool(moved)
@@ -248,10 +238,16 @@ class Study(Sizes):
     def _verify(self, node: Node, order: Sequence[Axis]) -> None:
         verify(self.original, self.read, self.numbers, node, order)
 
+    def _agrees(
+        self, shapes: Sequence[tuple[int, ...]], node: Node, order: Sequence[Axis], *, unless_taken: bool
+    ) -> bool:
+        """Whether a graph agrees with the original for arrays of some shapes; `unless_taken` if this does not take them."""
+        several = arrays_of(shapes, self.original, self.read, node)
+        return holds_for(several, self.original, self.read, self.numbers, node, order, unless_taken=unless_taken)
+
     def holds_at(self, shapes: Sequence[tuple[int, ...]], definition: Definition, reduction: Reduction) -> bool:
         """Whether the definition agrees with the original for arrays of some shapes, if this takes them at all."""
-        node, order = _reduced(definition, reduction)
-        found = holds_at(shapes, self.original, self.read, self.numbers, node, order, unless_taken=True)
+        found = self._agrees(shapes, *_reduced(definition, reduction), unless_taken=True)
         self.original.forget()
         return found
 
@@ -296,6 +292,5 @@ class Study(Sizes):
 
 def _reduced(definition: Definition, reduction: Reduction) -> tuple[Node, tuple[Axis, ...]]:
     """What the original returns, and its axes."""
-    return (
-        (mean(definition.value, definition.order), ()) if reduction == "mean" else (definition.value, definition.order)
-    )
+    value, order = definition.value, definition.order
+    return (mean(value, order), ()) if reduction == "mean" else (value, order)
